@@ -1,7 +1,7 @@
 """Sends a user's policy to the processes that decide: the policy's actor and its spare.
 
-The policy is pickled once, before the run. Each process that starts, also after a death or in a resume, makes the
-policy from the same bytes. So a policy that changes itself loses the change with its process.
+The policy is pickled once, before the run. Each new process of a policy makes it from the same bytes, also after a
+death or in a resume. So if a policy changes its own attributes, the changes are lost when its process ends.
 """
 
 from __future__ import annotations
@@ -17,17 +17,14 @@ from esper.tamiyo.policy_check import check_policy
 
 @dataclass(frozen=True)
 class SentPolicy:
-    """A policy as bytes. If the policy's class is in a module, the bytes name the module.
-
-    Else they contain the class.
-    """
+    """A policy as bytes. If its class can be imported, the bytes contain the name of the class, else the class."""
 
     pickled: bytes
     name: str
 
     @classmethod
     def of(cls, policy: Policy) -> SentPolicy:
-        """Pack a policy, and unpack it once as a trial.
+        """Pickle a policy, and unpickle it once as a test.
 
         Raises:
             ConfigError: the policy cannot be pickled or unpickled, or the result is not a policy.
@@ -42,7 +39,7 @@ class SentPolicy:
         return sent
 
     def load(self) -> Policy:
-        """Make the policy in this process. The task must be loaded first, because both may be in one module.
+        """Make the policy in this process. Load the task first, because the task and the policy may be in one module.
 
         Raises:
             ConfigError: the policy cannot be made here.

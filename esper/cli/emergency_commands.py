@@ -49,7 +49,7 @@ def signal(
     wait_s: WaitOption = 10.0,
     as_json: JsonOption = False,
 ) -> int:
-    """Send an emergency signal to a run. HALT stops it at the next step; CONSERVATIVE lets nothing germinate."""
+    """Send an emergency signal to a run. HALT stops the run at the next step; CONSERVATIVE stops germination."""
     from esper.flow.operator import Outcome, send  # imported here: it loads the emergency service
 
     found, details = _level(level), dict(map(_attribute, attributes or ()))
@@ -64,7 +64,7 @@ def signal(
 
 @app.command("list")
 def list_all(run_dir: RunArgument, as_json: JsonOption = False) -> int:
-    """Show the signals that some subscriber has not acknowledged: by level, then by age."""
+    """Show the signals that are not delivered to every subscriber, by level, then by age."""
     run_dir = fixed(run_dir)
     load_identity(run_dir)  # refuses a folder without a run
     found = _contents(run_dir)
@@ -102,7 +102,7 @@ def drop(
     wait_s: WaitOption = 10.0,
     as_json: JsonOption = False,
 ) -> int:
-    """Remove signals from the queue, though a subscriber has not got them. The drop is recorded."""
+    """Remove signals from the queue before they are delivered. The queue records the drop."""
     from esper.flow import operator
 
     run_dir = fixed(run_dir)
@@ -114,14 +114,14 @@ def drop(
 
 
 def _level(name: str) -> Level:
-    """Raises: ConfigError: there is no such level."""
+    """Return the level of this name. Raises: ConfigError: no level has this name."""
     if name.upper() not in Level.__members__:
         raise ConfigError("--level", name, f"no such level; {existing_names(name, Level.__members__)}")
     return Level[name.upper()]
 
 
 def _attribute(text: str) -> tuple[str, str]:
-    """Raises: ConfigError: it is not KEY=VALUE."""
+    """Return (key, value). Raises: ConfigError: the text is not KEY=VALUE."""
     key, separator, value = text.partition("=")
     if not (key and separator):
         raise ConfigError("--attribute", text, "write KEY=VALUE")
@@ -129,7 +129,7 @@ def _attribute(text: str) -> tuple[str, str]:
 
 
 def _confirmed(number: int) -> bool:
-    """Raises: ConfigError: nobody can be asked."""
+    """Return the answer to the question. Raises: ConfigError: standard input is not a terminal."""
     if not sys.stdin.isatty():
         raise ConfigError("--yes", "not given", "standard input is no terminal, so nobody can be asked; give --yes")
     return typer.confirm(f"Drop {number} signals for good?", err=True)
@@ -200,7 +200,7 @@ def _because(why: str) -> str:
 
 
 def _end(run_dir: Path, ids: list[str], answers: tuple[Any, ...], *, as_json: bool) -> int:
-    """Print what became of an order, and return the exit code. `answers`: as the functions of `operator` return."""
+    """Print the results of a request, and return the exit code. `answers` are those of `send`, `retry` or `drop`."""
     states = Counter(answer.outcome.value for answer in answers)
     whys = [answer.why for answer in answers if answer.why]
     state = next((one for one in ("refused", "waiting", "taken") if states[one]), "taken")

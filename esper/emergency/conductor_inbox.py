@@ -20,7 +20,7 @@ class _Service(Protocol):
 
 
 class ConductorInbox:
-    """The `Inbox` of a run: the conductor as a subscriber of an emergency service."""
+    """The `Inbox` of a run. It calls an emergency service with the conductor as the subscriber."""
 
     def __init__(self, service: _Service) -> None:
         self._service = service

@@ -1,4 +1,4 @@
-"""Delivers signals from the queue to one sink, one at a time: the most urgent first, then the oldest."""
+"""Delivers signals from the queue to one sink, one at a time: the highest level first, then the oldest first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Courier:
     """The deliveries to one sink. The worker's thread calls the queue.
 
     A signal is acknowledged when the sink has confirmed it. If `run` is cancelled during a `send`, the signal stays in
-    the queue. It is sent again when the queue has been closed and opened again.
+    the queue, and the next process that opens the queue sends it again.
     """
 
     def __init__(self, queue: EmergencyQueue, worker: Worker, sink: Sink) -> None:
@@ -28,16 +28,16 @@ class Courier:
         return self._sink.name
 
     def wake(self) -> None:
-        """Look for signals that are due. Call it in the event loop after a change of the queue."""
+        """Let `run` look for signals that are due. Call this method in the event loop, after a change of the queue."""
         self._news.set()
 
     def end_by(self, until: float) -> None:
-        """Let `run` return when no signal can be due before `until`, in seconds of the loop's clock."""
+        """Let `run` return as soon as no signal is due before `until`, a time of the loop's clock in seconds."""
         self._until = until
         self.wake()
 
     async def run(self) -> None:
-        """Deliver until `end_by` or a cancellation.
+        """Deliver signals until the time of `end_by`, or until a cancellation.
 
         Raises:
             StoreWriteFailed: the queue could not record a delivery.
@@ -66,7 +66,7 @@ class Courier:
                 await self._worker.call(self._queue.acknowledge, self.name, [signal_id])
 
     def _begin(self) -> Delivery | None:
-        """Record an attempt for the signal that is due first, and return it. None: no signal is due."""
+        """Record an attempt for the first signal that is due, and return the delivery. None: no signal is due."""
         due = self._queue.due(self.name, 1)
         self._queue.attempt(self.name, [one.signal.signal_id for one in due])
         return due[0] if due else None

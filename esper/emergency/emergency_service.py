@@ -1,7 +1,7 @@
 """The emergency service of one run: the queue, the emergency word, the deliveries to sinks, and the inbox folder.
 
-Its methods are coroutines of one event loop, so that a publisher never waits for a sink. The queue waits for the disk,
-so one thread beside the loop calls it.
+Its methods are coroutines of one event loop, so that a publisher never waits for a sink. A call of the queue may wait
+for the disk. So all calls of the queue are made in one other thread, and the loop does not wait.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ LOOK_S = 0.05
 class EmergencyService:
     """Call `open`, then `start`, then the methods of the port in any order, and last `stop`.
 
-    Only the worker's thread uses the queue and the intake, and takes files of the inbox. A failure of a task in the
-    background, for example a full disk, is raised by every later call.
+    Only the worker's thread uses the queue and the intake, and reads files of the inbox. If a background task fails,
+    for example because of a full disk, every later call raises its error.
     """
 
     def __init__(
@@ -73,20 +73,21 @@ class EmergencyService:
         clock: Clock | None = None,
         draw: random.Random | None = None,
     ) -> Self:
-        """Open the queue of a run, and become the only writer of its word. No signal is sent before `start`.
+        """Open the queue of a run, and become the only writer of the run's emergency word.
 
-        The level of the word is raised to that of the signals that the conductor has not acknowledged.
+        No signal is sent before `start`. If the conductor has not acknowledged a signal of a higher level than that of
+        the word, the word gets this level.
 
         Args:
             folder: `RUN/emergency`. It is made if it is missing.
-            environment: The environment variables, of which sinks name some.
-            clock: None: the machine's.
-            draw: Source of the waits after failed attempts. None: the system's.
+            environment: The environment variables. The config of a sink may name some of them.
+            clock: None: the clock of the machine.
+            draw: Random generator of the waits after failed attempts. None: that of the operating system.
 
         Raises:
             ConfigError: the address or token of a sink cannot be read or used. Nothing was written.
             RunDirectoryError: another process owns the queue.
-            StoreCorrupt: the folder holds something else than a queue of esper.
+            StoreCorrupt: the content of the folder is not a queue that esper wrote.
             StoreWriteFailed: the folder or the queue could not be created, locked, repaired or synced.
         """
         clock = clock or SystemClock()
@@ -116,10 +117,10 @@ class EmergencyService:
     # -- the port -----------------------------------------------------------------------------------------------------
 
     async def publish(self, signal: EmergencySignal) -> int:
-        """Accept a signal, once per id. On return it is durable, and the word shows it.
+        """Accept a signal. On return it is durable, and the word shows it. A repeated call with it changes nothing.
 
         Returns:
-            The number of signals ever accepted.
+            The number of signals that the queue has accepted since it was created.
 
         Raises:
             EmergencyUnavailable: the run is ending or has ended; the signal was not accepted.
@@ -135,14 +136,17 @@ class EmergencyService:
         return await self._worker.call(self._intake.publish, signal)
 
     async def pending(self, subscriber: str) -> tuple[EmergencySignal, ...]:
-        """Return some signals that a subscriber has not acknowledged, the most urgent first. Empty: there is none."""
+        """Return some of the signals that a subscriber has not acknowledged, the highest level first.
+
+        Empty: the subscriber has acknowledged all signals.
+        """
         self._check()
         faults.point("emergency.pending")
         due = await self._worker.call(self._queue.due, subscriber)
         return tuple(delivery.signal for delivery in due)
 
     async def acknowledge(self, subscriber: str, signal_ids: Sequence[str]) -> None:
-        """Record that a subscriber has made signals durable. The record is durable on return.
+        """Record that a subscriber has received signals and made them durable. The record is durable on return.
 
         Raises:
             StoreWriteFailed: nothing was acknowledged.
@@ -151,12 +155,12 @@ class EmergencyService:
         await self._worker.call(self._queue.acknowledge, subscriber, signal_ids)
 
     async def rebind(self, generation: int) -> None:
-        """Show a newer generation in the word from now on."""
+        """Write the number of a new generation into the word."""
         self._check()
         await self._worker.call(self._intake.rebind, generation)
 
     async def close(self) -> None:
-        """Accept no new signal from now on. Requests that wait in the inbox stay there for the next owner."""
+        """Accept no more signals. Requests in the inbox stay there for the next process that opens the queue."""
         self._check()
         await self._close()
 
@@ -164,14 +168,15 @@ class EmergencyService:
         """Close, wait for the deliveries, and close the queue. Nothing else may be called afterwards.
 
         Args:
-            drain_s: Seconds that deliveries may take. Signals that no sink can get in this time are not waited for.
+            drain_s: Largest number of seconds to wait for deliveries. There is no wait if the next attempts are due
+                later.
 
         Returns:
-            Name of a sink -> number of signals that it has not got and that the queue holds for the next owner. Dead
-            letters are not counted. Empty: every sink has all signals.
+            Name of a sink -> number of signals that it has not confirmed. These signals stay in the queue. Dead letters
+            are not counted. Empty: every sink has confirmed all signals that are not dead letters.
 
         Raises:
-            EsperError: the failure of a task in the background, or of the queue. The queue is closed.
+            EsperError: a background task or the queue failed. The queue is closed.
         """
         try:
             await self._close()
@@ -208,7 +213,7 @@ class EmergencyService:
     # -- in the loop --------------------------------------------------------------------------------------------------
 
     async def _look(self) -> None:
-        """Carry out the requests in the inbox, one by one, so that publishers wait for one of them at most."""
+        """Carry out the requests in the inbox, one by one, so that a publisher waits for at most one request."""
         while True:
             for name in self._inbox.names():
                 await self._worker.call(self._inbox.take, name)
@@ -236,20 +241,20 @@ class EmergencyService:
             self._failure = error
 
     async def _cancel(self, tasks: Sequence[asyncio.Task[None]]) -> None:
-        """End tasks, and wait for their end. Their failures were noted."""
+        """Cancel tasks, and wait for their end. `_note_failure` records their failures."""
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
 
     def _check(self) -> None:
-        """Raises: EsperError: a task in the background has failed."""
+        """Raises: EsperError: a background task has failed."""
         if self._failure is not None:
             raise self._failure
 
 
 def subscribers(config: EmergencyConfig) -> tuple[Subscriber, ...]:
-    """Return the subscribers of the queue of a run: the conductor, and each sink."""
+    """Return the subscribers of a run's queue: the conductor and the sinks."""
     return (
         Subscriber(CONDUCTOR, capped=False, attempts=None),
         *(

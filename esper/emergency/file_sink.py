@@ -15,11 +15,11 @@ from esper.telemetry.file_exporter import append_line, open_for_append
 
 
 class FileSink:
-    """A `Sink` that writes one file. A signal that is sent twice has two lines with the same `signal_id`.
+    """A `Sink` that writes one file. If a signal is sent twice, the file has two lines with the same `signal_id`.
 
     Args:
-        path: Absolute; the folder must exist. The file is made if it is missing.
-        total_s: Time limit in seconds for one signal. A file system of another machine may not answer.
+        path: Absolute path. The folder must exist. The file is made if it is missing.
+        total_s: Time limit in seconds for one signal, because a network file system may not answer.
     """
 
     def __init__(self, name: str, path: Path, total_s: float) -> None:

@@ -1,4 +1,4 @@
-"""The emergency service of a run in one process: its event loop runs in a thread, and plain calls reach it there."""
+"""The emergency service of a run in one process. Its event loop runs in a thread; other threads make plain calls."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from esper.leyline.signals import EmergencySignal
 T = TypeVar("T")
 
 _LOOK_S = 1.0
-"""Seconds after which a waiting call checks whether the thread still runs. A forked process has no such thread."""
+"""Seconds between two checks of a waiting call that the thread still runs. A forked process does not have it."""
 
 
 class HostedEmergency:
-    """The methods of `EmergencyService` as plain calls. Any thread may call them. Made by `hosted`."""
+    """The methods of `EmergencyService` as plain calls. Any thread may call them. `hosted` makes the object."""
 
     def __init__(self, service: EmergencyService) -> None:
         self._service = service
@@ -75,13 +75,13 @@ class HostedEmergency:
         *,
         is_last: bool = False,
     ) -> T:
-        """Run a method in the thread, with the caller's context variables, and wait for it.
+        """Run a coroutine in the thread, with the caller's context variables, and return its result.
 
         Args:
-            is_last: Refuse every later call.
+            is_last: If true, every later call is refused.
 
         Raises:
-            EmergencyUnavailable: the service was stopped, or this process was forked and has no such thread.
+            EmergencyUnavailable: the service was stopped, or this process was forked and has no thread of the service.
         """
         with self._lock:
             if self._ended or not self._thread.is_alive():
@@ -107,7 +107,7 @@ def hosted(
 
     Args:
         drain_s: As in `EmergencyService.stop`.
-        undelivered: Called after the stop with what `stop` returned, if some sinks have not got all signals.
+        undelivered: Function that is called after the stop if it left signals, with the result of `stop`.
         reads_inbox: As in `EmergencyService.start`.
     """
     host = HostedEmergency(service)

@@ -1,7 +1,8 @@
 """Reads the requests that other processes put into the inbox folder, and passes them to the queue.
 
-Any process that may write into the run directory may put anything there. So names, sizes and numbers are bounded, only
-regular files are read, and a file that is no request is refused with a reason. No file in the inbox can stop the run.
+Any program that may write into the run directory can put any file into the inbox. So there are limits on the size and
+the number of files, only regular files are read, and a file that is not a request is refused with a reason. No file in
+the inbox can stop the run.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ from esper.ground.clock import Clock
 from esper.ground.problems import first_problem
 
 MOST_NAMES = 10_000
-"""Largest number of names that one look reads, so that a look takes milliseconds whatever the folder holds."""
+"""Largest number of names that one call of `names` reads. With it, the call takes milliseconds in any folder."""
 MOST_TAKEN = 64
-"""Largest number of files that are read after one look."""
+"""Largest number of names that one call of `names` returns."""
 MOST_REFUSALS = 1000
-"""Largest number of refusals in the folder; the oldest are removed."""
+"""Largest number of files in `refused/`. If there are more, the oldest are removed."""
 MOST_CONTENT = 4096
-"""Number of bytes of a refused file that its refusal repeats."""
+"""Largest number of bytes of a refused file that are copied into its refusal."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -50,8 +51,8 @@ class InboxFolder:
     """The reader of one inbox. Only the thread that calls the queue may call `take`.
 
     Args:
-        folder: `RUN/emergency`. The two folders in it are made.
-        run_id: A signal of another run is refused.
+        folder: `RUN/emergency`. Its folders `inbox` and `refused` are made.
+        run_id: Id of the run. A signal with another id of a run is refused.
 
     Raises:
         StoreWriteFailed: a folder could not be made.
@@ -64,9 +65,9 @@ class InboxFolder:
             make_folders(path)
 
     def names(self) -> list[str]:
-        """Return the names of some files that wait, HALT signals first.
+        """Return the names of some files in the inbox, those of HALT signals first.
 
-        Folders are ignored, and so are names that begin with a dot: files that are being written have them.
+        Folders are ignored. So are files whose names begin with a dot, because they are still being written.
 
         Raises:
             StoreWriteFailed: the inbox was removed, or cannot be read.
@@ -83,10 +84,10 @@ class InboxFolder:
         return sorted(found, key=lambda name: (not name.startswith(FIRST), name))[:MOST_TAKEN]
 
     def take(self, name: str) -> None:
-        """Carry out or refuse the request in a file, then remove the file. A file that is gone is no error.
+        """Carry out or refuse the request in a file, then remove the file. If the file does not exist, do nothing.
 
         Raises:
-            EmergencyUnavailable: the queue takes no signals any more. The file waits for the next owner.
+            EmergencyUnavailable: the queue accepts no more signals. The file stays in the inbox.
             StoreWriteFailed: the effect, the refusal or the removal could not be made durable. The file may be left.
         """
         try:
@@ -111,7 +112,7 @@ class InboxFolder:
             self._refuse(name, error, str(error), content)
 
     def _read(self, name: str) -> bytes:
-        """Return the content of a file. Raises: OSError: it cannot be read, is no regular file, or is too large."""
+        """Return the content of a file. Raises: OSError: it cannot be read, is not a regular file, or is too large."""
         # O_NONBLOCK: opening a pipe would wait for its writer
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(self._inbox / name, flags)
@@ -142,13 +143,13 @@ class InboxFolder:
             _all_done("is not in the queue", request.ids, self._intake.drop(request.ids, request.why))
 
     def _reject(self, name: str, error: Exception, why: str, content: bytes = b"") -> None:
-        """Refuse a file that is no request. The queue records and reports the refusal, as it does for signals."""
+        """Refuse a file that is not a request. The queue records and reports the refusal."""
         why = why.encode(errors="replace").decode()[:1000]
         self._intake.reject(_safe(name), why)
         self._refuse(name, error, why, content)
 
     def _refuse(self, name: str, error: Exception, why: str, content: bytes) -> None:
-        """Write why a file was refused. Durable on return."""
+        """Write the reason for the refusal of a file. It is durable on return."""
         refusal = Refusal(
             error=type(error).__name__,
             why=why,
@@ -159,7 +160,7 @@ class InboxFolder:
         atomic_write(self._refused / _safe(name), refusal.model_dump_json().encode())
 
     def _forget_oldest(self) -> None:
-        """Remove the oldest refusals, so that there is room for one more."""
+        """Remove the oldest refusals until there is room for a new one."""
         with os.scandir(self._refused) as entries:
             found = [entry for entry in islice(entries, MOST_NAMES) if entry.is_file(follow_symlinks=False)]
         if (more := len(found) - MOST_REFUSALS + 1) > 0:
@@ -175,14 +176,14 @@ class InboxFolder:
 
 
 def _all_done(otherwise: str, asked: Sequence[str], done: Sequence[str]) -> None:
-    """Raises: ConfigError: the order was not carried out for some ids; it was carried out for the others."""
+    """Raises: ConfigError: an id is in `asked` but not in `done`. The error names the first of these ids."""
     if left := [one for one in asked if one not in done]:
         others = "; the order was carried out for the others" if done else ""
         raise ConfigError("ids", left[0], f"it {otherwise}{others}")
 
 
 def _safe(name: str) -> str:
-    """Return a name that may stand in a folder, a log and a message: the file's own, or one made from its digest."""
+    """Return a name that is safe in paths, logs and messages. It is `name` if that is safe, else made of its digest."""
     if _NAME.fullmatch(name):
         return name
     return f"other-{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}.json"

@@ -1,4 +1,4 @@
-"""Takes signals and orders in: durable in the queue first, then shown in the emergency word, then reported as news."""
+"""Accepts signals and orders. Each is first made durable in the queue, then written into the emergency word."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from esper.leyline.signals import EmergencySignal, Level
 class Intake:
     """The only writer of the word. One thread at a time may call it: the thread that calls the queue.
 
-    The level of the word never falls. At the start it is raised to that of the signals which the conductor has not
-    acknowledged, because an owner before may have been killed between the queue and the word.
+    The level of the word never falls. At the start it rises to the highest level among the signals that the conductor
+    has not acknowledged, because an earlier owner may have been killed after it wrote the queue and before it wrote the
+    word.
 
     Args:
-        news: Called after each change that may make a signal due.
+        news: Function that is called after each change that may make a signal due.
     """
 
     def __init__(self, queue: EmergencyQueue, word: EmergencyWord, generation: int, news: Callable[[], None]) -> None:
@@ -30,7 +31,7 @@ class Intake:
         self.rebind(generation)
 
     def publish(self, signal: EmergencySignal) -> int:
-        """As `EmergencyQueue.publish`; the word shows the signal on return."""
+        """See `EmergencyQueue.publish`. On return the word shows the signal."""
         self._count = max(self._count, self._queue.publish(signal))
         self._raise_to(signal.level)
         self.rebind(self._generation)
@@ -38,22 +39,22 @@ class Intake:
         return self._count
 
     def rebind(self, generation: int) -> None:
-        """Write the word, from now on with this generation of the run."""
+        """Write the word with this generation of the run, now and at every later change."""
         self._generation = generation
         self._word.set(self._level, generation, self._count)
 
     def reject(self, signal_id: str, why: str) -> None:
-        """As `EmergencyQueue.reject`."""
+        """See `EmergencyQueue.reject`."""
         self._queue.reject(signal_id, why)
 
     def retry(self, signal_ids: Sequence[str]) -> tuple[str, ...]:
-        """As `EmergencyQueue.retry`."""
+        """See `EmergencyQueue.retry`."""
         done = self._queue.retry(signal_ids)
         self._news()
         return done
 
     def drop(self, signal_ids: Sequence[str], why: str) -> tuple[str, ...]:
-        """As `EmergencyQueue.drop`."""
+        """See `EmergencyQueue.drop`."""
         return self._queue.drop(signal_ids, why)
 
     def _raise_to(self, level: Level) -> None:

@@ -14,8 +14,8 @@ from esper.leyline.signals import Level
 class LevelHistory:
     """The emergency levels of one run, by fence.
 
-    A level that was read at fence h is in force at the fences h, h + 1, ..., h + `calm_fences` - 1. A HALT is never in
-    force: it ends the process that reads it, and a resume clears it.
+    A level that was read at fence h is in force at the fences h, h + 1, ..., h + `calm_fences` - 1. A HALT is not
+    counted, because it ends the process that reads it, and a resume clears it.
     """
 
     calm_fences: int
@@ -29,10 +29,10 @@ class LevelHistory:
             self._highest[fence] = level
 
     def at(self, fence: int) -> Level | None:
-        """Return the highest level that is in force at a fence. None: no level is."""
+        """Return the highest level that is in force at a fence. None: no level is in force."""
         recent = range(max(0, fence - self.calm_fences + 1), fence + 1)
         return max((self._highest[heard] for heard in recent if heard in self._highest), default=None)
 
     def was_ever(self, level: Level) -> bool:
-        """Return whether this level, or one between it and HALT, was in force at any fence."""
+        """Return whether this level, or a higher level below HALT, was in force at any fence."""
         return any(found >= level for found in self._highest.values())

@@ -1,8 +1,8 @@
 """The queue of emergency signals: durable, bounded, ordered by level and age, acknowledged per subscriber.
 
-An accepted signal is on the disk before `publish` returns. It has a place in the queue until every subscriber has
-acknowledged it, or an operator drops it. A refused signal raises. The queue has no locks: one thread at a time may call
-it; the lease of its folder keeps other processes out.
+An accepted signal is on the disk before `publish` returns. It stays in the queue until every subscriber has
+acknowledged it, or an operator drops it. If a signal is refused, `publish` raises an error. The queue has no locks:
+only one thread at a time may call it. A lease of its folder ensures that only one process opens it.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ LOG_BYTES = 2**20
 _ACKNOWLEDGED_BYTES = 28 + len('{"subscriber":,"ids":[]}')
 """Size of an `Acknowledged` record in the log, without the name and the ids."""
 _REASON_CHARACTERS = 1000
-"""Longest reason of a retry, dead letter or drop; the rest is cut off."""
+"""Largest length of a reason in a record. The rest is cut off."""
 _DAMAGE_TOLD = 16
-"""Number of damaged places that are severe events each. The rest is one event with their number."""
+"""Number of damaged places for which an event each is written. One more event has the number of the others."""
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """A signal that a subscriber should get. `attempts` were made before."""
+    """A signal that may be sent to a subscriber. `attempts` is the number of earlier attempts."""
 
     signal: EmergencySignal
     attempts: int
@@ -57,7 +57,7 @@ class Delivery:
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """A delivery that was given up after its last attempt. Its signal keeps its place in the queue."""
+    """A delivery that was given up after its last attempt. Its signal stays in the queue."""
 
     signal: EmergencySignal
     subscriber: str
@@ -66,13 +66,13 @@ class DeadLetter:
 
 
 class EmergencyQueue(Closing):
-    """Holds published signals until all subscribers have acknowledged them. Make it by `EmergencyQueue.open`.
+    """Stores published signals until all subscribers have acknowledged them. Make it by `EmergencyQueue.open`.
 
-    After a failed sync the queue accepts and acknowledges nothing more: close it, and open it again.
+    After a failed sync the queue refuses every further record. Then it must be closed and opened again.
 
     Attributes:
-        damage: Unreadable parts of the log, found when it was opened. The readable records are in use. An append that a
-            crash interrupted looks like damage, too; its signal was never accepted.
+        damage: Unreadable parts of the log at the time of `open`. All readable records are in use. An append that a
+            crash interrupted is also listed here, although its signal was never accepted.
     """
 
     def __init__(
@@ -90,14 +90,14 @@ class EmergencyQueue(Closing):
     ) -> None:
         self.damage: tuple[Damage, ...] = ()
         self._damaged: tuple[Path, ...] = ()
-        """Segments with damage that are still in the log."""
+        """Damaged segments that are still in the log."""
         self._log, self._reserve, self._state = log, reserve, state
         self._subscribers = {one.name: one for one in subscribers}
         self._capacity, self._clock, self._draw = capacity, clock, draw
         self._schedules = {one.name: Schedule(cap_per_minute if one.capped else None) for one in subscribers}
         self._compact_bytes = self._compact_at = compact_bytes
         self._owed_bytes = sum(self._owed(held.signal) for held in state.held.values())
-        """Bytes of the records that will acknowledge all held signals."""
+        """Number of bytes that the records need that will acknowledge all signals in the queue."""
         self._takes = True
 
     @classmethod
@@ -113,20 +113,21 @@ class EmergencyQueue(Closing):
         compact_bytes: int = LOG_BYTES,
         disk: Disk = DISK,
     ) -> Self:
-        """Open the queue in `folder`, or create both. What was in flight is due again.
+        """Open the queue in `folder`. Create the folder and the queue if they are missing.
 
-        Deliveries to subscribers that are not in `subscribers` any more are dropped, and each is a severe event.
+        Deliveries that were in flight are due again. Deliveries to a subscriber that is not in `subscribers` any more
+        are dropped, and each drop writes a severe event.
 
         Args:
             capacity: Largest number of signals in the queue, including the `HALT_PLACES`.
-            clock: None: the machine's.
-            draw: Source of the waits after failed attempts. None: the system's.
+            clock: None: the clock of the machine.
+            draw: Random generator of the waits after failed attempts. None: that of the operating system.
             cap_per_minute: Largest number of attempts within a minute for each capped subscriber.
             compact_bytes: Size of the log below which it is never compacted.
 
         Raises:
             RunDirectoryError: another process owns the queue.
-            StoreCorrupt: the folder holds something else than a queue of esper.
+            StoreCorrupt: the content of the folder is not a queue that esper wrote.
             StoreWriteFailed: the folder or the log could not be created, locked, repaired or synced.
         """
         assert HALT_PLACES <= capacity <= MOST_CAPACITY, "see EmergencyConfig"
@@ -159,7 +160,10 @@ class EmergencyQueue(Closing):
     # -- publishers ---------------------------------------------------------------------------------------------------
 
     def publish(self, signal: EmergencySignal) -> int:
-        """Accept a signal, once per id. It is durable on return. Returns the number of signals ever accepted.
+        """Accept a signal. It is durable on return. A repeated call with it changes nothing.
+
+        Returns:
+            The number of signals that the queue has accepted since it was created.
 
         Raises:
             EmergencyUnavailable: the queue is closed to publishers; the signal was not accepted.
@@ -187,10 +191,10 @@ class EmergencyQueue(Closing):
         return self._state.published
 
     def reject(self, signal_id: str, why: str) -> None:
-        """Record that something was not accepted as a signal, for example a file; count it; report a severe event.
+        """Record, count and report that a signal, or a file that is not a signal, was refused.
 
         Raises:
-            StoreWriteFailed: the record is not durable; it was counted and reported nevertheless.
+            StoreWriteFailed: the record is not durable. The refusal was counted and reported.
         """
         try:
             self._write(Rejected(signal_id=signal_id, why=why[:_REASON_CHARACTERS]))
@@ -200,23 +204,23 @@ class EmergencyQueue(Closing):
             severe("emergency_signal_rejected", Severity.CRITICAL, signal_id=signal_id, why=why, held=held)
 
     def close_to_publishers(self) -> None:
-        """Refuse new signals from now on. Held signals are still delivered."""
+        """Refuse new signals from now on. Signals in the queue are still delivered."""
         self._takes = False
 
     # -- subscribers --------------------------------------------------------------------------------------------------
 
     def due(self, subscriber: str, most: int = 64) -> tuple[Delivery, ...]:
-        """Return at most `most` signals that may be sent to a subscriber now: by level, then age.
+        """Return at most `most` signals that may be sent to a subscriber now, by level, then by age.
 
-        What the cap does not allow yet stays in the queue. The answer is the same until a delivery is attempted, fails
-        or is acknowledged.
+        Signals beyond the cap are not returned yet. The call changes nothing: the next call returns the same signals,
+        unless an attempt, a failure or an acknowledgement was recorded, or more signals became due.
         """
         ids = self._schedules[subscriber].due(self._clock.monotonic(), most)
         held = [self._state.held[signal_id] for signal_id in ids]
         return tuple(Delivery(one.signal, one.waiting[subscriber].attempts) for one in held)
 
     def next_due_s(self, subscriber: str) -> float | None:
-        """Return the seconds until `due` returns something, 0 if it does now. None: nothing waits for it."""
+        """Return the seconds until `due` returns a signal. 0: it returns a signal now. None: no signal waits."""
         now = self._clock.monotonic()
         at = self._schedules[subscriber].next_due(now)
         return None if at is None else max(0.0, at - now)
@@ -224,10 +228,10 @@ class EmergencyQueue(Closing):
     def attempt(self, subscriber: str, signal_ids: Sequence[str]) -> None:
         """Record that signals are about to be sent. They are in flight until `acknowledge`, `failed` or a reopening.
 
-        A crash may lose the record; the signals may then be sent once more than is counted.
+        A crash may lose the record. Then the signals may be sent once more than is counted.
 
         Raises:
-            StoreWriteFailed: the log takes no more records. A full disk does not raise.
+            StoreWriteFailed: the log refuses all further records. A full disk does not raise it.
         """
         ids = self._waiting(subscriber, signal_ids)
         if not ids:
@@ -239,7 +243,9 @@ class EmergencyQueue(Closing):
             self._schedules[subscriber].count_attempt(level, self._clock.monotonic())
 
     def acknowledge(self, subscriber: str, signal_ids: Sequence[str]) -> None:
-        """Record that a subscriber has made signals durable. A repeated call changes nothing. Durable on return.
+        """Record that a subscriber has received signals and made them durable. A repeated call changes nothing.
+
+        The record is durable on return.
 
         Raises:
             StoreWriteFailed: nothing was acknowledged.
@@ -255,10 +261,10 @@ class EmergencyQueue(Closing):
         """Record that an attempt failed.
 
         Returns:
-            Seconds until the next attempt. None: there is none; the delivery is a dead letter, or has ended before.
+            Seconds until the next attempt. None: the delivery is a dead letter or has ended, so no attempt follows.
 
         Raises:
-            StoreWriteFailed: the dead letter is not durable; the signal stays in flight.
+            StoreWriteFailed: the record of the dead letter is not durable. The signal stays in flight.
         """
         found, receiver = self._state.delivery(subscriber, signal_id), self._subscribers[subscriber]
         if found is None or found.dead is not None:
@@ -286,11 +292,11 @@ class EmergencyQueue(Closing):
     # -- operators ----------------------------------------------------------------------------------------------------
 
     def outstanding(self) -> tuple[HeldSignal, ...]:
-        """Return copies of what has a place in the queue: by level, then by age."""
+        """Return copies of all signals in the queue, with their deliveries, by level, then by age."""
         return tuple(replace(one, waiting=dict(one.waiting)) for one in in_order(self._state.held.values()))
 
     def dead_letters(self) -> tuple[DeadLetter, ...]:
-        """Return the deliveries that were given up: by level, then by age of their signals."""
+        """Return the deliveries that were given up, by level, then by age of their signals."""
         return tuple(
             DeadLetter(one.signal, subscriber, found.attempts, found.dead)
             for one in in_order(self._state.held.values())
@@ -299,7 +305,7 @@ class EmergencyQueue(Closing):
         )
 
     def retry(self, signal_ids: Sequence[str]) -> tuple[str, ...]:
-        """Make the dead letters of signals due again, without a wait. Durable on return.
+        """Make the dead letters of signals due now. The change is durable on return.
 
         Returns:
             The ids that had dead letters.
@@ -319,7 +325,7 @@ class EmergencyQueue(Closing):
         return ids
 
     def drop(self, signal_ids: Sequence[str], why: str) -> tuple[str, ...]:
-        """Remove signals from the queue, though subscribers have not got them. Durable on return.
+        """Remove signals from the queue before all subscribers have acknowledged them. Durable on return.
 
         Returns:
             The ids that were in the queue.
@@ -333,7 +339,7 @@ class EmergencyQueue(Closing):
         return ids
 
     def close(self) -> None:
-        """Close the log and release the lease. Closing it again does nothing."""
+        """Close the log and release the lease. A second call does nothing."""
         self._log.close()
 
     def __len__(self) -> int:
@@ -342,7 +348,7 @@ class EmergencyQueue(Closing):
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _begin(self, damage: tuple[Damage, ...]) -> None:
-        """Report the damage, forget subscribers of the past, and plan what waits."""
+        """Report the damage, drop deliveries to unknown subscribers, and fill the schedules."""
         self.damage = damage
         self._tell_damage()
         for name, ids in self._strangers().items():
@@ -366,7 +372,7 @@ class EmergencyQueue(Closing):
             severe("emergency_queue_damaged", Severity.ERROR, more=more)
 
     def _strangers(self) -> dict[str, tuple[str, ...]]:
-        """Return the subscribers that signals wait for and that the queue does not have -> ids of these signals."""
+        """Return each subscriber that is not in `_subscribers` although signals wait for it -> ids of these signals."""
         found: dict[str, list[str]] = {}
         for signal_id, held in self._state.held.items():
             for name in held.waiting.keys() - self._subscribers.keys():
@@ -374,7 +380,7 @@ class EmergencyQueue(Closing):
         return {name: tuple(ids) for name, ids in sorted(found.items())}
 
     def _waiting(self, subscriber: str, signal_ids: Sequence[str]) -> tuple[str, ...]:
-        """Return those of the ids, each once, that the subscriber is waited for."""
+        """Return the ids of the signals that wait for the subscriber, each once."""
         known = [one for one in signal_ids if self._state.delivery(subscriber, one) is not None]
         return tuple(dict.fromkeys(known))
 
@@ -400,7 +406,12 @@ class EmergencyQueue(Closing):
             severe("emergency_signal_dropped", Severity.CRITICAL, signal_id=signal_id, subscriber=subscriber, why=why)
 
     def _write(self, record: Record, *, ends: tuple[str, ...] = (), last_resort: bool = False) -> None:
-        """Make a record durable, then change the state. Where it may end signals, the reserve is used if needed."""
+        """Make a record durable, then apply it to the state.
+
+        Args:
+            ends: Ids of the signals whose deliveries the record may end.
+            last_resort: If true, or if `ends` is not empty, the reserve may be used when the disk is full.
+        """
         before = [self._state.held[one].signal for one in ends]
         self._compact()
         self._append(record, last_resort=last_resort or bool(ends))
@@ -422,7 +433,10 @@ class EmergencyQueue(Closing):
             self._log.append(*record.encoded())
 
     def _write_unsynced(self, record: Record) -> None:
-        """Append a record whose loss costs only a repetition, then change the state. A full disk does not stop it."""
+        """Append a record without a sync, then apply it to the state. If the record is lost, an attempt is repeated.
+
+        If the disk is full, the record is left out and the state is changed.
+        """
         try:
             self._compact()
             self._log.append_unsynced(*record.encoded())
@@ -433,7 +447,7 @@ class EmergencyQueue(Closing):
         self._state.apply(record)
 
     def _compact(self) -> None:
-        """Replace a log that has grown large by one that has the same state. The last damaged segment is kept aside."""
+        """Replace a log that has grown large by a shorter log with the same state. Keep the last damaged segment."""
         if self._log.size_bytes < self._compact_at:
             return
         try:
@@ -452,7 +466,7 @@ class EmergencyQueue(Closing):
         self._compact_at = max(self._compact_bytes, self._log.size_bytes * 3 // 2)
 
     def _owed(self, signal: EmergencySignal) -> int:
-        """Return the bytes of the records that acknowledge a signal one by one, or a few more."""
+        """Return the number of bytes that the records need that acknowledge a signal one by one, or a little more."""
         id_bytes = len(json.dumps(signal.signal_id))
         return sum(_ACKNOWLEDGED_BYTES + len(json.dumps(name)) + id_bytes for name in self._subscribers)
 

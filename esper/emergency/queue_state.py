@@ -1,6 +1,7 @@
-"""The state of the emergency queue: which signals wait for whom, and which are finished.
+"""The state of the emergency queue: the signals in it, their deliveries, and the ids of signals that have left it.
 
-The state follows from the records of the log alone, so a process that opens the log has the state of the one before.
+The state depends only on the records of the log. So a process that opens the log has the same state as the process
+that wrote it.
 """
 
 from __future__ import annotations
@@ -27,14 +28,15 @@ from esper.emergency.records import (
 from esper.leyline.signals import EmergencySignal, Level
 
 REMEMBERED = 4096
-"""Number of finished signals whose ids are remembered. A publisher repeats a call within a few signals."""
+"""Number of finished signals whose ids are remembered. It is large enough, because a publisher repeats a call soon."""
 
 
 class FinishedIds:
     """Ids and checksums of the last `REMEMBERED` finished signals.
 
-    If there are more, those of the oldest generation go first, the oldest of them first: a publisher of an older
-    generation repeats no call.
+    A signal is finished if it has left the queue. If there are more, those of the oldest generation are forgotten
+    first, because a publisher of an older generation does not repeat calls. Within a generation, the oldest are
+    forgotten first.
     """
 
     def __init__(self, finished: Iterable[tuple[int, str, str]] = ()) -> None:
@@ -53,11 +55,11 @@ class FinishedIds:
         self._by_generation.setdefault(generation, {})[signal_id] = None
 
     def checksum(self, signal_id: str) -> str | None:
-        """Return the checksum of a remembered signal."""
+        """Return the checksum of a remembered signal. None: the signal is not remembered."""
         return self._checksums.get(signal_id)
 
     def all(self) -> tuple[tuple[int, str, str], ...]:
-        """Return generation, id and checksum of all remembered signals, in an order for a new object."""
+        """Return generation, id and checksum of all remembered signals, in an order for `__init__`."""
         return tuple((g, one, self._checksums[one]) for g, ids in sorted(self._by_generation.items()) for one in ids)
 
     def _forget_oldest(self) -> None:
@@ -71,7 +73,7 @@ class FinishedIds:
 
 @dataclass
 class HeldSignal:
-    """A signal with a place in the queue. `order` is its number among all accepted signals."""
+    """A signal in the queue. `order` is its number among all accepted signals."""
 
     signal: EmergencySignal
     order: int
@@ -81,31 +83,31 @@ class HeldSignal:
 
 @dataclass
 class QueueState:
-    """What the records of a log say.
+    """The state of a queue after all records of its log.
 
     Args:
-        cap: Number of last attempts per subscriber whose time is stored.
+        cap: Number of attempts per subscriber whose times are stored: the last ones.
     """
 
     cap: int
     published: int = 0
-    """Number of signals ever accepted."""
+    """Number of signals that were accepted since the queue was created."""
     held: dict[str, HeldSignal] = field(default_factory=dict)
     finished: FinishedIds = field(default_factory=FinishedIds)
     attempted: dict[str, deque[float]] = field(default_factory=dict)
     """Subscriber -> Unix times of its last attempts that count for the cap. A HALT does not count."""
 
     def apply(self, record: Record) -> None:
-        """Change the state as a record says. What it says of signals that have no place is ignored."""
+        """Apply a record to the state. Its parts about signals that are not in the queue are ignored."""
         _APPLY[type(record)](self, record)
 
     def checksum(self, signal_id: str) -> str | None:
-        """Return the checksum of a signal that was accepted. None: it was not, or it was forgotten."""
+        """Return the checksum of an accepted signal. None: it was not accepted, or it was forgotten."""
         held = self.held.get(signal_id)
         return held.signal.checksum if held is not None else self.finished.checksum(signal_id)
 
     def delivery(self, subscriber: str, signal_id: str) -> DeliveryState | None:
-        """Return the state of a delivery. None: the subscriber is not waited for."""
+        """Return the state of a delivery. None: the signal does not wait for this subscriber."""
         held = self.held.get(signal_id)
         return held.waiting.get(subscriber) if held is not None else None
 
@@ -114,7 +116,7 @@ class QueueState:
         return tuple(self.attempted[subscriber]) if subscriber in self.attempted else ()
 
     def records(self) -> list[Record]:
-        """Return records that make this state."""
+        """Return records from which a new object gets this state."""
         attempted = {subscriber: tuple(times) for subscriber, times in self.attempted.items() if times}
         summary = Summary(
             published=self.published, held=tuple(self.held), finished=self.finished.all(), attempted=attempted
@@ -148,7 +150,7 @@ class QueueState:
                     self._end(subscriber, signal_id)
 
     def _end(self, subscriber: str, signal_id: str) -> None:
-        """Wait for one subscriber less; a signal that waits for none is finished."""
+        """End the delivery of a signal to one subscriber. If it was the last delivery, the signal is finished."""
         if self.delivery(subscriber, signal_id) is None:
             return
         held = self.held[signal_id]
@@ -185,7 +187,7 @@ class QueueState:
         self.attempted = {name: deque(times, maxlen=self.cap) for name, times in record.attempted.items()}
 
     def _reject(self, record: Rejected) -> None:
-        """Nothing: the signal was not accepted."""
+        """Do nothing, because the signal was not accepted."""
 
 
 _APPLY: dict[type[Record], Callable[[QueueState, Any], None]] = {  # Any: a record of the type of the key

@@ -1,4 +1,4 @@
-"""Reads the log of the emergency queue, damaged or not, within bounds of time and memory."""
+"""Reads the log of the emergency queue, in bounded time and memory. The log may be damaged."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from esper.ground.closing import at_the_end
 QUEUE = "queue"
 """Folder of the queue in `RUN/emergency`."""
 MOST_LOG_BYTES = 256 * 2**20
-"""Largest size of a log. A log that esper wrote is smaller: it is compacted, and a queue has a largest capacity."""
+"""Largest size of a log. esper writes no larger log, because it compacts the log and limits the capacity."""
 MOST_FRAMES = 2**20
-"""Largest number of records in a log, and of places that look like the beginning of one. It bounds the reading time."""
+"""Largest number of places in a log that look like the beginning of a record. It bounds the reading time."""
 MOST_SEGMENTS = 1000
 MOST_CAPACITY = 4096
 """Largest capacity of a queue. A log with more waiting signals was not written by esper."""
 _READINGS = 5
-"""A reader without a lock begins again so often if the owner replaces the files that it reads."""
+"""Number of times that a reader without a lock begins again if the owner of the queue replaces the files."""
 
 
 @dataclass(frozen=True)
 class Damage:
-    """An unreadable part of a segment. `offset` and `length` are in bytes; a length of 0 is the whole file."""
+    """An unreadable part of a segment. `offset` and `length` are in bytes; a length of 0 means the whole file."""
 
     file: Path
     offset: int
@@ -42,24 +42,25 @@ class Damage:
 
 @dataclass(frozen=True)
 class QueueContents:
-    """What a log says, and the damage in it."""
+    """The state of a queue after all readable records of its log, and the damage in the log."""
 
     state: QueueState
     damage: tuple[Damage, ...]
 
     def waiting(self) -> tuple[HeldSignal, ...]:
-        """Return the signals with a place in the queue: by level, then by age."""
+        """Return the signals in the queue, by level, then by age."""
         return tuple(in_order(self.state.held.values()))
 
 
 def read_queue(folder: Path, *, cap: int = 0, disk: Disk = DISK) -> QueueContents:
-    """Read a queue without a lock or a change; its owner may be at work. An append in progress looks like damage.
+    """Read a queue without a lock, and without changing it. Its owner may write at the same time; an append in progress
+    then looks like damage.
 
     Args:
         cap: As in `QueueState`.
 
     Raises:
-        StoreCorrupt: the folder or a segment cannot be read, or it is larger than any log of esper.
+        StoreCorrupt: the folder or a segment cannot be read, or it is larger than any log that esper writes.
     """
     for _ in range(_READINGS - 1):
         try:
@@ -84,7 +85,7 @@ def _read(folder: Path, cap: int, disk: Disk) -> QueueContents:
 
 
 def refuse_oversize(folder: Path, disk: Disk) -> None:
-    """Raises: StoreCorrupt: the folder cannot be read, or it holds more than any log of esper."""
+    """Raises: StoreCorrupt: the folder cannot be read, or it is larger than any log that esper writes."""
     paths = segments(folder, disk=disk)
     if len(paths) > MOST_SEGMENTS:
         raise StoreCorrupt(str(folder), f"it holds {len(paths)} segments; esper writes at most {MOST_SEGMENTS}")
@@ -109,7 +110,7 @@ def _frames(path: Path, disk: Disk) -> int:
 
 
 def _measured(path: Path, disk: Disk, measure: Callable[[int], int]) -> int:
-    """Return what `measure` says of an open segment; 0 if the owner has removed it since."""
+    """Return the result of `measure` for a segment. Return 0 if the owner of the queue has removed the segment."""
     try:
         descriptor = disk.open(path, os.O_RDONLY)
         with at_the_end(lambda: disk.close(descriptor), "closing the segment"):

@@ -1,6 +1,6 @@
 """The records in the log of the emergency queue, and their form as bytes.
 
-Each record is one JSON object. The state of the queue is what all records of the log make of it, in their order.
+Each record is one JSON object. `QueueState` computes the state of the queue from all records, in their order.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Record(Message):
     KIND: ClassVar[int]
 
     def encoded(self) -> tuple[int, bytes]:
-        """Return kind and payload, as a framed log takes them."""
+        """Return the kind and the payload of the record for a framed log."""
         return self.KIND, self.model_dump_json().encode()
 
 
@@ -32,14 +32,15 @@ class Put(Record):
 
     KIND = 1
     order: Annotated[int, Field(ge=1)]
-    """Number of the signal among all accepted ones, from 1."""
+    """Number of the signal among all accepted signals, from 1."""
     to: tuple[str, ...]
-    """The subscribers that get the signal."""
+    """The subscribers to which the signal must be delivered."""
     signal: EmergencySignal
 
 
 class Attempt(Record):
-    """Signals are about to be sent to a subscriber. Not synced: if it is lost, they may be sent once more."""
+    """Signals are about to be sent to a subscriber. The record is not synced. If a crash loses it, the signals may
+    be sent once more than is counted."""
 
     KIND = 2
     subscriber: str
@@ -48,7 +49,7 @@ class Attempt(Record):
 
 
 class Acknowledged(Record):
-    """A subscriber has made signals durable."""
+    """A subscriber has received signals and made them durable."""
 
     KIND = 3
     subscriber: str
@@ -56,7 +57,7 @@ class Acknowledged(Record):
 
 
 class Dead(Record):
-    """A subscriber did not take a signal after the last attempt: a dead letter."""
+    """A subscriber did not confirm a signal after the last attempt. The delivery is a dead letter."""
 
     KIND = 4
     subscriber: str
@@ -66,7 +67,7 @@ class Dead(Record):
 
 
 class Rejected(Record):
-    """A signal was not accepted. The record is for people; it changes no state."""
+    """A signal was not accepted. The record is for people. It does not change the state."""
 
     KIND = 5
     signal_id: str
@@ -74,19 +75,20 @@ class Rejected(Record):
 
 
 class Retry(Record):
-    """An attempt failed; the next one is made at `ready_at`. Not synced: if it is lost, the next one comes earlier."""
+    """An attempt failed, and the next attempt is due at `ready_at`. The record is not synced. If a crash loses it, the
+    next attempt is made earlier."""
 
     KIND = 6
     subscriber: str
     signal_id: str
     attempts: Count
-    """Attempts so far."""
+    """Number of attempts so far."""
     ready_at: UnixSeconds
     why: str
 
 
 class Dropped(Record):
-    """Signals were given up for one subscriber, or with an empty `subscriber` for all of them."""
+    """Signals are not delivered any more to one subscriber. If `subscriber` is empty, to no subscriber."""
 
     KIND = 7
     subscriber: str
@@ -95,7 +97,7 @@ class Dropped(Record):
 
 
 class Revived(Record):
-    """The dead letters of signals are to be sent again."""
+    """An operator ordered new attempts for the dead letters of signals."""
 
     KIND = 8
     ids: tuple[str, ...]
@@ -106,13 +108,13 @@ class DeliveryState(Message):
 
     attempts: Count = 0
     ready_at: UnixSeconds = 0.0
-    """Unix time before which no attempt is made."""
+    """Unix time from which the next attempt may be made."""
     dead: str | None = None
-    """Why the delivery is a dead letter. None: it is not one."""
+    """Reason of the last failure, if the delivery is a dead letter. None: it is not a dead letter."""
 
 
 class Held(Record):
-    """A signal that waits for subscribers, as a compaction writes it. It replaces what was known of the signal."""
+    """A signal that subscribers have not acknowledged. A compaction writes it instead of all records of the signal."""
 
     KIND = 9
     order: Annotated[int, Field(ge=1)]
@@ -121,16 +123,16 @@ class Held(Record):
 
 
 class Summary(Record):
-    """The rest of the state, as a compaction writes it, before the `Held` records of the same batch.
+    """The rest of the state. A compaction writes it, and then the `Held` records of the same batch.
 
-    Signals that are not in `held` have no place in the queue any more.
+    A signal that is not in `held` is not in the queue any more.
     """
 
     KIND = 10
     published: Count
     held: tuple[str, ...]
     finished: tuple[tuple[int, str, str], ...]
-    """Generation, id and checksum of the last finished signals, the oldest first."""
+    """Generation, id and checksum of the last signals that left the queue, the oldest first."""
     attempted: Mapping[str, tuple[UnixSeconds, ...]]
     """Subscriber -> Unix times of its last attempts that count for the cap, the oldest first."""
 
@@ -142,13 +144,13 @@ KINDS: Mapping[int, type[Record]] = {
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A record whose bytes are undamaged and that this program cannot read."""
+    """A record that this version of esper cannot read, although its bytes are undamaged."""
 
     reason: str
 
 
 def decoded(kind: int, payload: bytes) -> Record | Unreadable:
-    """Return the record of a frame."""
+    """Return the record of a frame with this kind and payload."""
     if (found := KINDS.get(kind)) is None:
         return Unreadable(f"a record of the emergency queue has no kind {kind}")
     try:

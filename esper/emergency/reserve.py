@@ -1,4 +1,4 @@
-"""Room on the disk that is held back, so that signals can be acknowledged after the disk became full."""
+"""Reserved disk space. With it, signals can be acknowledged when the disk is full."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from esper.ground.closing import at_the_end, noted_on
 
 NAME = "reserve"
 _STEP_BYTES = 64 * 2**10
-"""The file grows by so much at once: a growth costs a sync."""
+"""Smallest growth of the file in bytes. Each growth costs a sync."""
 
 
 class Reserve:
-    """A file of zeros whose blocks are given up when the disk is full. Another program may take them then.
+    """A file of zeros. When the disk is full, its blocks are freed, so that the queue can use them.
 
-    Only the owner of the folder's lease may use it.
+    Another program may use the freed blocks first. Only the process that has the lease of the folder may use this
+    object.
     """
 
     def __init__(self, path: Path, size_bytes: int, disk: Disk) -> None:
@@ -36,11 +37,11 @@ class Reserve:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes that are held back."""
+        """Number of reserved bytes."""
         return self._size
 
     def grow(self, needed_bytes: int) -> None:
-        """Hold back at least so much. Raises: StoreWriteFailed: nothing more is held back than before."""
+        """Reserve at least `needed_bytes` in total. Raises: StoreWriteFailed: the reserve did not grow."""
         if needed_bytes <= self._size:
             return
         size = -(-needed_bytes // _STEP_BYTES) * _STEP_BYTES
@@ -62,7 +63,7 @@ class Reserve:
             raise
 
     def give_up(self) -> bool:
-        """Free the blocks. Returns false if there were none.
+        """Free the blocks. Return false if no blocks were reserved.
 
         Raises:
             StoreWriteFailed: the system refused.

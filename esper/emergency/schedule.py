@@ -1,4 +1,7 @@
-"""When a subscriber gets which signal: by level and age, after the wait of a failed attempt, and under the cap."""
+"""Decides when a signal may be sent to a subscriber, by level, age, wait after a failed attempt, and cap.
+
+The cap is a limit on the number of attempts in a minute.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ CAP_WINDOW_S = 60.0
 """Length of the sliding window of the cap, in seconds."""
 
 _Place = tuple[int, int, str]
-"""Minus the level, order, id: signals in the order in which they are sent."""
+"""(minus the level, order, id). Signals are sent in ascending order of this key."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +26,9 @@ class Subscriber:
     """A receiver of signals.
 
     Attributes:
-        capped: Whether at most `cap_per_minute` attempts are made within a minute. HALT is never capped.
-        attempts: Failed attempts after which a delivery becomes a dead letter. None: it never does.
-        first_s: Longest wait after the first failed attempt, in seconds. It doubles with each further one.
+        capped: If true, at most `cap_per_minute` attempts are made within a minute. A HALT does not count.
+        attempts: Number of failed attempts after which a delivery is a dead letter. None: no limit.
+        first_s: Longest wait after the first failed attempt, in seconds. It doubles with each further failure.
         most_s: Longest wait after any attempt, in seconds.
     """
 
@@ -36,7 +39,7 @@ class Subscriber:
     most_s: float = 60.0
 
     def wait_s(self, attempts: int, draw: random.Random) -> float:
-        """Return the wait after `attempts` failed attempts: drawn between 0 and the longest ("full jitter").
+        """Return the wait after `attempts` failed attempts: random seconds from 0 to the longest wait ("full jitter").
 
         Source: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
         """
@@ -45,39 +48,41 @@ class Subscriber:
 
 
 class Schedule:
-    """The deliveries that one subscriber waits for. Times are seconds of one monotonic clock.
+    """The deliveries to one subscriber that are not in flight. Times are seconds of one monotonic clock.
+
+    A delivery is in flight while it is being attempted.
 
     Args:
-        cap: Attempts within `CAP_WINDOW_S`. None: no limit.
+        cap: Largest number of attempts within `CAP_WINDOW_S`. None: no limit.
     """
 
     def __init__(self, cap: int | None) -> None:
         self._cap = cap
         self._ready: list[_Place] = []
-        """What may be sent now, in order."""
+        """Deliveries that may be attempted now, in order."""
         self._later: list[tuple[float, _Place]] = []
-        """A heap of what waits, by the time at which it becomes ready. Some entries may not be valid any more."""
+        """Heap of the deliveries that must wait, by the time at which they are ready. An entry may be out of date."""
         self._times: dict[str, tuple[float | None, _Place]] = {}
-        """Id -> the time in `_later`, None if it is in `_ready`; and its place. Ids in flight are not here."""
+        """Id -> its time in `_later` (None if it is in `_ready`), and its sort key. Ids in flight are left out."""
         self._window: deque[float] = deque(maxlen=cap)
         """Times of the last attempts that count for the cap, the oldest first."""
 
     def add(self, signal: EmergencySignal, order: int, ready: float) -> None:
-        """Wait for a delivery: it may be attempted from `ready` on."""
+        """Add a delivery. It may be attempted from the time `ready` on."""
         self.remove(signal.signal_id)
         place = (-int(signal.level), order, signal.signal_id)
         heapq.heappush(self._later, (ready, place))
         self._times[signal.signal_id] = ready, place
 
     def remove(self, signal_id: str) -> None:
-        """Wait for a delivery no longer: it ended, or it is in flight."""
+        """Remove a delivery, because it has ended or is in flight now."""
         if signal_id in self._times:
             later, place = self._times.pop(signal_id)
             if later is None:
                 del self._ready[bisect_left(self._ready, place)]
 
     def waits_for(self, signal_id: str) -> bool:
-        """Return whether a delivery waits. One in flight does not."""
+        """Return whether a delivery is in this schedule. A delivery in flight is not."""
         return signal_id in self._times
 
     def begin_window(self, attempts: Sequence[float]) -> None:
@@ -101,7 +106,7 @@ class Schedule:
         return [signal_id for _, _, signal_id in (*first, *rest)]
 
     def next_due(self, now: float) -> float | None:
-        """Return the time from which `due` returns something. None: no delivery waits."""
+        """Return the earliest time at which `due` returns a delivery. None: the schedule is empty."""
         self._advance(now)
         free = self._free_from(now)
         times = [now if -place[0] == Level.HALT else max(now, free) for place in self._ready[:1]]
@@ -111,7 +116,7 @@ class Schedule:
         return min(times, default=None)
 
     def _advance(self, now: float) -> None:
-        """Move what has become ready to `_ready`."""
+        """Move each delivery that has become ready from `_later` to `_ready`."""
         while self._later and self._later[0][0] <= now:
             ready, place = heapq.heappop(self._later)
             if self._times.get(place[2]) == (ready, place):
@@ -130,7 +135,7 @@ class Schedule:
         return len(self._window)
 
     def _free_from(self, now: float) -> float:
-        """Return the time from which the cap allows an attempt."""
+        """Return the earliest time at which the cap allows an attempt."""
         if self._cap is None or self._used(now) < self._cap:
             return now
         return self._window[0] + CAP_WINDOW_S

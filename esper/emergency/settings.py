@@ -13,7 +13,7 @@ from esper.ground.suggest import existing_names
 from esper.leyline.base import Seconds, Settings
 
 CONDUCTOR = "conductor"
-"""The subscriber that every queue has. It journals the signals."""
+"""Name of the conductor as a subscriber. Every queue has it."""
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$")]
 """Name of a sink: a subscriber of the queue, and a label of counters and events."""
@@ -43,8 +43,8 @@ class FileSinkConfig(Settings):
 class WebhookSinkConfig(Settings):
     """[[emergency.sinks]] of kind "webhook": sends each signal by an HTTP POST request.
 
-    The address and the token are secrets. The config only names the places where they are: a file of mode 0600, or
-    an environment variable.
+    The address and the token are secrets. The config contains only the path of a file of mode 0600, or the
+    name of an environment variable.
     """
 
     name: Name
@@ -73,7 +73,7 @@ SinkConfig = Annotated[FileSinkConfig | WebhookSinkConfig, Field(discriminator="
 
 
 def _keys(kind: object) -> Mapping[str, object]:
-    """Return the keys of a sink of this kind; the keys of all sinks if there is no such kind."""
+    """Return the keys of a sink of this kind. If the kind does not exist, return the keys of all kinds."""
     match kind:
         case "file":
             return FileSinkConfig.model_fields

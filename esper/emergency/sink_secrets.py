@@ -1,4 +1,4 @@
-"""The address and the token of a webhook, read from files or environment variables. No error shows them."""
+"""Reads the address and the token of a webhook from files or environment variables. No error shows them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from esper.errors import ConfigError
 from esper.ground.secret_file import read_secret
 
 MOST_BYTES = 8192
-"""Largest size of an address or token in bytes. Servers refuse longer ones."""
+"""Largest size of an address or token in bytes. Servers refuse a longer address or token."""
 MAKE = "write it with: (umask 077; cat > FILE)"
 
 
@@ -18,7 +18,7 @@ def read_address(sink: WebhookSinkConfig, environment: Mapping[str, str]) -> str
     """Return the address of a webhook.
 
     Raises:
-        ConfigError: it is missing, not safe, or not an address that can be used.
+        ConfigError: the address is missing, its file is not safe, or it is not a valid address.
     """
     address = _read(sink.name, "url", sink.url_file, sink.url_env, environment)
     assert address is not None, "the settings have one place for it"
@@ -28,7 +28,7 @@ def read_address(sink: WebhookSinkConfig, environment: Mapping[str, str]) -> str
 
 
 def read_token(sink: WebhookSinkConfig, environment: Mapping[str, str]) -> str | None:
-    """Return the token of a webhook. None: it has none. Raises: ConfigError, as `read_address`."""
+    """Return the token of a webhook. None: the webhook has no token. Raises: ConfigError, as in `read_address`."""
     token = _read(sink.name, "token", sink.token_file, sink.token_env, environment)
     if token is not None and not _is_one_word(token):
         mend = "its content is no token: use visible ASCII characters without spaces, in one line"
@@ -37,7 +37,7 @@ def read_token(sink: WebhookSinkConfig, environment: Mapping[str, str]) -> str |
 
 
 def _place(sink: str, key: str, file: str | None, variable: str | None) -> tuple[str, str | None]:
-    """Return the config key of the place of a secret, and the place."""
+    """Return the config key of a secret, and the path or the name of the variable at this key."""
     suffix = "env" if file is None else "file"
     return f"emergency.sinks.{sink}.{key}_{suffix}", variable if file is None else file
 
@@ -46,7 +46,7 @@ def _read(sink: str, key: str, file: str | None, variable: str | None, environme
     field, _ = _place(sink, key, file, variable)
     if file is not None:
         content = read_secret(field, file, most_bytes=MOST_BYTES, make=MAKE)
-        return content.decode("latin-1")  # every byte is a character; what is not ASCII is refused later
+        return content.decode("latin-1")  # latin-1 decodes every byte; characters outside ASCII are refused later
     if variable is None:
         return None
     if variable not in environment or not environment[variable].strip():
@@ -59,7 +59,7 @@ def _is_one_word(text: str) -> bool:
 
 
 def _wrong_address(address: str) -> str:
-    """Return how to correct an address; empty if it is usable. The address is not in the answer."""
+    """Return how to correct an address. Return an empty text if it is valid. The text does not contain the address."""
     try:
         parts = urlsplit(address)
         host, port, has_user = parts.hostname, parts.port, parts.username is not None

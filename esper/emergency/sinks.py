@@ -1,4 +1,4 @@
-"""The port of a sink, which sends signals out of the run, and the sinks of a config."""
+"""The protocol `Sink`, and the function that makes the sinks of a config."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from esper.errors import ConfigError
 from esper.leyline.signals import EmergencySignal
 
 DEFAULT_FILE = "signals.jsonl"
-"""File of a file sink without a path, in `RUN/emergency/`."""
+"""Name of the file in `RUN/emergency/` for a file sink without a path."""
 
 
 class Sink(Protocol):
-    """Sends signals to people or programs outside of the run. The caller makes one call at a time.
+    """Sends signals to people or programs outside of the run. The caller must make one call at a time.
 
     Attributes:
         name: Name of the sink as a subscriber of the queue.
@@ -26,12 +26,13 @@ class Sink(Protocol):
     def name(self) -> str: ...
 
     async def send(self, signal: EmergencySignal) -> None:
-        """Send a signal. It may have been sent before: the receiver knows it by its `signal_id`.
+        """Send a signal, and return when the receiver has confirmed it.
 
-        Returns only if the receiver has confirmed the signal. If the call is cancelled, the receiver may have it.
+        The signal may have been sent before. The receiver recognizes this by the `signal_id`. If the call is cancelled,
+        the receiver may have the signal.
 
         Raises:
-            SinkFailed: the receiver did not confirm it; it may have it nevertheless.
+            SinkFailed: the receiver did not confirm the signal, but may have it.
         """
         ...
 
@@ -41,11 +42,11 @@ def make_sinks(configs: Sequence[SinkConfig], folder: Path, environment: Mapping
 
     Args:
         folder: `RUN/emergency`. It need not exist yet.
-        environment: The environment variables, of which `url_env` and `token_env` name some.
+        environment: The environment variables. `url_env` and `token_env` may name some of them.
 
     Raises:
-        ConfigError: a file or variable of a secret is missing, not safe or of no use (the error does not show it), or
-            the file of a sink cannot be made.
+        ConfigError: the file or variable of a secret is missing or not safe, a secret is not valid, or the file of a
+            sink cannot be made. The error does not show the secret.
     """
     return tuple(_make(config, folder, environment) for config in configs)
 
@@ -64,7 +65,7 @@ def _make(config: SinkConfig, folder: Path, environment: Mapping[str, str]) -> S
 
 
 def _usable(config: FileSinkConfig) -> Path | None:
-    """Return the path of a file sink; None if it has none. Raises: ConfigError: no file can be made there."""
+    """Return the path of a file sink. None: it has no path. Raises: ConfigError: no file can be made at the path."""
     if config.path is None:
         return None
     path, field = Path(config.path), f"emergency.sinks.{config.name}.path"

@@ -1,4 +1,4 @@
-"""Reports the signals that sinks have not got when a run ends. They stay in the queue, and go out after a resume."""
+"""Reports the signals that sinks have not confirmed at the end of a run. A resume sends them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from esper.telemetry.events import Severity, severe
 
 
 def report_undelivered(left: Mapping[str, int]) -> None:
-    """Report, for each sink, how many signals it has not got. `left`: as `EmergencyService.stop` returns it."""
+    """Report the number of unconfirmed signals of each sink. `left` is the result of `EmergencyService.stop`."""
     for sink, signals in left.items():
         severe("emergency_signals_undelivered", Severity.WARNING, sink=sink, signals=signals)
 
 
 def undelivered(folder: Path) -> tuple[str, ...]:
-    """Return one line for people about each sink that has not got all signals of a run.
+    """Return one line for people about each sink that has not confirmed all signals of a run.
 
     Args:
         folder: `RUN/emergency`. It need not exist.

@@ -1,7 +1,7 @@
 """The webhook: sends each signal by an HTTP POST request, and confirms it when the server has answered with a 2xx code.
 
-The address and the token are secrets. No error has the text of an exception of httpx, and httpx logs nothing here:
-both may show secrets.
+The address and the token are secrets. Exceptions and log lines of httpx may show them. So no error contains the text of
+such an exception, and httpx logs nothing while a webhook sends.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from esper.errors import SinkFailed, causes
 from esper.leyline.signals import EmergencySignal
 
 MOST_ANSWER_BYTES = 65_536
-"""A longer answer is not read to its end."""
+"""Largest number of bytes of an answer that are read."""
 LOGGERS = ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.http2", "httpcore.proxy", "httpcore.socks")
 """Every logger of httpx 0.28 and httpcore 1.0."""
 
 
 class WebhookSink:
-    """A `Sink` that posts to one address. Each signal has a connection of its own, so that none is used when stale.
+    """A `Sink` that posts to one address.
 
-    The header `Idempotency-Key` has the id of the signal, percent-encoded where HTTP allows no such character.
+    It opens a new connection for each signal, because the server may have closed an older connection. The header
+    `Idempotency-Key` has the id of the signal. Characters that HTTP does not allow are percent-encoded.
 
     Raises:
         ConfigError: the address or the token cannot be read or used.
@@ -44,7 +45,7 @@ class WebhookSink:
         self._address, token = read_address(config, environment), read_token(config, environment)
         self._headers = {
             "Content-Type": "application/json",
-            "Accept-Encoding": "identity",  # a small compressed answer may be a large one
+            "Accept-Encoding": "identity",  # no compression: a small compressed answer may expand to a large one
             "User-Agent": f"esper/{version('esper-runtime')}",
             **({} if token is None else {"Authorization": f"Bearer {token}"}),
         }
@@ -53,20 +54,20 @@ class WebhookSink:
             logging.getLogger(name).addFilter(_not_ours)
 
     async def send(self, signal: EmergencySignal) -> None:
-        """See `Sink`. Redirects are not followed: they would show the signal and the token to another server."""
+        """See `Sink`. Redirects are not followed, because another server would get the signal and the token."""
         with _unlogged():
             why = await self._failure(signal)
-        if why:  # raised out here, so that it has no context: an exception of httpx may show a secret
+        if why:  # in `except`, its context would be an error of httpx
             raise SinkFailed(self.name, why)
 
     async def _failure(self, signal: EmergencySignal) -> str:
-        """Send a signal. Return why it is not confirmed; empty if it is confirmed."""
+        """Send a signal. Return why the server did not confirm it. Return an empty text if it did."""
         try:
             async with asyncio.timeout(self._config.total_s):
                 return _refused(await self._post(signal))
         except TimeoutError:
             return f"no complete answer within {self._config.total_s:g} s"
-        except Exception as error:  # a server must not be able to stop a run with an answer that httpx does not expect
+        except Exception as error:  # no answer of a server may stop a run
             return self._in_words(error)
 
     async def _post(self, signal: EmergencySignal) -> int:
@@ -99,7 +100,7 @@ class WebhookSink:
 
 
 def _refused(status: int) -> str:
-    """Return why an answer of this status confirms nothing; empty if it confirms the signal."""
+    """Return why an answer of this status is not a confirmation. Return an empty text if it is."""
     if 200 <= status < 300:
         return ""
     return f"the server answered {status}" + (" (redirects are not followed)" if 300 <= status < 400 else "")
@@ -109,7 +110,7 @@ _sending: ContextVar[bool] = ContextVar("esper_webhook_sends", default=False)
 
 
 def _not_ours(record: logging.LogRecord) -> bool:
-    """Filter of loggers: drop what is logged while a webhook sends. Other users of httpx are not affected."""
+    """Return false for a record that is logged while a webhook sends. Other users of httpx still log."""
     del record
     return not _sending.get()
 

@@ -1,8 +1,8 @@
 """The emergency word: level, generation and count of signals in a memory-mapped file, with one writer and many readers.
 
-Trainers read it at each step: up to 1,000 reads a second, so a read must not need a system call. They must see a HALT
-even if the actor that wrote it is busy or dead. The word is written by one 8-byte store. On x86-64 and AArch64 an
-aligned 8-byte store is atomic, so no reader sees a mixture of two states and no lock is needed.
+Trainers read the word at each step, up to 1,000 times a second, so a read must not need a system call. Trainers must
+see a HALT even if the process that wrote it is busy or dead. The word is written by one 8-byte store. On x86-64 and
+AArch64 an aligned 8-byte store is atomic, so no reader sees a mixture of two states and no lock is needed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from esper.leyline.signals import Level
 _SIZE = mmap.PAGESIZE
 _HALT = int(Level.HALT)
 _LEVEL_BITS, _GENERATION_BITS = 8, 24
-"""The word from its low bits: level (0: no level), generation, count in the other 32."""
+"""The parts of the word, from the low bits: level (0: no level), generation, and count in the other 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,6 @@ class EmergencyWord(Closing):
         return WordState(Level(level) if level else None, generation, packed >> (_LEVEL_BITS + _GENERATION_BITS))
 
     def close(self) -> None:
-        """Unmap the file. Its creator deletes it."""
+        """Unmap the file. The caller of `create` must delete it."""
         self._view.release()
         self._mapped.close()

@@ -1,4 +1,4 @@
-"""A thread that runs blocking calls for an event loop, one after the other, in the order in which they were made."""
+"""A thread that runs blocking calls for an event loop, one after the other, in the order of the calls."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Worker:
-    """One daemon thread. Unlike a thread of a pool, it does not delay the end of the process if a call hangs."""
+    """One daemon thread. If a call hangs, the process can end nevertheless; a thread of a pool would delay its end."""
 
     def __init__(self, name: str) -> None:
         self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()  # Any: each call's own
@@ -25,8 +25,9 @@ class Worker:
     async def call(self, function: Callable[..., T], *args: object) -> T:
         """Run `function(*args)` in the thread, with the caller's context variables, and return its result.
 
-        If the caller is cancelled, a call that has begun is completed, and its result or exception is dropped. A call
-        that has not begun is left out. The worker must not be stopped.
+        If the caller is cancelled before the thread runs the function, the function is not called. If the caller is
+        cancelled later, the function runs to its end, and its result or exception is discarded. Do not use this method
+        after `stop`.
         """
         assert not self._stopped, "the worker was stopped"
         answer: Future[T] = Future()
@@ -34,7 +35,7 @@ class Worker:
         return await asyncio.wrap_future(answer)
 
     def stop(self) -> None:
-        """End the thread after the calls that were made before. Does not wait. May be called twice."""
+        """Let the thread end after all earlier calls. Do not wait for it. A second call has no effect."""
         self._stopped = True
         self._calls.put(None)
 
@@ -44,5 +45,5 @@ class Worker:
             if answer.set_running_or_notify_cancel():
                 try:
                     answer.set_result(work())
-                except BaseException as error:  # it belongs to the caller, as the result does
+                except BaseException as error:  # the caller gets it, as it gets a result
                     answer.set_exception(error)

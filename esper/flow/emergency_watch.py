@@ -1,4 +1,4 @@
-"""Reads emergency signals for the line: journals each signal first, then acknowledges it to the queue."""
+"""Reads emergency signals from the queue. Each signal is first journaled, then acknowledged to the queue."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from esper.leyline.signals import EmergencySignal, Level
 from esper.telemetry.events import Severity, severe
 
 SIGNALS_AT_A_FENCE = 4096
-"""Largest number of signals that are read at one fence, so that a queue that fills faster than it is read cannot stop
-the run.
+"""Largest number of signals that are read at one fence. Without this limit, a publisher that never stops would keep
+the run at the fence.
 """
 
 
 @dataclass
 class SignalWatch:
-    """Reads the queue of one run, and sets the run's emergency level at each fence."""
+    """Reads the signals of one run, and sets the emergency level of each fence."""
 
     inbox: Inbox
     journal: Journal
@@ -31,7 +31,7 @@ class SignalWatch:
     progress: Progress
 
     def hear(self, fence: int, step: int) -> None:
-        """Read the signals that wait at a fence, and set the emergency level of that fence.
+        """Read the signals in the queue, and set the emergency level of this fence.
 
         Args:
             step: The optimizer step of the fence.
@@ -45,18 +45,16 @@ class SignalWatch:
         self._set_level(fence)
 
     def hear_out(self) -> None:
-        """Close the queue and journal every signal that it holds. Call it last, before the run ends.
+        """Close the queue, and journal every signal that waits for the conductor. Call this last, before the run ends.
 
-        A HALT among them comes too late to stop anything; the journal has it.
+        A HALT among these signals is journaled, but stops nothing.
         """
         self.inbox.close()
         self._take(self._next_fence, math.inf)
 
     @contextmanager
     def explaining_halts(self) -> Iterator[None]:
-        """Raise a trainer's `EmergencyStop` again, with the id and the reason of the signal: the trainer reads only the
-        level.
-        """
+        """Add the id and the reason of the signal to an `EmergencyStop` of a trainer, which knows only the level."""
         try:
             yield
         except EmergencyStop as stop:
@@ -68,21 +66,21 @@ class SignalWatch:
     def _why(self, stop: EmergencyStop) -> EmergencySignal | None:
         try:
             return self._take(self._next_fence, SIGNALS_AT_A_FENCE)
-        except ActorError as gone:  # the run stops anyway; only the reason is missing
+        except ActorError as gone:  # the run stops without the reason of the signal
             stop.add_note(f"the reason could not be read from the emergency queue: {gone}")
             return None
 
     @property
     def _next_fence(self) -> int:
-        """The fence that is held next. A signal that is read between two fences has its effect there."""
+        """The next fence. It is the fence of a signal that is read between two fences."""
         return self.at.fence + 1 if self.at.fence is not None else 0
 
     def _take(self, fence: int, most: float) -> EmergencySignal | None:
-        """Journal the signals that wait, batch by batch; acknowledge each batch when its records are durable.
+        """Journal the signals in the queue, batch by batch. Acknowledge each batch when its records are durable.
 
         Args:
-            fence: The fence at which the signals have their effect.
-            most: Number of signals after which the rest waits for the next call.
+            fence: The fence from which the level of the signals is in force.
+            most: Number of signals after which this call reads no further batch.
 
         Returns:
             The first HALT among them, or None.

@@ -1,7 +1,8 @@
-"""What an operator does from outside of a run: sends a signal, or retries or drops signals in the queue.
+"""Requests of an operator to a run: send a signal, and retry or drop signals in the queue.
 
-A process that leads the run owns its queue. Then a request goes into the inbox, and the owner carries it out. Otherwise
-a signal waits in the inbox for the next resume, and the other requests are carried out here.
+If a process leads the run, it owns the queue. The request is then written into the inbox, and the owner carries it out.
+If no process leads the run, a signal waits in the inbox for the next resume. The other requests are then carried out in
+this process.
 """
 
 from __future__ import annotations
@@ -31,24 +32,24 @@ from esper.telemetry.context import use
 from esper.telemetry.setup import Telemetry
 
 LOOK_S = 0.02
-"""Seconds between two looks for the answer to a request."""
+"""Seconds between two checks for the answer to a request."""
 IDS_OF_A_REQUEST = 64
 """Largest number of signals in one request."""
 
 
 class Outcome(StrEnum):
-    """What became of a request."""
+    """The result of a request."""
 
     TAKEN = "taken"
-    """It is durable in the queue, or was carried out."""
+    """The signal is durable in the queue, or the order was carried out."""
     WAITING = "waiting"
-    """It is in the inbox. The process that leads the run takes it; without such a process, the next resume does."""
+    """The request is in the inbox. The process that leads the run, or the next resume, will carry it out."""
     REFUSED = "refused"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a request, and why."""
+    """The result of a request, and the reason."""
 
     outcome: Outcome
     why: str
@@ -63,7 +64,7 @@ def send(
         wait_s: Longest wait in seconds until the process that leads the run has taken the signal.
 
     Raises:
-        RunDirectoryError, StoreCorrupt: no run is here, or its `run.json` cannot be read.
+        RunDirectoryError, StoreCorrupt: the folder has no run, or its `run.json` cannot be read.
         ConfigError: the reason or an attribute is too long. Nothing was written.
         StoreWriteFailed: the signal could not be written.
     """
@@ -86,17 +87,17 @@ def send(
 
 
 def retry(run_dir: Path, signal_ids: Sequence[str], wait_s: float) -> tuple[Answer, ...]:
-    """Make dead letters due again. Returns one answer for each `IDS_OF_A_REQUEST` signals. Raises: as `send`."""
+    """Make dead letters due again. Return one answer for each `IDS_OF_A_REQUEST` signals. Raises: as in `send`."""
     return _ordered(run_dir, [RetryRequest(ids=ids) for ids in _parts(signal_ids)], wait_s)
 
 
 def drop(run_dir: Path, signal_ids: Sequence[str], why: str, wait_s: float) -> tuple[Answer, ...]:
-    """Remove signals from the queue. Returns one answer for each `IDS_OF_A_REQUEST` signals. Raises: as `send`."""
+    """Remove signals from the queue. Return one answer for each `IDS_OF_A_REQUEST` signals. Raises: as in `send`."""
     return _ordered(run_dir, [DropRequest(ids=ids, why=why) for ids in _parts(signal_ids)], wait_s)
 
 
 def is_led(run_dir: Path) -> bool:
-    """Return whether a process leads the run, as far as this machine can know."""
+    """Return whether a process leads the run, or may lead it on another machine."""
     return inspect_run(run_dir)["state"] in ("running", "open")
 
 
@@ -107,7 +108,7 @@ def _parts(signal_ids: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def _request(run_dir: Path, request: Request, wait_s: float) -> Answer:
-    """Put a request into the inbox, and wait for the answer if a process leads the run."""
+    """Write a request into the inbox. If a process leads the run, wait for its answer."""
     folder = emergency_folder(run_dir)
     name = submit(folder, request)
     if not is_led(run_dir):

@@ -1,4 +1,4 @@
-"""Checks a policy's decision before Tamiyo acts on it. Each check returns the problem, or None."""
+"""Checks a policy's decision before Tamiyo carries it out. Each check returns the problem, or None."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from esper.leyline.decisions import Decision
 from esper.leyline.state import RoundState
 
 Problem = tuple[str, str]
-"""(fault of a decision, the values that show the fault)."""
+"""(description of the problem, the values that show it)."""
 
 
 def malformed(decision: Decision) -> Problem | None:
@@ -45,7 +45,7 @@ def unsound(decision: Decision, state: RoundState) -> Problem | None:
 
 
 def _checked(value: Any) -> Any:  # Any: the value of a field, perhaps of a wrong type
-    """Return the value with every message in it validated again. Raises: ValidationError."""
+    """Validate every message in the value again, and return it. Raises: ValidationError."""
     if isinstance(value, Message):
         return type(value).model_validate({name: _checked(field) for name, field in vars(value).items()})
     return tuple(map(_checked, value)) if isinstance(value, tuple) else value

@@ -1,7 +1,7 @@
 """The training samples of each optimizer step, and the key of its random streams.
 
-Both depend only on the run seed and the step. They are computed for many steps at once. One step at a time would take
-ten times as long, because the training between two steps replaces this code in the processor's caches.
+Both depend only on the run seed and the step. They are computed for many steps at once. A computation for one step at a
+time would take ten times as long, because the training between two steps removes this code from the processor's caches.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from esper.ground.random_streams import generator, stream_key
 
 STEPS_AHEAD, SAMPLES_AHEAD = 64, 4_096
-"""Largest number of steps that are computed at once, and largest number of their samples."""
+"""Largest number of steps that are computed at once, and largest number of samples in these steps."""
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -30,8 +30,8 @@ class Draw(NamedTuple):
 class TrainingOrder:
     """An endless sequence of keyed permutations of the training samples, cut into epochs and batches.
 
-    An epoch has the next `epoch_samples` samples of the sequence, in full batches. An incomplete last batch is not
-    used.
+    Each epoch uses the next `epoch_samples` samples of the sequence, in full batches. It does not use the samples of an
+    incomplete last batch.
     """
 
     def __init__(self, run_seed: int, indices: Indices, epoch_samples: int, batch_size: int) -> None:
@@ -41,18 +41,19 @@ class TrainingOrder:
         """Number of full batches in an epoch."""
         self._ahead: dict[int, Draw] = {}
         self._permutations: dict[int, Indices] = {}
-        """Lap (number of the permutation) -> permutation. At most two are stored, because a batch may span two."""
+        """Lap (number of a permutation) -> permutation. At most two are stored, because a batch may need two."""
 
     def draw(self, step: int) -> Draw:
-        """Return the samples and the key of an optimizer step. Steps may be in any order."""
+        """Return the samples and the key of an optimizer step. The caller may request steps in any order."""
         if step not in self._ahead:
             self._ahead = self._draws_from(step)
         return self._ahead[step]
 
     def _draws_from(self, first: int) -> dict[int, Draw]:
-        """Return the draws of step `first` and of the steps after it, as far as they need no later permutation.
+        """Return the draws of step `first` and of some steps after it.
 
-        The permutation of the next lap is computed only when a step needs it, because the run may end before.
+        The last of these steps needs no later permutation than `first`. So the next permutation is computed only when a
+        step needs it, because the run may end before this step.
         """
         most = max(1, min(STEPS_AHEAD, SAMPLES_AHEAD // self._batch_size))
         lap = self._last_lap(first)

@@ -1,4 +1,4 @@
-"""Finds what a seed reaches by its gradient, what memory it shares, and what its call changes in the host."""
+"""Finds parameters that a seed's gradient reaches, memory that a seed shares, and changes that its call makes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.autograd.graph import Node
 from esper.user_code.attributes import Held, Leaf, Limits, held_by, path_in_words
 
 WHOLE = Limits(values=2**40, whole_bytes=2**60)
-"""Limits without effect, so that every tensor is read whole."""
+"""Limits that are never reached, so that every tensor is read whole."""
 
 
 def reachable_parameters(
@@ -33,9 +33,9 @@ def reachable_parameters(
 def strange_parameters(
     branch: Tensor, own: Iterable[Tensor], named: Mapping[str, Tensor], cut: Node | None = None
 ) -> tuple[str, ...]:
-    """Return the parameters that a backward pass from `branch` would reach and that are neither in `own` nor named.
+    """Return the parameters that a backward pass from `branch` would reach, without those in `own` and `named`.
 
-    Such a parameter may be that of another host, or may not be registered in the seed.
+    Examples are a parameter of another host, and a parameter that the seed has not registered.
     """
     known = {id(tensor) for tensor in (*own, *named.values())}
     strange = [leaf for leaf in leaves_of(branch, cut) if isinstance(leaf, nn.Parameter) and id(leaf) not in known]
@@ -61,7 +61,7 @@ def leaves_of(branch: Tensor, cut: Node | None = None) -> Iterator[Tensor]:
 def sharing_memory(own: Iterable[Tensor], foreign: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Return the names of the foreign tensors that share memory with an own tensor.
 
-    The autograd graph does not show shared memory: two parameters over the same memory are two leaves.
+    The autograd graph does not show shared memory, because two parameters with the same memory are two leaves.
     """
     places = {_place(tensor) for tensor in own if tensor.numel()}
     return tuple(sorted(name for name, tensor in foreign.items() if tensor.numel() and _place(tensor) in places))
@@ -74,13 +74,13 @@ def _place(tensor: Tensor) -> tuple[torch.device, int]:
 def record_of(host: nn.Module, seeds: Mapping[str, Tensor], batch: object) -> Held:
     """Return the digests of everything that the call of a seed must not change, by name.
 
-    These are the attributes, modes and hooks of the host's modules; the values, gradients, hooks and `requires_grad` of
-    its tensors and of the tensors of other seeds; and the batch. A change through `Tensor.data` or numpy is found, too,
-    because values are compared.
+    The record has the attributes, modes and hooks of the host's modules; the values, gradients, hooks and
+    `requires_grad` of the tensors of the host and of other seeds; and the batch. It contains digests of values, so a
+    change through `Tensor.data` or numpy is found, too.
 
     Args:
         seeds: The tensors of the other seeds, by name.
-        batch: The input of the host in this step. None: there is none.
+        batch: Input of the host in this step. None: the host has no input now.
     """
     tensors = {**dict(host.named_parameters()), **dict(host.named_buffers()), **seeds}
     gradients = {f"{name}.grad": tensor.grad for name, tensor in tensors.items() if tensor.grad is not None}
