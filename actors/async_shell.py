@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextvars import Context
 from typing import Any
 
 from actors.shell import ActorSpec, BaseShell, Envelope, Reply, sendable_errors
@@ -57,7 +58,7 @@ class AsyncShell(BaseShell):
     async def _begin(self) -> None:
         """Start the component, or wait for its start. Tasks that it creates belong to no caller's trace."""
         if self._starting is None:
-            self._starting = asyncio.ensure_future(self._start())
+            self._starting = asyncio.get_running_loop().create_task(self._start(), context=Context())
         await asyncio.shield(self._starting)
 
     async def _start(self) -> None:

@@ -36,6 +36,9 @@ class Component:
     async def starts(self) -> int:
         return self.started
 
+    async def trace_of_the_start(self) -> str:
+        return self.background
+
     async def wait(self) -> str:
         await self.told.wait()
         count("esper.signal.published")
@@ -102,13 +105,14 @@ async def test_a_start_that_fails_fails_every_message() -> None:
         await actor.call("starts", HERE, ())
 
 
-async def test_work_in_the_background_belongs_to_no_callers_trace(tmp_path: Path) -> None:
+async def test_a_call_continues_the_trace_of_its_caller_and_the_start_belongs_to_none(tmp_path: Path) -> None:
     actor = shell(telemetry_folder=tmp_path / "actor")
     with Telemetry.start(tmp_path / "caller", "conductor", "run") as telemetry, use(telemetry), span("call"):
         here = traceparent()
         answer = asyncio.ensure_future(actor.call("wait", Envelope(3, here), ()))
         await actor.call("tell", HERE, ())
-    assert (await answer).value.split("-")[1] == here.split("-")[1]
+        assert (await answer).value.split("-")[1] == here.split("-")[1]
+        assert (await actor.call("trace_of_the_start", HERE, ())).value == ""
 
 
 @pytest.mark.parametrize("generation", [2, 4])
