@@ -1,7 +1,7 @@
-"""The class of the actors whose components have coroutines as methods.
+"""The class of actors that call the coroutines of a component's object.
 
-Ray runs all messages of such an actor in one event loop, so a method that waits does not delay the others. The actor
-has no concurrency groups, because Ray gives each group its own event loop.
+Ray runs all messages of such an actor in one event loop, so a coroutine that waits does not delay other messages. The
+actor has no concurrency groups, because Ray would run each group in another event loop.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from esper.telemetry.context import use
 class AsyncShell(BaseShell):
     """The actor of a component with coroutines. The component's coroutine `start` runs once, before all others.
 
-    Ray runs the constructor outside the event loop, so `start` is called at the first message.
+    The first message calls `start`, because Ray runs the constructor outside of the event loop.
     """
 
     def __init__(self, spec: ActorSpec) -> None:
@@ -27,7 +27,7 @@ class AsyncShell(BaseShell):
         self._starting: asyncio.Future[None] | None = None
 
     async def pid(self) -> int:
-        """Return the process id. The answer shows that the component has started. Raises: Exception: it did not."""
+        """Return the process id after the start of the component. Raises: Exception: the error of the start."""
         await self._begin()
         return os.getpid()
 
@@ -56,7 +56,7 @@ class AsyncShell(BaseShell):
             return Reply(await found(*arguments), self._counted())
 
     async def _begin(self) -> None:
-        """Start the component, or wait for its start. Tasks that it creates belong to no caller's trace."""
+        """Start the component, or wait for its start. The tasks of the component are not in the trace of a caller."""
         if self._starting is None:
             self._starting = asyncio.get_running_loop().create_task(self._start(), context=Context())
         await asyncio.shield(self._starting)

@@ -1,5 +1,5 @@
-"""The object of the emergency actor: the emergency service, on the queue in the run directory. It imports no torch, so
-that it starts quickly.
+"""The component of the emergency actor: the emergency service with the queue in the run directory. The file imports no
+torch, so that the actor starts quickly.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class EmergencyPort(Protocol):
 
 @dataclass(frozen=True)
 class SinkVariables:
-    """The environment variables that sinks name, of the process that began the run. Their values are secrets.
+    """The environment variables with secrets of sinks, read in the process that begins or resumes the run.
 
-    They are sent to the emergency actor, because Ray's processes may be older than the variables.
+    They are sent to the emergency actor, because its process may have an older environment.
     """
 
     values: Mapping[str, str] = field(repr=False)
@@ -64,7 +64,7 @@ class SinkVariables:
 
 
 def own_name() -> str:
-    """Return the name of the actor in whose process this is called."""
+    """Return the name of the actor of this process."""
     name = ray.get_runtime_context().get_actor_name()
     assert name is not None, "every actor of a run has a name"
     return name
@@ -79,7 +79,7 @@ def emergency(
     variables: SinkVariables,
     name: Callable[[], str] = own_name,
 ) -> EmergencyService:
-    """Open the emergency service of a run, and write the actor's name where publishers find it.
+    """Open the emergency service of a run, and write the name of this actor into the file that publishers read.
 
     Args:
         folder: `RUN/emergency`.
@@ -87,7 +87,7 @@ def emergency(
 
     Raises:
         RunDirectoryError: another process owns the queue.
-        EsperError: see `EmergencyService.open`; or the name could not be written.
+        EsperError: see `EmergencyService.open`. Or the name of the actor could not be written.
     """
     service = EmergencyService.open(
         folder,

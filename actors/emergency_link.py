@@ -18,26 +18,27 @@ from esper.leyline.signals import EmergencySignal
 T = TypeVar("T")
 
 LOOK_S = 0.05
-"""Seconds between two looks at the actor's process. Publishers wait about 2 s for a restart."""
+"""Seconds between two checks of the actor's process. Publishers wait only about 2 s for a restart."""
 
 
 class EmergencyLink:
-    """The methods of `EmergencyPort`. After a death each call is repeated, which changes nothing if it took effect.
+    """The `EmergencyPort` of the conductor. Any thread may call the methods.
 
-    Any thread may call them. A call returns the answer of the present process, and raises the error of a restart.
+    If the actor dies during a call, it is restarted and the call is repeated. A repeated call has no second effect. If
+    the restart fails, the call raises the error of the restart.
     """
 
     def __init__(self, remote: Remote, drain_slack_s: float, replace: Callable[[ActorLost], None]) -> None:
         """Make the link.
 
         Args:
-            drain_slack_s: Seconds beside `drain_s` after which `stop` ends the process.
-            replace: Restarts the dead actor, or raises; see `RayCrew.replace_alone`.
+            drain_slack_s: Seconds after `drain_s` at which `stop` ends the process.
+            replace: Function that restarts the dead actor, or raises an error; see `RayCrew.replace_alone`.
         """
         self._remote, self._actor, self._replace = remote, emergency_handle(remote, drain_slack_s), replace
         self._closes = False
         self._closed: Process | None = None
-        """The process that has been closed to publishers."""
+        """The actor process that was closed to publishers. None: no process was closed."""
 
     def pending(self, subscriber: str) -> tuple[EmergencySignal, ...]:
         """See `EmergencyService.pending`."""
@@ -48,7 +49,7 @@ class EmergencyLink:
         self._outliving(lambda: self._actor.acknowledge(subscriber, signal_ids))
 
     def close(self) -> None:
-        """See `EmergencyService.close`. A process that replaces a closed one is closed, too."""
+        """See `EmergencyService.close`. If a closed process dies, its successor is closed, too."""
         self._closes = True
         self._outliving(lambda: None)
 
@@ -80,19 +81,19 @@ class EmergencyLink:
 class EmergencyGuard:
     """A thread that restarts the emergency actor soon after its death.
 
-    Without it, publishers would wait until the conductor calls the actor, which it does at fences only.
+    Without this thread, publishers would wait for the next fence, at which the conductor calls the actor.
     """
 
     def __init__(self, link: EmergencyLink) -> None:
         self._link, self._over = link, threading.Event()
-        context = contextvars.copy_context()  # a new thread has no telemetry
+        context = contextvars.copy_context()  # a new thread does not have the telemetry of its creator
         self._thread = threading.Thread(
             target=context.run, args=(self._run,), name="esper emergency guard", daemon=True
         )
         self._thread.start()
 
     def close(self) -> None:
-        """Begin no further restart. Does not wait for one that has begun. Call `join` afterwards."""
+        """Begin no further restart. This method does not wait for a restart in progress; `join` waits for it."""
         self._over.set()
 
     def join(self) -> None:

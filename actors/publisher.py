@@ -1,4 +1,4 @@
-"""Publishes emergency signals from any process that is connected to a run's Ray. The conductor is not involved."""
+"""Publishes emergency signals from any process that is connected to the Ray of a run."""
 
 from __future__ import annotations
 
@@ -24,35 +24,35 @@ ASK_AGAIN_S = 0.05
 Send = Callable[[str, EmergencySignal, float], int]
 """Function (name of the actor, signal, seconds to wait) -> answer of `publish`.
 
-It raises `ActorError` or OSError if the actor gave no answer, else the error of the actor."""
+It raises `ActorError` or OSError if the actor did not answer. Otherwise it raises the error of the actor."""
 
 
 class Publisher:
     """Publishes to the emergency actor of a run. Any thread may call it.
 
-    While the actor is restarted, `publish` waits, and sends the same signal to the new process. The queue takes a
-    signal once, so a signal whose answer was lost is not published twice.
+    While the actor is restarted, `publish` waits. Then it sends the signal to the new process. If the old process had
+    accepted the signal, the queue does not accept it again.
     """
 
     def __init__(self, folder: Path, deadline_s: float, send: Send | None = None) -> None:
         """Make a publisher.
 
         Args:
-            folder: `RUN/emergency`. The file with the actor's name is in it.
-            deadline_s: `ray.publish_deadline_s`.
-            send: None: send by Ray.
+            folder: `RUN/emergency`. It has the file with the name of the actor.
+            deadline_s: Largest number of seconds to wait for an answer (`ray.publish_deadline_s`).
+            send: Function that sends a signal. None: it is sent by Ray.
         """
         self._address, self._deadline_s, self._send = folder / ADDRESS, deadline_s, send or RaySender()
 
     def publish(self, signal: EmergencySignal) -> int:
-        """Publish a signal. It is durable, and shown in the emergency word, on return.
+        """Publish a signal. On return it is durable, and the emergency word shows it.
 
         Returns:
-            The number of signals ever accepted.
+            The number of signals that the queue has accepted since it was created.
 
         Raises:
-            EmergencyUnavailable: the run is ending; or the actor gave no answer within the deadline, and the cause is
-                the first error. In the second case the signal may have been accepted.
+            EmergencyUnavailable: the run is ending, and the signal was not accepted. Or the actor did not answer within
+                the deadline, and the signal may have been accepted; the cause is then the first error.
             EmergencyQueueFull, DependencyViolationError, StoreWriteFailed: the signal was not accepted.
         """
         until, first = time.monotonic() + self._deadline_s, None
@@ -69,7 +69,7 @@ class Publisher:
 
 
 class RaySender:
-    """A `Send` by Ray. It keeps the handle of the last actor, because Ray needs a millisecond to find an actor."""
+    """A `Send` by Ray. It stores the handle of the last actor, because Ray needs a millisecond to find it by name."""
 
     def __init__(self) -> None:
         self._last: tuple[str, Any] = ("", None)  # Any: Ray's handle
@@ -90,7 +90,7 @@ class RaySender:
         if known != name:
             try:
                 actor = ray.get_actor(name)
-            except ValueError as error:  # it has no process yet, or has none any more
+            except ValueError as error:  # the actor has not started, or has ended
                 raise ActorError("emergency", f"Ray has no actor {name}") from error
             self._last = (name, actor)
         return actor

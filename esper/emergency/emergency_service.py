@@ -108,7 +108,7 @@ class EmergencyService:
         return service
 
     async def start(self, reads_inbox: bool = True) -> None:
-        """Begin to deliver signals and, if wanted, to read the inbox. Call it once."""
+        """Begin to deliver signals and, if `reads_inbox`, to read the inbox. Call it once."""
         assert self._loop is None, "start() was called twice"
         self._loop = asyncio.get_running_loop()
         self._deliveries = [self._begun(courier.run(), f"deliver to {courier.name}") for courier in self._couriers]

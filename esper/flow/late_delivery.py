@@ -1,4 +1,4 @@
-"""Sends the emergency signals that the sinks of an ended run have not got. The run itself is not resumed."""
+"""Sends the emergency signals that the sinks of an ended run have not confirmed. The run itself is not resumed."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from esper.telemetry.setup import Telemetry
 
 
 def deliver_the_rest(path: Path, identity: Identity, config: RunConfig, progress: Progress) -> None:
-    """Deliver for at most `emergency.drain_s` seconds, and report the signals that sinks still have not got.
+    """Deliver signals for at most `emergency.drain_s` seconds. Then report the signals that sinks have not confirmed.
 
-    If no signal waits for a sink, nothing is written. Requests in the inbox are not read.
+    If no signal waits for a sink, nothing is written. The inbox is not read.
 
     Args:
         path: The run directory, absolute. This process has its lease.
@@ -56,7 +56,7 @@ def deliver_the_rest(path: Path, identity: Identity, config: RunConfig, progress
 
 
 def _waits_for_a_sink(folder: Path) -> bool:
-    """Return whether a delivery to a sink waits. Dead letters do not wait."""
+    """Return whether the queue has a delivery to a sink that is not a dead letter."""
     if not (folder / QUEUE).is_dir():
         return False
     return any(
