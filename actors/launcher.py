@@ -20,6 +20,7 @@ from esper.flow.launching import BringUp
 from esper.flow.places import OnRay
 from esper.ground.clock import Clock, SystemClock
 from esper.setup.survey import Survey
+from esper.tamiyo.policy_check import policy_in_words
 from esper.task import Task
 from esper.user_code.task_reference import Reference
 
@@ -36,6 +37,7 @@ class RayLauncher:
         self.clock: Clock = SystemClock()
         self._embedded = on.embedded
         self._policy = SentPolicy.of(on.policy) if on.policy is not None else None
+        self.policy = policy_in_words(on.policy)
 
     def fault_points(self, config: RunConfig) -> Mapping[str, set[str]]:
         """Return the fault points of each process of a run with this config, by the name of the process."""

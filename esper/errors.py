@@ -306,7 +306,7 @@ class ProcessStateChanged(EsperError):
 
     def __str__(self) -> str:
         return (
-            f"{self.setting} is {self.found}, expected {self.expected} ({self.where}): the task's code changed it; "
+            f"{self.setting} is {self.found}, expected {self.expected} ({self.where}): the user's code changed it; "
             "do not change it, or restore it before the call returns"
         )
 

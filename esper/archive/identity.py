@@ -59,6 +59,8 @@ class Identity(Message):
     """`PYTHONHASHSEED` of the process that began the run. None if it was random, and in older runs."""
     text_hash: int | None = None
     """`hash` of a fixed text in that process. Another value means another order of sets. None in older runs."""
+    policy: str | None = None
+    """Class and version of the policy that decides. None in older runs."""
 
     @property
     def orders_texts_otherwise(self) -> bool:

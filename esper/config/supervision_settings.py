@@ -111,7 +111,7 @@ NO_SWITCH = {
     "EmergencyUnavailable": "the run is ending, or a restart of the emergency actor took too long",
     "SinkFailed": "the queue keeps the signal and sends it again, without any restart",
     "Drained": "the run was asked to end",
-    "ProcessStateChanged": "the code of the task changes a setting of its process, and does so again",
+    "ProcessStateChanged": "the code of the user changes a setting of its process, and does so again",
     "TheirCodeRaised": "the user's code raised it, and does so again",
     "StateNotKept": "the code of the task has state that no checkpoint saves, and would have it again",
     "CannotBeWritten": "`esper export` raises it, and runs without actors",

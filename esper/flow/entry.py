@@ -149,7 +149,8 @@ def _carry_out(
         with drain.starting():
             survey = survey_of(job.task, job.config)
             bring_up = used.prepare(survey, job.reference)
-        conductor = Conductor(used.conductor_name, bring_up, job.reference, progress or Quiet(), used.clock, drain)
+        name, progress = used.conductor_name, progress or Quiet()
+        conductor = Conductor(name, bring_up, job.reference, progress, used.clock, drain, used.policy)
         summary = conduct(conductor, survey)
         place = fixed(Path(summary.run_dir))
         return Result.of(summary, place, network=used.network(place, job.task, summary.rounds))

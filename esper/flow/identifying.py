@@ -7,7 +7,7 @@ import sys
 from datetime import datetime
 
 from esper.archive.identity import Identity
-from esper.errors import TaskError
+from esper.errors import ConfigError, TaskError
 from esper.flow.command_key import without_key_file, word_without_key_file
 from esper.ground.hash_seed import VARIABLE, hash_seed, text_hash
 from esper.ground.installed_versions import versions
@@ -22,8 +22,14 @@ ROUNDING = 1e-3
 promised on another type of processor, or on device cuda."""
 
 
-def identify(survey: Survey, run_id: str, generation: int, reference: Reference, now: datetime) -> Identity:
-    """Return the identity of a run that is about to start."""
+def identify(
+    survey: Survey, run_id: str, generation: int, reference: Reference, now: datetime, policy: str
+) -> Identity:
+    """Return the identity of a run that is about to start.
+
+    Args:
+        policy: Class and version of the policy that decides.
+    """
     return Identity(
         run_id=run_id,
         generation=generation,
@@ -47,12 +53,20 @@ def identify(survey: Survey, run_id: str, generation: int, reference: Reference,
         rehearsed_crc32c=survey.rehearsed_crc32c,
         hash_seed=hash_seed(),
         text_hash=text_hash(),
+        policy=policy,
     )
 
 
 def _shown(word: str) -> str:
     """Return a word of the command line as `run.json` shows it to people."""
     return word_without_key_file(word).encode("utf-8", "backslashreplace").decode()
+
+
+def check_same_policy(policy: str, began: Identity) -> None:
+    """Raises: ConfigError: another class or version of a policy has decided for the run."""
+    if began.policy not in (None, policy):
+        mend = f"{began.policy}, has decided for this run; resume it with that policy: on=...(policy=...)"
+        raise ConfigError("policy", policy, mend)
 
 
 def check_same_task(survey: Survey, began: Identity) -> None:

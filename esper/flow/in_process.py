@@ -24,7 +24,7 @@ from esper.flow.places import InProcess
 from esper.ground.clock import Clock, SystemClock
 from esper.setup.assembly import RunKey, make_incubator, make_kasmina, make_tamiyo, make_trainer
 from esper.setup.survey import Survey
-from esper.tamiyo.policy_check import check_policy
+from esper.tamiyo.policy_check import check_policy, policy_in_words
 from esper.task import Task
 from esper.tolaria.trainer import Trainer
 from esper.user_code.task_reference import Reference
@@ -44,7 +44,7 @@ class InProcessLauncher:
         if on.policy is not None:
             check_policy(on.policy)
         self.clock: Clock = on.clock or SystemClock()
-        self._policy = on.policy
+        self._policy, self.policy = on.policy, policy_in_words(on.policy)
         self._trainer: Trainer | None = None
 
     def fault_points(self, config: RunConfig) -> Mapping[str, set[str]]:

@@ -33,7 +33,7 @@ STEPS: tuple[tuple[type[BaseException], str], ...] = (
     (errors.PolicyDeadlineExceeded, "esper resume {run}; a longer deadline: --set policy.deadline_s=SECONDS"),
     (
         errors.ProcessStateChanged,
-        "leave the setting alone in the task and begin a new run; this one would fail again",
+        "leave the setting alone in the task and the policy, and begin a new run; this one would fail again",
     ),
     (errors.TheirCodeRaised, "mend the task's code and begin a new run; this one would fail in the same way"),
     (

@@ -30,6 +30,7 @@ from esper.leyline.signals import Level
 from esper.leyline.state import RoundState
 from esper.setup.survey import Survey
 from esper.tamiyo.heuristic import HeuristicPolicy
+from esper.tamiyo.policy_check import policy_in_words
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,8 @@ def _check_repeatable(run_dir: Path, past: Past) -> None:
         why = "a resume changed its length, and esper proves only runs of one length"
     elif other := sorted({body["cpu"] for body in starts} - {cpu_type()}):
         why = f"it ran on {', '.join(other)}, which may give other bits than this processor ({cpu_type()})"
+    elif past.identity.policy not in (None, policy_in_words(None)):
+        why = f"a policy other than the config's made its decisions: {past.identity.policy}"
     elif other := sorted({policy for policy in _policies(past) if policy != HeuristicPolicy.version}):
         why = f"a policy other than the config's made its decisions: {', '.join(other)}"
     elif level_history(past.entries, past.identity.config.emergency.calm_fences).was_ever(Level.CONSERVATIVE):

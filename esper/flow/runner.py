@@ -36,7 +36,7 @@ from esper.flow.checkpoints import Checkpoints, FenceState
 from esper.flow.command_key import command_key, without_key_file
 from esper.flow.crew import Components
 from esper.flow.going_back import Cause
-from esper.flow.identifying import check_same_task, identify
+from esper.flow.identifying import check_same_policy, check_same_task, identify
 from esper.flow.launching import BringUp
 from esper.flow.line import Line
 from esper.flow.progress import Progress
@@ -70,6 +70,8 @@ class Conductor:
     progress: Progress
     clock: Clock
     drain: Drain
+    policy: str
+    """Class and version of the policy that decides."""
 
     def begin(self, survey: Survey) -> Summary:
         """Claim a run directory and run from fence 0.
@@ -82,7 +84,7 @@ class Conductor:
         wanted = Path(survey.config.run.dir) if survey.config.run.dir is not None else None
         with RunDirectory.create(wanted, self.clock.now()) as directory:
             run_id, now = new_run_id(), self.clock.now()
-            identity = identify(survey, run_id, FIRST_GENERATION, self.reference, now)
+            identity = identify(survey, run_id, FIRST_GENERATION, self.reference, now, self.policy)
             return self._run(survey, directory.path, identity, None, secret)
 
     def resume(self, survey: Survey, directory: RunDirectory, past: Past) -> Summary:
@@ -92,11 +94,13 @@ class Conductor:
 
         Raises:
             TaskError: the network or the data differ from those at the beginning of the run.
-            ConfigError: the run has a new length that moves its fences, or that has no fence at a checkpoint.
+            ConfigError: another policy has decided for the run; or the run has a new length that moves its fences, or
+                that has no fence at a checkpoint. Nothing was written.
             RestoreImpossible: checkpoints were committed and none of them loads.
             EsperError: the run failed; its directory has the journal and the checkpoints up to the failure.
         """
         secret = _check_surroundings(survey.config)
+        check_same_policy(self.policy, past.identity)
         check_same_task(survey, past.identity)
         steps, before = survey.fence_steps, past.identity.fence_steps
         if steps[: len(before) - 1] != before[:-1]:
@@ -115,6 +119,7 @@ class Conductor:
                 "total_steps": survey.total_steps,
                 "fence_steps": survey.fence_steps,
                 "cpu": cpu_type(),
+                "policy": self.policy,
             }
         )
         return self._run(survey, directory.path, identity, past, secret)

@@ -1,10 +1,11 @@
-"""Checks a user's policy before a run, so that a wrong policy is refused before anything is written."""
+"""Checks and names a user's policy before a run, so that a wrong policy is refused before anything is written."""
 
 from __future__ import annotations
 
 from esper.errors import ConfigError
 from esper.leyline.base import is_utf8
 from esper.leyline.ports import Policy
+from esper.tamiyo.heuristic import HeuristicPolicy
 from esper.user_code.their_code import their_code
 
 LONGEST_NAME = 512
@@ -33,3 +34,14 @@ def check_policy(policy: Policy) -> None:
     if not (hasattr(policy, "decide") and callable(policy.decide)):
         mend = "it has no method decide(state, eligible, past); see esper.leyline.ports.Policy"
         raise ConfigError("policy", kind, mend)
+
+
+def policy_in_words(policy: Policy | None) -> str:
+    """Return the class and the version of a policy. None: the policy that the config names.
+
+    The class counts, because a subclass inherits the version. Its module does not count, because a script and its
+    import are two modules.
+    """
+    decides = HeuristicPolicy if policy is None else type(policy)
+    version = HeuristicPolicy.version if policy is None else policy.version
+    return f"{decides.__qualname__}, version {version}"

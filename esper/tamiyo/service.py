@@ -31,6 +31,7 @@ from esper.tamiyo.settings import RiskConfig
 from esper.telemetry.context import span
 from esper.telemetry.events import Severity, reported
 from esper.telemetry.metrics import count
+from esper.user_code.process_state import check_process
 from esper.user_code.their_code import their_code
 
 Answer = TypeVar("Answer")
@@ -81,7 +82,7 @@ class Tamiyo:
         The policy is called only if the seed's blend uses logits.
 
         Raises:
-            PolicyDeadlineExceeded, PolicyFailed: see `decide`.
+            PolicyDeadlineExceeded, PolicyFailed, ProcessStateChanged: see `decide`.
         """
         due = next((seed for seed in state.seeds if seed.due), None)
         if due is None:
@@ -103,6 +104,7 @@ class Tamiyo:
                 contradicts itself; see `esper.tamiyo.decision_checks`.
             PolicyDeadlineExceeded: the policy took longer than `policy.deadline_s`. The call is not interrupted.
             PolicyFailed: the policy raised an error, which is the cause (#15).
+            ProcessStateChanged: the policy changed a process-wide setting of torch.
         """
         with span("tamiyo decide", role="tamiyo", fence=state.fence, policy=self._policy.name):
             faults.point("tamiyo.decide", round=state.fence)
@@ -140,7 +142,7 @@ class Tamiyo:
                 raise TypeError(f"it returned {type(decision).__name__}, not a Decision")
             return decision
 
-        decision = self._ask(state.fence, decide)
+        decision = self._ask(state.fence, "decide", decide)
         problem = malformed(decision) or unsound(decision, state)
         if problem is not None:
             self._refuse(*problem)
@@ -156,14 +158,19 @@ class Tamiyo:
                 raise ValueError(f"it returned {len(found)} logits, more than {MAX_LOGITS}")
             return found
 
-        return self._ask(state.fence, logits)
+        return self._ask(state.fence, "logits", logits)
 
-    def _ask(self, fence: int, question: Callable[[], Answer]) -> Answer:
-        """Return the policy's answer. Raises: PolicyFailed, PolicyDeadlineExceeded: see `decide`."""
+    def _ask(self, fence: int, method: str, question: Callable[[], Answer]) -> Answer:
+        """Return the answer of the policy's method.
+
+        Raises:
+            PolicyFailed, PolicyDeadlineExceeded, ProcessStateChanged: see `decide`.
+        """
         start = self._clock.monotonic()
         with span("policy", role="tamiyo") as current:
             try:
                 answer = question()
+                check_process(f"policy {self._policy.name}, {method}")
             except TheirCodeRaised as error:
                 self._tell(error)
                 raise PolicyFailed(self._policy.name, fence) from error

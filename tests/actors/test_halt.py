@@ -115,7 +115,7 @@ def run_here(local: LocalActor, tmp_path: Path) -> Callable[..., Result]:
         survey = survey_of(task, tiny_config(run__dir=str(tmp_path / "run"), **overrides))
         if isinstance(task.loss, AtStep):
             task.loss.begun = True
-        return Conductor("", up, Reference(), progress or Quiet(), SystemClock(), Drain()).begin(survey)
+        return Conductor("", up, Reference(), progress or Quiet(), SystemClock(), Drain(), "scripted").begin(survey)
 
     return here
 

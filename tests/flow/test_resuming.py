@@ -40,6 +40,7 @@ from esper.flow.stopping import Drain
 from esper.ground.machine import cpu_type
 from esper.ground.tensors import state_digest
 from esper.leyline.signals import EmergencySignal, Level
+from esper.tamiyo.heuristic import HeuristicPolicy
 from esper.telemetry.events import LOG
 from esper.testing import EPOCH, Bands, ScriptedPolicy, StopAt, TinyHost, telling, tiny_config, tiny_task
 from esper.user_code.task_reference import load_task
@@ -532,12 +533,36 @@ def test_a_journal_with_a_record_of_another_version_is_refused_by_what_it_lacks(
     refused(path, StoreCorrupt, rf"a record of another version: {kind.name}\.(run_id|run_dir): is missing")
 
 
-def test_another_policy_does_not_go_on_with_a_run(tmp_path: Path) -> None:
-    watch, path = StopAt(2), tmp_path / "run"
+class Heir(HeuristicPolicy):
+    """A policy that inherits its version."""
+
+
+OWN = InProcess(policy=Heir(candidates=2, replicas=2, ramp_steps=30))
+
+
+@pytest.mark.parametrize(
+    ("began", "on"),
+    [(InProcess(), InProcess(policy=ScriptedPolicy())), (InProcess(), OWN), (OWN, InProcess())],
+    ids=["another version", "an heir", "without the heir"],
+)
+def test_another_policy_does_not_resume_a_run(tmp_path: Path, began: InProcess, on: InProcess) -> None:
+    watch, path = StopAt(1), tmp_path / "run"
     with pytest.raises(Drained):
-        run(tiny_task(), tiny_config(run__dir=str(path)), drain=watch.drain, progress=watch)
-    with pytest.raises(ConfigError, check=telling(field="policy", value="scripted-1")):
-        resume(path, tiny_task(), on=InProcess(policy=ScriptedPolicy()))
+        run(tiny_task(), tiny_config(run__dir=str(path)), on=began, drain=watch.drain, progress=watch)
+    before = files(path)
+    with pytest.raises(ConfigError, match=r", has decided for this run", check=telling(field="policy")):
+        resume(path, tiny_task(), on=on)
+    assert files(path) == before
+
+
+def test_a_run_from_before_policies_were_named_is_resumed(stopped: Callable[..., Path]) -> None:
+    path, watch = stopped(), StopAt(6)
+    told = json.loads(run_file(path).read_text())
+    del told["policy"]
+    run_file(path).write_text(json.dumps(told))
+    with pytest.raises(Drained):
+        resume(path, drain=watch.drain, progress=watch)
+    assert json.loads(run_file(path).read_text())["policy"] == "HeuristicPolicy, version heuristic-1"
 
 
 @pytest.mark.slow

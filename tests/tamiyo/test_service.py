@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from deciding import make_decision, make_pair, make_report, make_seed, make_state, make_tamiyo
 
 from esper.errors import (
@@ -14,6 +16,7 @@ from esper.errors import (
     NoSeedCandidates,
     PolicyDeadlineExceeded,
     PolicyFailed,
+    ProcessStateChanged,
 )
 from esper.leyline.commands import BlendSpec, Command, CommandKind, Operation, sign
 from esper.leyline.decisions import Decision, Hold, HoldReason, Pair, RateScale, Verdict
@@ -23,6 +26,7 @@ from esper.leyline.stages import Stage
 from esper.leyline.state import RoundState
 from esper.telemetry import Telemetry
 from esper.testing import FakeClock, ScriptedPolicy, telling
+from esper.user_code.process_state import process_state
 
 Told = Callable[[], list[str]]
 
@@ -310,6 +314,34 @@ def test_an_error_of_the_tree_passes_unchanged(telemetry: Telemetry, told: Told,
     assert caught.value is error
     assert told() == [event]
     assert failures(telemetry) == 1
+
+
+@pytest.mark.parametrize("method", ["decide", "logits"])
+@pytest.mark.parametrize(
+    ("setting", "put", "value"),
+    [
+        ("torch.is_grad_enabled()", torch.set_grad_enabled, False),
+        ("torch.get_default_dtype()", torch.set_default_dtype, torch.float64),
+    ],
+)
+def test_a_policy_that_changes_a_setting_of_torch_is_named_with_its_call(
+    told: Told, method: str, setting: str, put: Callable[[Any], None], value: Any
+) -> None:
+    def decide(*_: Any) -> Decision:
+        put(value)
+        return make_decision(make_pair("mlp"))
+
+    class Changing(ScriptedPolicy):
+        def logits(self, *_: Any) -> Any:
+            put(value)
+            return 1.0, 0.0
+
+    tamiyo = Components(policy=Changing(decide)).tamiyo
+    seed = make_seed(stage=Stage.BLENDING, due=True, blend=CONFIDENT)
+    where = f"policy scripted, {method}, process {os.getpid()}"
+    with process_state(1), pytest.raises(ProcessStateChanged, check=telling(setting=setting, where=where)):
+        tamiyo.decide(make_state()) if method == "decide" else tamiyo.advance(make_state(seeds=(seed,)))
+    assert told() == ["policy_failed"]
 
 
 @pytest.mark.parametrize("answer", [None, "try the mlp", ()])
