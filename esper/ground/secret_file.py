@@ -1,4 +1,4 @@
-"""Reads a secret from a file that only its user may read, and refuses every other file."""
+"""Reads a secret from a file that only the present user may read. Other files are refused."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ MODE = 0o600
 
 
 def read_secret(field: str, path: str, *, most_bytes: int, make: str) -> bytes:
-    """Return the content of the file without white space at its ends. It has at least one byte. No error shows the
-    content.
+    """Return the content of the file, at least one byte, without white space at its ends. No error shows the content.
 
     Args:
         field: Config key of the path, for errors.
@@ -46,7 +45,7 @@ def read_secret(field: str, path: str, *, most_bytes: int, make: str) -> bytes:
 
 
 def _check_owner(field: str, path: str, found: os.stat_result) -> None:
-    """Raises: ConfigError: it is not a regular file of this user that nobody else may use."""
+    """Raises: ConfigError: the file is not regular, belongs to another user, or has a mode other than 0600."""
     if not stat.S_ISREG(found.st_mode):
         raise ConfigError(field, path, "it is not a regular file")
     if found.st_uid != os.geteuid():

@@ -89,7 +89,7 @@ def none_stayed(log: GrowthLog, tried: int, best: str, needed: str) -> str:
             parts.append(f"best: {best} (needed: {needed})")
         refused = [one for one in log.refusals if one.reason not in RELATIVE]
         if refused:
-            parts.append("refused: " + ", ".join(_refusals(f"{one.gate} {_words(one.reason)}", one) for one in refused))
+            parts.append("refused: " + ", ".join(_refusal(f"{one.gate} {_words(one.reason)}", one) for one in refused))
     else:
         parts.append("no candidate was tried")
     parts += [
@@ -104,7 +104,7 @@ def _without(ones: Sequence[Message], gone: Sequence[Message]) -> list[Message]:
     return [one for one in ones if one not in gone]
 
 
-def _refusals(name: str, one: Refusal) -> str:
+def _refusal(name: str, one: Refusal) -> str:
     return f"{name} {one.count}x (latest: {one.figures})"
 
 

@@ -1,4 +1,4 @@
-"""Checks, before a run, that a checkpoint would save the whole state of the seeds of the user's blueprints."""
+"""Checks before a run that a checkpoint saves the whole state of seeds of the user's blueprints."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ OTHER_BITS = (
 
 
 def check_seed_states(survey: Survey) -> None:
-    """Check one seed of each blueprint of the user, for each kind and shape of slot. Built-in seeds have no such state.
+    """Check one seed of each blueprint of the user, for each kind and shape of slot.
+
+    Seeds of built-in blueprints are not checked, because a checkpoint saves all their state.
 
     Raises:
         TaskError: a seed has state that no checkpoint saves. The error names the blueprint and the attribute.

@@ -9,16 +9,17 @@ from esper.tamiyo.heuristic import HeuristicPolicy
 from esper.user_code.their_code import their_code
 
 LONGEST_NAME = 512
-"""Largest number of characters of a name or a version. Fields of a command for these are limited to it."""
+"""Largest number of characters of a name or a version. The fields of a command have the same limit."""
 
 
 def check_policy(policy: Policy) -> None:
     """Check that a policy has a name, a version and the method `decide`.
 
-    `logits` is not required: it is called only for seeds with a CONFIDENCE blend.
+    The method `logits` is not required, because it is called only for seeds with a CONFIDENCE blend.
 
     Raises:
-        ConfigError: one of them is missing or of a wrong kind. An exception of a property of the policy is its cause.
+        ConfigError: one of them is missing or has a wrong type. If a property of the policy raised an exception, this
+            exception is the cause of the error.
     """
     if isinstance(policy, type):
         raise ConfigError("policy", policy.__name__, f"give an object of the class: {policy.__name__}(...)")

@@ -1,4 +1,4 @@
-"""The initial weights of a seed, as one blob. The extra states of its modules are not among them."""
+"""The initial weights of a seed, as one blob, without the values of `get_extra_state`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from esper.ground.tensors import from_bytes, to_bytes
 
 _EXTRA = "_extra_state"
-"""Last part of the name under which torch stores the value of `get_extra_state` in a state dict."""
+"""Last part of the key of a `get_extra_state` value in a state dict."""
 
 
 def weights_of(module: nn.Module) -> bytes:
@@ -16,7 +16,7 @@ def weights_of(module: nn.Module) -> bytes:
 
 
 def load_weights(module: nn.Module, blob: bytes) -> None:
-    """Load the blob of `weights_of`. Each module gets its own present extra state again.
+    """Load the blob of `weights_of`. The extra state of each module does not change.
 
     Raises:
         RuntimeError: the blob is of another module.

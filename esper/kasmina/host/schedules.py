@@ -44,8 +44,8 @@ target. At 0 it returns exactly 0, at 1 exactly 1."""
 def alpha_at(step: int, start: int, blend: BlendSpec) -> float:
     """Return the scheduled alpha of a seed at an optimizer step, from 0 to `blend.alpha_target`.
 
-    Step `start` is the first step of the ramp. After it, a share of `1 / ramp_steps` of the ramp is done, so alpha is
-    more than 0 at this step.
+    Step `start` is the first step of the ramp. It counts as done, so the share of the ramp at this step is
+    `1 / ramp_steps`, and alpha is more than 0.
 
     Source: docs/growth.md.
     """

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from typing import Any
 
 FIELD, TABLE = "channels", "vectors"
-"""The field of a blend with its vector; and the key of the state's JSON with all vectors by their digest."""
+"""Names of the field of a blend with the vector, and of the table of all vectors in the JSON. Digest -> vector."""
 
 
 def packed(text: str) -> str:
-    """Return the JSON with a digest in the place of each vector, and with a table of the vectors.
+    """Return the JSON with a digest instead of each vector, and with a table of the vectors.
 
-    A text without a vector is returned unchanged.
+    A JSON text without a vector is not changed.
     """
     if f'"{FIELD}":[' not in text:
         return text
@@ -35,7 +35,7 @@ def packed(text: str) -> str:
 
 
 def unpacked(text: str) -> str:
-    """Return the JSON with each vector in its places again. Raises: ValueError: a vector is missing in the table."""
+    """Return the JSON with each digest replaced by its vector. Raises: ValueError: the table lacks a vector."""
     if f'"{TABLE}"' not in text:
         return text
     state = json.loads(text)
@@ -56,7 +56,7 @@ def unpacked(text: str) -> str:
 
 
 def _replaced(value: Any, change: Callable[[Any], Any]) -> Any:  # Any: plain values
-    """Return the value with `change` applied to every field of that name."""
+    """Return the value with `change` applied to every field named `FIELD`."""
     if isinstance(value, dict):
         return {key: change(one) if key == FIELD else _replaced(one, change) for key, one in value.items()}
     return [_replaced(one, change) for one in value] if isinstance(value, list) else value
