@@ -31,7 +31,7 @@ class RayLauncher:
     conductor_name: ClassVar[str] = CONDUCTOR
 
     def __init__(self, on: OnRay) -> None:
-        """Raises: ConfigError: `embedded` is not an `EmbeddedRay`, or `policy` is no policy or cannot be sent."""
+        """Raises: ConfigError: `embedded` is not an `EmbeddedRay`, or `policy` is not a policy or cannot be sent."""
         if on.embedded is not None and not isinstance(on.embedded, EmbeddedRay):
             raise ConfigError("embedded", on.embedded, "give an actors.embedded_ray.EmbeddedRay, or leave it out")
         self.clock: Clock = SystemClock()

@@ -200,7 +200,7 @@ def check(specs: Sequence[FaultSpec], passed: Mapping[str, Collection[str]] | No
 
     Raises:
         ConfigError: a point or role does not exist (the error names the nearest); no process passes a point; a fault
-            has a round or step that its point does not know; or an error class does not exist or cannot be made.
+            has a round or step although its point has none; or an error class does not exist or cannot be made.
     """
     for spec in specs:
         if spec.point not in POINTS:

@@ -44,7 +44,7 @@ _ACKNOWLEDGED_BYTES = 28 + len('{"subscriber":,"ids":[]}')
 _REASON_CHARACTERS = 1000
 """Largest length of a reason in a record. The rest is cut off."""
 _DAMAGE_TOLD = 16
-"""Number of damaged places for which an event each is written. One more event has the number of the others."""
+"""Largest number of events about damage. If there is more damage, one further event has the number of the rest."""
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ class OneProcess:
         """Does nothing."""
 
     def lost(self, error: EsperError, fence: int | None) -> Lost:
-        """Raises: EsperError: `error` itself; there is no process to restart."""
+        """Raise `error`, because a run in one process has no process to restart."""
         del fence
         raise error
 

@@ -141,7 +141,7 @@ def refused_as_theirs(doing: str = "") -> Iterator[None]:
 
 
 def raise_as_theirs(error: BaseException, doing: str = "") -> None:
-    """Raise an exception of the user's code as a `TaskError`. Return if the exception is not of the user's code.
+    """Raise an exception of the user's code as a `TaskError`. Do nothing if another program part raised it.
 
     Args:
         doing: See `refused_as_theirs`.

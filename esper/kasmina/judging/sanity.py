@@ -168,7 +168,7 @@ def _with_random_parameters(module: nn.Module) -> nn.Module:
 
 
 def causality_leak(forward: Forward, x_TC: Tensor) -> float:
-    """Perturb every position t > 0, each in a separate copy. Return the largest relative movement before t."""
+    """Perturb every position t > 0, each in a separate copy. Return the largest movement at positions < t."""
     other_TC, worst = with_noise(x_TC), 0.0
     for start in range(1, len(x_TC), COPIES):
         positions = torch.arange(start, min(start + COPIES, len(x_TC)), device=x_TC.device)
