@@ -32,8 +32,10 @@ def undelivered(folder: Path) -> tuple[str, ...]:
     for held in read_queue(folder / QUEUE).waiting():
         for name, delivery in held.waiting.items():
             (waiting if delivery.dead is None else dead)[name] += 1
+    unread = waiting[CONDUCTOR]
     del waiting[CONDUCTOR]
     return (
+        *([f"{unread} signals were not read; a resume reads them first"] if unread else []),
         *(f"sink {name}: {number} signals wait, and go out after a resume" for name, number in waiting.items()),
         *(f"sink {name}: {number} dead letters (see `esper queue list`)" for name, number in dead.items()),
     )

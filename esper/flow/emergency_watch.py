@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -39,18 +38,20 @@ class SignalWatch:
         Raises:
             EmergencyStop: one of the signals is a HALT.
         """
-        halt = self._take(fence, SIGNALS_AT_A_FENCE)
+        halt = self._read(fence)
         if halt is not None:
             raise EmergencyStop(halt.reason, halt.signal_id, step)
         self._set_level(fence)
 
     def hear_out(self) -> None:
-        """Close the queue, and journal every signal that waits for the conductor. Call this last, before the run ends.
+        """Close the queue and journal the signals that it holds. Call it last, before the run ends.
 
-        A HALT among these signals is journaled, but stops nothing.
+        A HALT is not taken here, because it would stop nothing: it stays in the queue, and stops the next resume. The
+        signals behind it stay, too.
         """
         self.inbox.close()
-        self._take(self._next_fence, math.inf)
+        while (signals := self.inbox.pending()) and all(signal.level < Level.HALT for signal in signals):
+            self._take(self._next_fence, signals)
 
     @contextmanager
     def explaining_halts(self) -> Iterator[None]:
@@ -65,8 +66,8 @@ class SignalWatch:
 
     def _why(self, stop: EmergencyStop) -> EmergencySignal | None:
         try:
-            return self._take(self._next_fence, SIGNALS_AT_A_FENCE)
-        except ActorError as gone:  # the run stops without the reason of the signal
+            return self._read(self._next_fence)
+        except ActorError as gone:  # the run stops anyway; only the reason is missing
             stop.add_note(f"the reason could not be read from the emergency queue: {gone}")
             return None
 
@@ -75,26 +76,25 @@ class SignalWatch:
         """The next fence. It is the fence of a signal that is read between two fences."""
         return self.at.fence + 1 if self.at.fence is not None else 0
 
-    def _take(self, fence: int, most: float) -> EmergencySignal | None:
-        """Journal the signals in the queue, batch by batch. Acknowledge each batch when its records are durable.
+    def _read(self, fence: int) -> EmergencySignal | None:
+        """Take the signals that wait, at most `SIGNALS_AT_A_FENCE` and one batch more. Return the first HALT, or None.
 
-        Args:
-            fence: The fence from which the level of the signals is in force.
-            most: Number of signals after which this call reads no further batch.
-
-        Returns:
-            The first HALT among them, or None.
+        `fence`: the fence from which the level of the signals is in force.
         """
-        heard, halts = 0, list[EmergencySignal]()
-        while heard < most and (signals := self.inbox.pending()):
-            records = [(RecordKind.SIGNAL, {**signal.model_dump(mode="json"), "fence": fence}) for signal in signals]
-            self.journal.write_many([*records])
-            self.inbox.acknowledge([signal.signal_id for signal in signals])
-            for signal in signals:
-                self.at.levels.add(fence, signal.level)
+        read, halts = 0, list[EmergencySignal]()
+        while read < SIGNALS_AT_A_FENCE and (signals := self.inbox.pending()):
+            self._take(fence, signals)
             halts += [signal for signal in signals if signal.level is Level.HALT]
-            heard += len(signals)
+            read += len(signals)
         return halts[0] if halts else None
+
+    def _take(self, fence: int, signals: Sequence[EmergencySignal]) -> None:
+        """Journal signals. Acknowledge them when their records are durable."""
+        records = [(RecordKind.SIGNAL, {**signal.model_dump(mode="json"), "fence": fence}) for signal in signals]
+        self.journal.write_many([*records])
+        self.inbox.acknowledge([signal.signal_id for signal in signals])
+        for signal in signals:
+            self.at.levels.add(fence, signal.level)
 
     def _set_level(self, fence: int) -> None:
         """Set the emergency level of a fence. Journal and report a change."""

@@ -142,11 +142,13 @@ class Line:
             self.back.store(fence)
 
     def _drained(self, fence: int) -> None:
-        """If a stop was requested, store and commit the state of the last fence. Raises: Drained."""
+        """If a stop was requested, store and commit the state of the last fence. Raises: Drained, EmergencyStop."""
         if self.drain.requested:
             if self.at.fence is not None and (self.back.memory is None or self.back.memory.fence != fence):
                 self.back.store(fence)
             self.checkpoints.settle()
+            if self.at.fence is not None:
+                self.watch.hear(fence + 1, self.fence_steps[fence])  # a HALT in the queue comes before the stop
             raise Drained(fence)
 
     # -- the present state of the run -------------------------------------------------------------------------------

@@ -324,7 +324,7 @@ def test_all_signals_that_wait_at_the_last_fence_are_in_the_journal(
 def test_a_signal_of_the_last_moment_is_heard_and_a_later_one_refused(
     run_here: Any, local: LocalActor, tmp_path: Path
 ) -> None:
-    last = signal(Level.HALT, "last")
+    last = signal(Level.ELEVATED, "last")
     local.before["close"] = lambda: local.publish(last)
     run_here(growth__enabled=False)
     kinds = [entry.kind for entry in entries(tmp_path)]
@@ -332,6 +332,14 @@ def test_a_signal_of_the_last_moment_is_heard_and_a_later_one_refused(
     assert waiting(tmp_path) == []
     with pytest.raises(EmergencyUnavailable, check=telling(signal_id="late")):
         local.publish(signal(Level.NOTICE, "late"))
+
+
+def test_a_halt_of_the_last_moment_stays_in_the_queue_for_a_resume(
+    run_here: Any, local: LocalActor, tmp_path: Path
+) -> None:
+    local.before["close"] = lambda: local.publish(signal(Level.HALT, "last"))
+    run_here(growth__enabled=False)
+    assert (heard(tmp_path), waiting(tmp_path)) == ([], ["last"])
 
 
 def test_a_signal_is_acknowledged_only_when_the_journal_has_it(

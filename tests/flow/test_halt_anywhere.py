@@ -11,13 +11,13 @@ import pytest
 
 from esper import InProcess, faults, resume, run
 from esper.archive.run_directory import run_file
-from esper.errors import Drained, EmergencyStop
+from esper.errors import Drained, EmergencyStop, StoreCorrupt
 from esper.flow.operator import Outcome, send
 from esper.flow.result import Result
 from esper.flow.tally import Tally
 from esper.leyline.signals import Level
 from esper.leyline.state import RoundState
-from esper.testing import StopAt, tiny_config, tiny_task
+from esper.testing import StopAt, fail_with, tiny_config, tiny_task
 
 OFTEN = ("tolaria.apply", "tolaria.save", "kasmina.step")
 RARELY = ("conductor.begin", "conductor.commit", "conductor.fence", "kasmina.receive", "tamiyo.decide", "tolaria.round")
@@ -124,3 +124,32 @@ def test_a_run_that_was_careful_and_stopped_ends_with_the_bits_of_one_that_was_c
             )
     ends.append(resume(run_dir, tiny_task(), on=InProcess()).weights_sha256)
     assert ends[0] == ends[1] != undisturbed.weights_sha256
+
+
+class HaltAt(StopAt):
+    """Sends a HALT when fence 2 has been passed, and does something else, too."""
+
+    def __init__(self, run_dir: Path, act: Callable[[HaltAt], object]) -> None:
+        super().__init__(99)
+        self._run_dir, self._act = run_dir, act
+
+    def fence(self, state: RoundState, tally: Tally) -> None:
+        del tally
+        if state.fence == 2:
+            assert send(self._run_dir, Level.HALT, "now", {}, wait_s=600)[1].outcome is Outcome.TAKEN
+            self._act(self)
+
+
+def test_a_halt_comes_before_a_requested_stop_and_is_not_lost_behind_another_failure(
+    tmp_path: Path, undisturbed: Result
+) -> None:
+    both, failed = tmp_path / "both", tmp_path / "failed"
+    watch = HaltAt(both, lambda watch: watch.drain.ask())
+    with pytest.raises(EmergencyStop):
+        run(tiny_task(), tiny_config(run__dir=str(both)), on=InProcess(), drain=watch.drain, progress=watch)
+    broken = HaltAt(failed, lambda _: fail_with(StoreCorrupt("x", "broken")))
+    with pytest.raises(StoreCorrupt):
+        run(tiny_task(), tiny_config(run__dir=str(failed)), on=InProcess(), progress=broken)
+    with pytest.raises(EmergencyStop):
+        resume(failed, tiny_task(), on=InProcess())
+    assert resume(failed, tiny_task(), on=InProcess()).weights_sha256 == undisturbed.weights_sha256
