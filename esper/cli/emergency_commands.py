@@ -59,7 +59,7 @@ def signal(
         print_json({**told, "state": answer.outcome.value, "why": answer.why})
     else:
         say(f"signal {sent.signal_id} ({sent.level.name}): {answer.outcome.value}{_because(answer.why)}")
-    return STRICT_FAILURE if answer.outcome is Outcome.REFUSED else DONE
+    return STRICT_FAILURE if answer.outcome in (Outcome.REFUSED, Outcome.UNKNOWN) else DONE
 
 
 @app.command("list")
@@ -203,9 +203,9 @@ def _end(run_dir: Path, ids: list[str], answers: tuple[Any, ...], *, as_json: bo
     """Print the results of a request, and return the exit code. `answers` are those of `send`, `retry` or `drop`."""
     states = Counter(answer.outcome.value for answer in answers)
     whys = [answer.why for answer in answers if answer.why]
-    state = next((one for one in ("refused", "waiting", "taken") if states[one]), "taken")
+    state = next((one for one in ("refused", "unknown", "waiting", "taken") if states[one]), "taken")
     if as_json:
         print_json({"run_dir": str(run_dir), "signals": ids, "state": state, "why": "; ".join(whys)})
     else:
         say(f"signals: {len(ids)}; {state}{_because('; '.join(whys))}")
-    return STRICT_FAILURE if state == "refused" else DONE
+    return STRICT_FAILURE if state in ("refused", "unknown") else DONE

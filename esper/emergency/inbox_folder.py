@@ -1,8 +1,8 @@
 """Reads the requests that other processes put into the inbox folder, and passes them to the queue.
 
 Any program that may write into the run directory can put any file into the inbox. So there are limits on the size and
-the number of files, only regular files are read, and a file that is not a request is refused with a reason. No file in
-the inbox can stop the run.
+the number of files, only regular files are read, and a file that is not a request is refused with a reason. Nothing in
+the inbox or in the folders of the answers can stop the run. A failed change of these folders is a severe event.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from esper.durable.files import atomic_write, make_folders
+from esper.durable.files import make_folders
 from esper.emergency.intake import Intake
+from esper.emergency.request_answers import Answers
 from esper.emergency.requests import (
     FIRST,
     INBOX,
     MOST_BYTES,
     REFUSED,
     REQUESTS,
+    TAKEN,
     Refusal,
     Request,
     RetryRequest,
@@ -34,13 +36,12 @@ from esper.emergency.requests import (
 from esper.errors import ConfigError, DependencyViolationError, EmergencyQueueFull, StoreWriteFailed
 from esper.ground.clock import Clock
 from esper.ground.problems import first_problem
+from esper.telemetry.events import Severity, severe
 
 MOST_NAMES = 10_000
 """Largest number of names that one call of `names` reads. With it, the call takes milliseconds in any folder."""
 MOST_TAKEN = 64
 """Largest number of names that one call of `names` returns."""
-MOST_REFUSALS = 1000
-"""Largest number of files in `refused/`. If there are more, the oldest are removed."""
 MOST_CONTENT = 4096
 """Largest number of bytes of a refused file that are copied into its refusal."""
 
@@ -51,26 +52,29 @@ class InboxFolder:
     """The reader of one inbox. Only the thread that calls the queue may call `take`.
 
     Args:
-        folder: `RUN/emergency`. Its folders `inbox` and `refused` are made.
+        folder: `RUN/emergency`. Its folder `inbox` is made.
         run_id: Id of the run. A signal with another id of a run is refused.
 
     Raises:
-        StoreWriteFailed: a folder could not be made.
+        StoreWriteFailed: the inbox could not be made.
     """
 
     def __init__(self, folder: Path, intake: Intake, run_id: str, clock: Clock) -> None:
-        self._inbox, self._refused = folder / INBOX, folder / REFUSED
+        self._inbox = folder / INBOX
+        self._taken, self._refused = Answers(folder / TAKEN), Answers(folder / REFUSED)
         self._intake, self._run_id, self._clock = intake, run_id, clock
-        for path in (self._inbox, self._refused):
-            make_folders(path)
+        self._stuck: set[str] = set()
+        """Names of files that were read and cannot be removed. They are not read again."""
+        self._is_readable = True
+        make_folders(self._inbox)
 
     def names(self) -> list[str]:
         """Return the names of some files in the inbox, those of HALT signals first.
 
         Folders are ignored. So are files whose names begin with a dot, because they are still being written.
 
-        Raises:
-            StoreWriteFailed: the inbox was removed, or cannot be read.
+        An inbox that was removed is made again. That, and an inbox that cannot be read, is a severe event; then no
+        files wait.
         """
         try:
             with os.scandir(self._inbox) as entries:
@@ -80,7 +84,11 @@ class InboxFolder:
                     if not entry.name.startswith(".") and not entry.is_dir(follow_symlinks=False)
                 ]
         except OSError as error:
-            raise StoreWriteFailed(str(self._inbox), "reading the inbox of emergency signals") from error
+            self._mend(error)
+            return []
+        self._is_readable = True
+        self._stuck.intersection_update(found)
+        found = [name for name in found if name not in self._stuck]
         return sorted(found, key=lambda name: (not name.startswith(FIRST), name))[:MOST_TAKEN]
 
     def take(self, name: str) -> None:
@@ -88,7 +96,7 @@ class InboxFolder:
 
         Raises:
             EmergencyUnavailable: the queue accepts no more signals. The file stays in the inbox.
-            StoreWriteFailed: the effect, the refusal or the removal could not be made durable. The file may be left.
+            StoreWriteFailed: the queue could not make the effect or the refusal durable. The file stays in the inbox.
         """
         try:
             content = self._read(name)
@@ -110,6 +118,8 @@ class InboxFolder:
             self._carry_out(request)
         except (ConfigError, DependencyViolationError, EmergencyQueueFull) as error:
             self._refuse(name, error, str(error), content)
+        else:
+            self._taken.move_here(self._inbox / name, _safe(name))
 
     def _read(self, name: str) -> bytes:
         """Return the content of a file. Raises: OSError: it cannot be read, is not a regular file, or is too large."""
@@ -149,30 +159,32 @@ class InboxFolder:
         self._refuse(name, error, why, content)
 
     def _refuse(self, name: str, error: Exception, why: str, content: bytes) -> None:
-        """Write the reason for the refusal of a file. It is durable on return."""
+        """Write the reason for the refusal of a file."""
         refusal = Refusal(
             error=type(error).__name__,
             why=why,
             refused_at=self._clock.now(),
             content=content[:MOST_CONTENT].decode(errors="replace"),
         )
-        self._forget_oldest()
-        atomic_write(self._refused / _safe(name), refusal.model_dump_json().encode())
-
-    def _forget_oldest(self) -> None:
-        """Remove the oldest refusals until there is room for a new one."""
-        with os.scandir(self._refused) as entries:
-            found = [entry for entry in islice(entries, MOST_NAMES) if entry.is_file(follow_symlinks=False)]
-        if (more := len(found) - MOST_REFUSALS + 1) > 0:
-            for entry in sorted(found, key=lambda entry: entry.stat(follow_symlinks=False).st_mtime_ns)[:more]:
-                os.unlink(entry.path)
+        self._refused.write(_safe(name), refusal.model_dump_json().encode())
 
     def _remove(self, name: str) -> None:
         try:
             (self._inbox / name).unlink(missing_ok=True)
         except OSError as error:
             if error.errno != errno.EISDIR:  # a folder that took the place of the file is ignored
-                raise StoreWriteFailed(str(self._inbox / name), "removing a request that was read") from error
+                self._stuck.add(name)
+                severe("emergency_inbox_stuck", Severity.ERROR, file=str(self._inbox / _safe(name)), why=str(error))
+
+    def _mend(self, problem: OSError) -> None:
+        """Make the inbox again if it was removed. Until it can be read, it is reported once."""
+        if self._is_readable:
+            severe("emergency_inbox_unreadable", Severity.CRITICAL, folder=str(self._inbox), why=str(problem))
+        self._is_readable = False
+        try:
+            make_folders(self._inbox)
+        except StoreWriteFailed:
+            return  # it was reported above, and the next look tries again
 
 
 def _all_done(otherwise: str, asked: Sequence[str], done: Sequence[str]) -> None:

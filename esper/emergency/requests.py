@@ -1,12 +1,13 @@
 """Requests from another process to a run: a signal, or an operator's order about the queue. Each request is a file.
 
 RUN/emergency/inbox/NAME.json      a request that waits
+RUN/emergency/taken/NAME.json      a request that was carried out
 RUN/emergency/refused/NAME.json    the reason why a request was refused
 
 The other process writes the file with `submit`. The process that owns the queue reads the file and carries out the
-request. It removes the file when the effect is durable in the queue. If it refuses the request, it first writes the
-reason, then removes the file. So if the file is missing in `inbox/`, the request was refused if `refused/` has a file
-of the same name, and carried out if not.
+request. It moves the file to `taken/` when the effect is durable in the queue. If it refuses the request, it first
+writes the reason, then removes the file. A request with a file in none of the three folders has no answer: somebody
+removed a file, or an answer could not be written.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from esper.errors import StoreCorrupt
 from esper.leyline.base import Message
 from esper.leyline.signals import EmergencySignal, Level
 
-INBOX, REFUSED = "inbox", "refused"
+INBOX, TAKEN, REFUSED = "inbox", "taken", "refused"
 MOST_BYTES = 65_536
 """Largest size of a file in one of the two folders. A larger file in the inbox is refused."""
 FIRST = "halt-"
@@ -89,6 +90,11 @@ def submit(folder: Path, request: Request) -> str:
 def waits(folder: Path, name: str) -> bool:
     """Return whether a request is still in the inbox."""
     return os.path.lexists(folder / INBOX / name)
+
+
+def is_taken(folder: Path, name: str) -> bool:
+    """Return whether a request was carried out. Call it when the request has left the inbox."""
+    return os.path.lexists(folder / TAKEN / name)
 
 
 def refusal(folder: Path, name: str) -> Refusal | None:

@@ -23,7 +23,7 @@ from esper.archive.run_directory import RunDirectory, emergency_folder, telemetr
 from esper.emergency.emergency_service import subscribers
 from esper.emergency.queue import EmergencyQueue
 from esper.emergency.reading import QUEUE
-from esper.emergency.requests import DropRequest, Request, RetryRequest, SignalRequest, refusal, submit, waits
+from esper.emergency.requests import DropRequest, Request, RetryRequest, SignalRequest, is_taken, refusal, submit, waits
 from esper.errors import ConfigError
 from esper.ground.clock import SystemClock
 from esper.ground.problems import first_problem
@@ -45,6 +45,8 @@ class Outcome(StrEnum):
     WAITING = "waiting"
     """The request is in the inbox. The process that leads the run, or the next resume, will carry it out."""
     REFUSED = "refused"
+    UNKNOWN = "unknown"
+    """It has left the inbox without an answer: somebody removed a file, or the answer could not be written."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,11 @@ def _request(run_dir: Path, request: Request, wait_s: float) -> Answer:
         if time.monotonic() >= until:
             return Answer(Outcome.WAITING, f"it was not taken within {wait_s:g} s; it stays in the inbox")
         time.sleep(LOOK_S)
-    refused = refusal(folder, name)
-    return Answer(Outcome.REFUSED, refused.why) if refused is not None else Answer(Outcome.TAKEN, "")
+    if is_taken(folder, name):
+        return Answer(Outcome.TAKEN, "")
+    if (refused := refusal(folder, name)) is not None:
+        return Answer(Outcome.REFUSED, refused.why)
+    return Answer(Outcome.UNKNOWN, "the request has left the inbox without an answer; see esper queue list")
 
 
 def _ordered(run_dir: Path, requests: Sequence[RetryRequest | DropRequest], wait_s: float) -> tuple[Answer, ...]:

@@ -12,13 +12,13 @@ from queues import signal
 from recording import Recording
 from services import queue_in, running, until, word_in
 
-from esper.emergency import emergency_service, inbox_folder
+from esper.emergency import emergency_service, inbox_folder, request_answers
 from esper.emergency.emergency_service import QUEUE
 from esper.emergency.inbox_folder import MOST_TAKEN, InboxFolder
 from esper.emergency.intake import Intake
 from esper.emergency.queue import EmergencyQueue
 from esper.emergency.reading import read_queue
-from esper.emergency.requests import DropRequest, Refusal, RetryRequest, SignalRequest, refusal, submit, waits
+from esper.emergency.requests import DropRequest, Refusal, RetryRequest, SignalRequest, is_taken, refusal, submit, waits
 from esper.errors import StoreCorrupt, StoreWriteFailed
 from esper.leyline.signals import EmergencySignal, Level
 from esper.telemetry.context import use
@@ -58,7 +58,7 @@ async def test_a_signal_from_outside_is_published_and_stops_the_trainers(tmp_pat
         name = submit(tmp_path, SignalRequest(signal=signal("halt", Level.HALT)))
         assert await answer(tmp_path, name) is None  # a repetition, as after a crash before the file was removed
         assert len(await service.pending("conductor")) == 2
-    assert list((tmp_path / "refused").iterdir()) == []
+    assert not (tmp_path / "refused").exists()
 
 
 async def test_after_the_close_a_request_waits_for_the_next_owner(
@@ -243,16 +243,109 @@ def test_a_look_into_a_strangers_folder_reads_a_bounded_number_of_names(
 async def test_the_number_of_refusals_is_bounded_and_the_newest_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inbox_folder, "MOST_REFUSALS", 3)
+    """The files of a stranger do not look newer, whatever their times are."""
+    monkeypatch.setattr(request_answers, "MOST_ANSWERS", 3)
+    (tmp_path / "refused").mkdir()
+    for one in "xyz":
+        (tmp_path / "refused" / one).touch()
+        os.utime(tmp_path / "refused" / one, (2**32, 2**32))
     async with running(tmp_path):
         for number in range(6):
             assert await answer(tmp_path, put(tmp_path, b"x", f"{number}.json")) is not None
     assert sorted(os.listdir(tmp_path / "refused")) == ["3.json", "4.json", "5.json"]
 
 
-async def test_an_inbox_that_was_removed_is_a_failure_that_is_told(tmp_path: Path) -> None:
-    with pytest.raises(StoreWriteFailed, match="inbox"):
-        await calls_without_end(tmp_path, lambda: (tmp_path / "inbox").rmdir())
+async def test_only_a_request_that_was_carried_out_has_a_receipt(tmp_path: Path) -> None:
+    (tmp_path / "inbox").mkdir()
+    names = [submit(tmp_path, SignalRequest(signal=signal("a"))), put(tmp_path, b"x")]
+    lost = submit(tmp_path, SignalRequest(signal=signal("b")))
+    (tmp_path / "inbox" / lost).unlink()
+    async with running(tmp_path):
+        for name in names:
+            await answer(tmp_path, name)
+    assert [is_taken(tmp_path, name) for name in [*names, lost]] == [True, False, False]
+
+
+# -- a folder that was removed, replaced or locked --------------------------------------------------------------------
+
+
+def nothing_is_left(folder: Path) -> None:
+    (folder / "refused").rename(folder / "gone")
+    (folder / "taken").rename(folder / "gone-too")
+
+
+def folders_have_the_names(folder: Path) -> None:
+    for name in ("bad.json", "good.json"):
+        (folder / "refused" / name).mkdir()
+        (folder / "taken" / name).mkdir()
+
+
+def files_have_the_places(folder: Path) -> None:
+    nothing_is_left(folder)
+    (folder / "refused").touch()
+    (folder / "taken").touch()
+
+
+def links_have_the_places(folder: Path) -> None:
+    nothing_is_left(folder)
+    (folder / "refused").symlink_to(folder)
+    (folder / "taken").symlink_to(folder)
+
+
+@pytest.mark.parametrize(
+    ("harm", "lost"),
+    [(nothing_is_left, 0), (folders_have_the_names, 2), (files_have_the_places, 2), (links_have_the_places, 2)],
+)
+async def test_no_harm_to_the_answers_stops_the_service(
+    harm: Callable[[Path], None], lost: int, tmp_path: Path
+) -> None:
+    """Without its answer, a request is carried out or refused nevertheless."""
+    good = SignalRequest(signal=signal("good")).model_dump_json().encode()
+    with Telemetry.start(tmp_path / "telemetry", "emergency") as telemetry, use(telemetry):
+        async with running(tmp_path) as service:
+            for name, content in (("first.json", b"x"), ("second.json", good)):
+                await answer(tmp_path, put(tmp_path, content, name))
+            harm(tmp_path)
+            put(tmp_path, b"x", "bad.json")
+            put(tmp_path, good, "good.json")
+            await until(lambda: not os.listdir(tmp_path / "inbox"))
+            assert [one.signal_id for one in await service.pending("conductor")] == ["good"]
+    told = (tmp_path / "telemetry" / "severe-events.jsonl").read_text()
+    assert told.count("emergency_answer_lost") == lost
+    assert telemetry.counters.total("esper.signal.rejected") == 2
+
+
+async def test_an_inbox_that_was_removed_is_made_again_and_it_is_told(tmp_path: Path) -> None:
+    with Telemetry.start(tmp_path / "telemetry", "emergency") as telemetry, use(telemetry):
+        async with running(tmp_path) as service:
+            (tmp_path / "inbox").rmdir()
+            await until((tmp_path / "inbox").exists)
+            name = submit(tmp_path, SignalRequest(signal=signal("a")))
+            assert await answer(tmp_path, name) is None
+            assert [one.signal_id for one in await service.pending("conductor")] == ["a"]
+    (event,) = (tmp_path / "telemetry" / "severe-events.jsonl").read_text().splitlines()
+    assert json.loads(event)["name"] == "emergency_inbox_unreadable"
+
+
+def test_an_inbox_that_cannot_be_read_is_told_once(tmp_path: Path) -> None:
+    with Telemetry.start(tmp_path / "telemetry", "emergency") as telemetry, use(telemetry):
+        inbox = reader(tmp_path)
+        (tmp_path / "inbox").rmdir()
+        (tmp_path / "inbox").touch()
+        assert [inbox.names(), inbox.names()] == [[], []]
+    assert len((tmp_path / "telemetry" / "severe-events.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_file_that_cannot_be_removed_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(1, "Operation not permitted", str(path), missing_ok)
+
+    inbox = reader(tmp_path)
+    put(tmp_path, b"x")
+    monkeypatch.setattr(Path, "unlink", refuse)
+    (name,) = inbox.names()
+    inbox.take(name)
+    assert inbox.names() == []
 
 
 def test_a_refusal_that_esper_did_not_write_is_not_read(tmp_path: Path) -> None:
