@@ -120,9 +120,14 @@ def _by_id(plans: Iterable[HostPlan]) -> dict[tuple[str, str], HostPlan]:
 def _check_equal(what: str, found: object, wanted: object) -> None:
     """Raises: StoreCorrupt: `found` is not `wanted`."""
     if found != wanted:
-        raise StoreCorrupt("checkpoint", f"{what}: {_short(found)}, expected {_short(wanted)}")
+        texts = repr(found), repr(wanted)
+        pairs = enumerate(zip(*texts, strict=False))
+        start = max(next((place for place, (one, other) in pairs if one != other), 0) - 80, 0)
+        raise StoreCorrupt("checkpoint", f"{what}: {_short(texts[0], start)}, expected {_short(texts[1], start)}")
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."
+def _short(text: str, start: int) -> str:
+    """Return the text. If it has more than 200 characters, return 200 of them from `start`."""
+    if len(text) <= 200:
+        return text
+    return f"{'...' if start else ''}{text[start : start + 200]}{'...' if start + 200 < len(text) else ''}"

@@ -24,7 +24,7 @@ def command_key(config: RunConfig) -> bytes:
 
     Raises:
         ConfigError: the file is missing, unreadable, a symbolic link or not a regular file; it belongs to another user;
-            its mode is not 0600; or its content is empty, too short or too long.
+            its mode is not 0600; or its content is empty, too short, too long or one byte repeated.
     """
     path = config.ray.command_key_file
     return secrets.token_bytes(LEAST_BYTES) if path is None else _read(path)
@@ -34,6 +34,8 @@ def _read(path: str) -> bytes:
     key = read_secret(FIELD, path, most_bytes=MOST_BYTES, make=MAKE)
     if len(key) < LEAST_BYTES:
         raise ConfigError(FIELD, path, f"it has {len(key)} bytes, and a key needs at least {LEAST_BYTES}; {MAKE}")
+    if len(set(key)) == 1:
+        raise ConfigError(FIELD, path, f"each of its bytes is the same, which anyone can guess; {MAKE}")
     return key
 
 

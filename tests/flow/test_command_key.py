@@ -45,6 +45,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda path: write(path, b""), "it is empty; make a key with"),
     "blank": (lambda path: write(path, b" \n"), "it is empty"),
     "short": (lambda path: write(path, b"k" * 31 + b"\n"), "it has 31 bytes, and a key needs at least 32"),
+    "one byte": (lambda path: write(path, bytes(64)), "each of its bytes is the same"),
     "long": (lambda path: write(path, b"k" * 4097), "it has more than 4096 bytes, which is too long; make a key with"),
 }
 
@@ -67,7 +68,7 @@ def test_a_file_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.M
         command_key(tiny_config(ray__command_key_file=str(path)))
 
 
-@pytest.mark.parametrize("content", [KEY, KEY + b"\n", b"\n " + KEY + b"\r\n", b"k" * 32])
+@pytest.mark.parametrize("content", [KEY, KEY + b"\n", b"\n " + KEY + b"\r\n", b"k" * 31 + b"l"])
 def test_the_key_is_what_the_file_holds_without_white_space_around_it(tmp_path: Path, content: bytes) -> None:
     path = write(tmp_path / "key", content)
     assert command_key(tiny_config(ray__command_key_file=str(path))) == content.strip()

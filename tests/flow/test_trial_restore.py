@@ -20,6 +20,7 @@ from esper.archive.run_directory import checkpoints_folder
 from esper.config.checkpoint_settings import CheckpointConfig
 from esper.durable.streams import write_stream
 from esper.errors import DependencyViolationError, Drained, StoreCorrupt
+from esper.flow.agreement import _check_equal
 from esper.flow.checkpoints import Checkpoints
 from esper.flow.trial_restore import TrialRestore
 from esper.ground.tensors import state_crc32c
@@ -218,6 +219,11 @@ def test_an_edited_checkpoint_is_put_aside_and_the_one_before_is_gone_on_from(ke
     *before, last = kept.past.commits
     assert kept.latest((*before, kept.sealed(last, edit))) == 5
     assert (kept.folder / "quarantine" / last.file).exists()
+
+
+def test_two_long_values_are_shown_where_they_differ() -> None:
+    with pytest.raises(StoreCorrupt, match=r"plans: \.\.\..* 1\], expected \.\.\..* 2\]"):
+        _check_equal("plans", [0] * 500 + [1], [0] * 500 + [2])
 
 
 class Moody(torch.optim.Adam):

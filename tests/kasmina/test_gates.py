@@ -285,7 +285,8 @@ def failed(lived: Any) -> list[GateReport]:
     return [report for report in lived.gates if not report.passed]
 
 
-CRITICAL = {"fallback_requested", "fallback_used", "fallback_status", "stage_mismatch", "isolation_violated"}
+CRITICAL = {"fallback_requested", "fallback_used", "fallback_status", "stage_mismatch"}
+CRITICAL |= {"isolation_violated", "reset_incomplete"}
 OWN_EVENT = {
     "fallback_requested": "tamiyo_fallback_requested",
     "fallback_status": "fallback_status_rejected",

@@ -13,7 +13,14 @@ from esper.telemetry.events import Severity, severe
 from esper.telemetry.metrics import count
 
 CRITICAL_REASONS = frozenset(
-    ("fallback_requested", "fallback_used", "fallback_status", "stage_mismatch", "isolation_violated")
+    (
+        "fallback_requested",
+        "fallback_used",
+        "fallback_status",
+        "stage_mismatch",
+        "isolation_violated",
+        "reset_incomplete",
+    )
 )
 
 

@@ -406,6 +406,7 @@ def test_a_seed_that_left_something_behind_is_terminated_and_closes_its_slot(lif
         (Stage.RESETTING, Stage.TERMINATED),
     ]
     assert told()[-1]["fields"]["hooks_left"] == 1
+    assert told()[-1]["severity"] == "CRITICAL"
     (slot,) = life.state(7).slots
     assert slot.closed
     with pytest.raises(StageConflict, match="slot body takes no further seed"):
