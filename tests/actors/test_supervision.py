@@ -105,91 +105,7 @@ def test_at_first_all_children_are_started_in_order_and_none_is_ended() -> None:
     assert (supervisor.records, supervisor.starting(), supervisor.lives()) == ([], (), lives(NAMES, 1))
 
 
-@pytest.mark.parametrize("name", ["emergency", "tamiyo", "manager-0"])
-def test_one_for_one_starts_only_the_dead_child_in_its_next_incarnation(name: str) -> None:
-    stage = Stage()
-    assert stage.die(name) == [RestartPlan(stop=(), start=(Life(name, 2),))]
-    assert stage.states() == {State.UP}
-
-
-@pytest.mark.parametrize(
-    ("dead", "alive"), [("rank-0", "rank-2 rank-1"), ("rank-1", "rank-2 rank-0"), ("rank-2", "rank-1 rank-0")]
-)
-def test_one_for_all_ends_the_survivors_last_first_and_starts_the_group_in_order(dead: str, alive: str) -> None:
-    stage = Stage()
-    assert stage.die(dead) == [RestartPlan(stop=lives(alive.split(), 1), start=lives(RANKS, 2))]
-    assert stage.states() == {State.UP}
-
-
-def test_deaths_of_several_at_once_are_answered_by_one_plan_in_start_order() -> None:
-    stage = Stage()
-    for name in ("manager-1", "rank-1", "emergency"):
-        stage.supervisor.died(Life(name, 1), lost(name))
-    assert stage.settle() == [
-        RestartPlan(stop=lives(("rank-2", "rank-0"), 1), start=lives(("emergency", *RANKS, "manager-1"), 2))
-    ]
-    assert restarts(stage.supervisor) == {"emergency": 1, "tolaria": 1, "kasmina": 1}
-
-
-def test_a_group_that_loses_all_its_children_at_once_dies_once() -> None:
-    stage = Stage(deaths=1)
-    for name in RANKS:
-        stage.supervisor.died(Life(name, 1), lost(name))
-    assert stage.settle() == [RestartPlan(stop=(), start=lives(RANKS, 2))]
-    assert [record.name for record in stage.supervisor.records] == ["rank-0"]
-
-
-def test_a_death_counts_once_however_many_callers_see_it_and_when() -> None:
-    stage = Stage(deaths=1)
-    supervisor, life = stage.supervisor, Life("tamiyo", 1)
-    supervisor.died(life, lost("tamiyo"))
-    supervisor.died(life, lost("tamiyo"))
-    assert supervisor.state("tamiyo") is State.DOWN
-    assert supervisor.take_plan() == RestartPlan(stop=(), start=(Life("tamiyo", 2),))
-    supervisor.died(life, lost("tamiyo"))
-    assert (supervisor.take_plan(), supervisor.state("tamiyo")) == (None, State.STARTING)
-    supervisor.started(Life("tamiyo", 2))
-    supervisor.died(life, lost("tamiyo"))
-    supervisor.started(life)
-    assert (supervisor.take_plan(), supervisor.state("tamiyo")) == (None, State.UP)
-    assert restarts(supervisor) == {"tamiyo": 1}
-
-
-def test_a_start_that_is_reported_late_makes_no_dead_child_alive() -> None:
-    stage = Stage()
-    stage.supervisor.died(Life("tamiyo", 1), lost("tamiyo"))
-    stage.supervisor.started(Life("tamiyo", 1))
-    assert stage.supervisor.state("tamiyo") is State.DOWN
-    stage.supervisor.take_plan()
-    stage.supervisor.started(Life("tamiyo", 1))
-    assert stage.supervisor.state("tamiyo") is State.STARTING
-
-
 # -- a restart under way -----------------------------------------------------------------------------------------
-
-
-def test_a_death_elsewhere_during_a_restart_adds_its_own_and_disturbs_nothing() -> None:
-    stage = Stage()
-    supervisor = stage.supervisor
-    supervisor.died(Life("tamiyo", 1), lost("tamiyo"))
-    supervisor.take_plan()
-    supervisor.died(Life("emergency", 1), lost("emergency"))
-    assert supervisor.take_plan() == RestartPlan(stop=(), start=(Life("emergency", 2),))
-    assert supervisor.starting() == lives(("emergency", "tamiyo"), 2)
-    assert stage.settle() == []
-    assert restarts(supervisor) == {"tamiyo": 1, "emergency": 1}
-
-
-def test_a_death_during_the_restart_of_a_group_ends_what_was_begun_and_counts_as_another() -> None:
-    stage = Stage(deaths=2)
-    supervisor = stage.supervisor
-    supervisor.died(Life("rank-0", 1), lost("rank-0"))
-    supervisor.take_plan()
-    supervisor.started(Life("rank-0", 2))
-    supervisor.start_failed(Life("rank-1", 2), lost("rank-1"))
-    assert supervisor.take_plan() == RestartPlan(stop=lives(("rank-2", "rank-0"), 2), start=lives(RANKS, 3))
-    with pytest.raises(RestartIntensityExceeded, check=telling("rank-2", "death 3", role="tolaria")):
-        supervisor.start_failed(Life("rank-2", 3), lost("rank-2"))
 
 
 @pytest.mark.parametrize(
@@ -242,39 +158,6 @@ def test_so_many_deaths_are_restarted_and_one_more_stops_the_run(deaths: int) ->
     assert stopped.value.__cause__ is last
 
 
-@pytest.mark.parametrize(("third_s", "too_many"), [(10.0, True), (10.001, False)])
-def test_a_death_counts_until_the_window_has_slid_past_it(third_s: float, too_many: bool) -> None:
-    stage = Stage(deaths=2, within_s=10.0, without_progress=9)
-    stage.die("tamiyo")
-    stage.clock.seconds = 9.0
-    stage.die("tamiyo")
-    stage.clock.seconds = third_s
-    if too_many:
-        with pytest.raises(RestartIntensityExceeded, check=telling("death 3", "within 10", role="tamiyo")):
-            stage.die("tamiyo")
-    else:
-        stage.die("tamiyo")
-        stage.clock.seconds = 19.0  # the second is 10 s ago and counts still
-        with pytest.raises(RestartIntensityExceeded, check=telling("death 3", "within 10", role="tamiyo")):
-            stage.die("tamiyo")
-
-
-def test_deaths_that_lie_far_enough_apart_never_end() -> None:
-    stage = Stage(deaths=1, within_s=10.0, without_progress=99)
-    for _ in range(30):
-        stage.clock.move(10.5)
-        stage.die("manager-0")
-    assert restarts(stage.supervisor) == {"kasmina": 30}
-
-
-def test_deaths_are_counted_for_each_child_and_for_a_group_as_one() -> None:
-    stage = Stage(deaths=1)
-    for name in ("emergency", "tamiyo", "manager-0", "manager-1", "rank-0"):
-        stage.die(name)
-    with pytest.raises(RestartIntensityExceeded, check=telling("rank-2", "death 2", role="tolaria")):
-        stage.supervisor.died(Life("rank-2", 2), lost("rank-2"))
-
-
 def test_the_same_fence_three_times_stops_the_run_and_names_it() -> None:
     stage, last = Stage(deaths=9), lost("tamiyo")
     stage.supervisor.fence_passed(7)
@@ -284,41 +167,6 @@ def test_the_same_fence_three_times_stops_the_run_and_names_it() -> None:
     with pytest.raises(RestartIntensityExceeded, check=limit) as stopped:
         stage.die("tamiyo", last)
     assert stopped.value.__cause__ is last
-
-
-def test_time_alone_is_no_progress() -> None:
-    stage = Stage(deaths=9, within_s=10.0, without_progress=2)
-    stage.die("tamiyo")
-    stage.clock.move(1e6)
-    with pytest.raises(RestartIntensityExceeded, check=telling("fence 0", role="tamiyo")):
-        stage.die("tamiyo")
-
-
-def test_a_later_fence_in_between_is_progress() -> None:
-    stage = Stage(deaths=9, without_progress=2)
-    never_stuck(stage, "tamiyo", 9)
-    assert restarts(stage.supervisor) == {"tamiyo": 9}
-
-
-def test_fences_that_a_restore_goes_back_to_are_no_progress() -> None:
-    stage = Stage(deaths=9)
-    stage.supervisor.fence_passed(7)
-    stage.die("rank-0")
-    for fence in (5, 6, 7):
-        stage.supervisor.fence_passed(fence)
-    stage.supervisor.died(Life("rank-1", 2), lost("rank-1"))
-    stage.settle()
-    for fence in (5, 6):
-        stage.supervisor.fence_passed(fence)
-    with pytest.raises(RestartIntensityExceeded, check=telling("death 3", "fence 7", role="tolaria")):
-        stage.supervisor.died(Life("rank-0", 3), lost("rank-0"))
-
-
-def test_deaths_of_different_children_at_one_fence_are_not_added_up() -> None:
-    stage = Stage(without_progress=2)
-    for name in ("emergency", "rank-0", "tamiyo", "manager-0", "manager-1"):
-        stage.die(name)
-    assert restarts(stage.supervisor).total() == 5
 
 
 def test_a_run_that_must_stop_hands_out_no_plan_and_answers_every_death_with_the_same_error() -> None:
@@ -363,19 +211,6 @@ def test_a_declared_error_is_a_death_of_the_child_that_raised_it_which_is_ended_
         stage.die("tamiyo", PolicyFailed("own", 3))
 
 
-def test_a_declared_error_in_a_group_ends_all_of_it() -> None:
-    stage = Stage(policy={"FaultInjected": "restart"})
-    plan = RestartPlan(stop=lives(reversed(RANKS), 1), start=lives(RANKS, 2))
-    assert stage.die("rank-1", FaultInjected("tolaria.step")) == [plan]
-
-
-def test_a_child_that_raised_and_then_died_is_not_ended_again() -> None:
-    stage = Stage(policy={"ActorDoubtful": "restart"})
-    stage.supervisor.died(Life("tamiyo", 1), ActorDoubtful("tamiyo", "?"))
-    stage.supervisor.died(Life("tamiyo", 1), lost("tamiyo"))
-    assert stage.settle() == [RestartPlan(stop=(), start=(Life("tamiyo", 2),))]
-
-
 @pytest.mark.parametrize(("name", "declared"), [("tamiyo", "ActorLost"), ("rank-0", "TrainerRankLost")])
 def test_a_death_that_is_declared_to_be_raised_stops_the_run_as_it_is(name: str, declared: str) -> None:
     stage, death = Stage(policy={declared: "raise"}), lost(name)
@@ -405,20 +240,6 @@ def test_a_planned_stop_ends_all_in_reverse_order_and_counts_no_death() -> None:
     assert stage.supervisor.stop() == ()
 
 
-def test_a_planned_stop_during_a_restart_ends_what_is_being_started_too_and_starts_no_more() -> None:
-    stage = Stage()
-    supervisor = stage.supervisor
-    supervisor.died(Life("rank-1", 1), lost("rank-1"))
-    supervisor.take_plan()
-    supervisor.started(Life("rank-0", 2))
-    supervisor.died(Life("tamiyo", 1), lost("tamiyo"))
-    ranks = lives(reversed(RANKS), 2)
-    assert supervisor.stop() == (*lives(("manager-1", "manager-0"), 1), *ranks, Life("emergency", 1))
-    supervisor.started(Life("rank-1", 2))
-    assert (supervisor.take_plan(), supervisor.starting(), stage.states()) == (None, (), {State.STOPPED})
-    assert restarts(supervisor) == {"tolaria": 1}  # that of tamiyo was not begun
-
-
 # -- records of restarts ----------------------------------------------------------------------------------------
 
 
@@ -433,12 +254,6 @@ def test_every_restart_is_recorded_with_its_cause_and_fence() -> None:
         Restarted("rank-1", "tolaria", 1, "TrainerRankLost", "rank-1: its process is gone", 4),
         Restarted("tamiyo", "tamiyo", 1, "ActorLost", "tamiyo: its process is gone", 4),
     ]
-
-
-def test_a_death_is_no_restart_before_the_plan_is_taken() -> None:
-    stage = Stage()
-    stage.supervisor.died(Life("tamiyo", 1), lost("tamiyo"))
-    assert stage.supervisor.records == []
 
 
 @pytest.mark.parametrize(

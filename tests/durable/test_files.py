@@ -46,20 +46,6 @@ class FailingDisk(Disk):
         super().sync_folder(path)
 
 
-def test_a_file_is_replaced_whole_and_leaves_no_temporary(tmp_path: Path) -> None:
-    path = tmp_path / "run.json"
-    atomic_write(path, b"old")
-    atomic_write(path, b"new and longer")
-    assert path.read_bytes() == b"new and longer"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_the_bytes_are_synced_before_the_rename_and_the_name_after_it(tmp_path: Path) -> None:
-    disk = FailingDisk()
-    atomic_write(tmp_path / "run.json", b"abcde", disk=disk)
-    assert disk.calls == ["write", "write", "fsync", "rename", "sync_folder"]
-
-
 @pytest.mark.parametrize("failing", ["write", "fsync", "rename"])
 def test_a_write_that_fails_leaves_the_old_file_and_no_temporary(tmp_path: Path, failing: str) -> None:
     path = tmp_path / "run.json"
@@ -85,16 +71,6 @@ def test_a_disk_that_writes_nothing_is_an_error_and_not_an_endless_loop(tmp_path
 
     with pytest.raises(StoreWriteFailed, check=telling("run.json", doing="atomic write")):
         atomic_write(tmp_path / "run.json", b"new", disk=Full())
-
-
-def test_a_file_that_must_be_new_does_not_replace_another(tmp_path: Path) -> None:
-    path = tmp_path / "run.json"
-    atomic_write(path, b"first", replace=False)
-    with pytest.raises(StoreWriteFailed) as caught:
-        atomic_write(path, b"second", replace=False)
-    assert isinstance(caught.value.__cause__, FileExistsError)
-    assert path.read_bytes() == b"first"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_that_is_not_there_cannot_be_synced(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The framed log against truncation, bit flips, quoted frames, second writers and a disk that fails."""
+"""The framed log on a real disk: its records, its writers, a disk that fails. Damage: test_damage.py."""
 
 from __future__ import annotations
 
@@ -6,16 +6,11 @@ import errno
 import os
 import random
 import re
-import struct
-import tempfile
-import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from zlib import crc32
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from checks import RECORDS, forged
 
 from esper.durable.files import Disk
 from esper.durable.log import FramedLog, Scan, iterate, scan
@@ -24,16 +19,12 @@ from esper.errors import ConfigError, RunDirectoryError, StoreCorrupt, StoreWrit
 from esper.ground.workplace import from_here
 from esper.testing import telling
 
-RECORDS = [(1, b"first"), (2, b""), (65535, bytes(range(30))), (1, b"\xa5fr\x5a" * 3)]
-FILE_HEADER_BYTES = 30
-
 
 class FailingDisk(Disk):
-    """A real disk on which a named call fails with an errno as often as it is told, or writes a few bytes at a time."""
+    """A real disk on which a named call fails with an errno as often as it is told."""
 
     def __init__(self) -> None:
         self.failures: dict[str, list[int]] = {}
-        self.bytes_per_write: int | None = None
         self.calls: list[str] = []
 
     def _may_fail(self, call: str) -> None:
@@ -42,8 +33,7 @@ class FailingDisk(Disk):
             raise OSError(queue.pop(0), f"planted in {call}")
 
     def write(self, descriptor: int, data: memoryview, offset: int) -> int:
-        part = data[: self.bytes_per_write]
-        written = super().write(descriptor, part, offset)
+        written = super().write(descriptor, data, offset)
         self._may_fail("write")  # after the bytes went out: the worst kind, for there is something to take back
         return written
 
@@ -58,10 +48,6 @@ class FailingDisk(Disk):
     def fsync(self, descriptor: int) -> None:
         self._may_fail("fsync")
         super().fsync(descriptor)
-
-    def sync_folder(self, path: Path) -> None:
-        self._may_fail("sync_folder")
-        super().sync_folder(path)
 
 
 @pytest.fixture
@@ -81,18 +67,6 @@ def contents(found: Scan) -> list[tuple[int, bytes]]:
 
 def damage(found: Scan) -> list[LoadError]:
     return found.errors + ([found.torn_tail] if found.torn_tail else [])
-
-
-def forged(path: Path, *, version: int, claimed_bytes: int, body: bytes) -> bytes:
-    """A frame for the end of the log `path` with a header checksum that holds, made from the written format alone."""
-    salt = path.read_bytes()[10:18]
-    fields = struct.pack(">4sHHIQ", b"\xa5fr\x5a", version, 1, claimed_bytes, 0)
-    header_crc = crc32(fields, crc32(salt + struct.pack(">Q", path.stat().st_size)))
-    return fields + struct.pack(">I", header_crc) + body + struct.pack(">I", crc32(body, header_crc))
-
-
-def flips(start: int, stop: int) -> Iterator[tuple[int, int]]:
-    return ((byte, 1 << bit) for byte in range(start, stop) for bit in range(8))
 
 
 # -- what was appended is read ------------------------------------------------------------------------------------
@@ -120,100 +94,7 @@ def test_a_record_is_synced_before_append_returns_and_a_batch_is_synced_once(pat
         assert disk.calls == ["write", "fdatasync"] * 2
 
 
-def test_reopening_syncs_what_a_dead_writer_may_have_left_unsynced(path: Path) -> None:
-    written(path)
-    disk = FailingDisk()
-    FramedLog.open(path, disk=disk).close()
-    assert disk.calls == ["fsync", "sync_folder"]
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.lists(st.lists(st.tuples(st.integers(0, 65535), st.binary(max_size=200)), max_size=4), max_size=4))
-def test_the_log_equals_a_list_whatever_is_appended_and_however_often_it_is_reopened(
-    batches: list[list[tuple[int, bytes]]],
-) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "a.log"
-        expected: list[tuple[int, bytes]] = []
-        for batch in batches:
-            with FramedLog.open(path) as log:
-                sequences = log.append_many(batch)
-            expected += batch
-            assert sequences.stop == len(expected)
-            assert contents(scan(path)) == expected
-
-
 # -- damage -------------------------------------------------------------------------------------------------------
-
-
-def test_a_log_cut_at_any_byte_keeps_every_earlier_record_and_reports_the_tail(path: Path) -> None:
-    whole = written(path)
-    data = path.read_bytes()
-    ends = [frame.offset for frame in whole.frames[1:]] + [len(data)]
-    for length in range(FILE_HEADER_BYTES, len(data)):
-        path.write_bytes(data[:length])
-        found = scan(path)
-        kept = sum(end <= length for end in ends)
-        assert found.frames == whole.frames[:kept]
-        assert found.errors == []
-        torn_from = ends[kept - 1] if kept else FILE_HEADER_BYTES
-        if torn_from == length:
-            assert found.torn_tail is None
-        else:
-            assert found.torn_tail is not None
-            assert (found.torn_tail.offset, found.torn_tail.length) == (torn_from, length - torn_from)
-
-
-def test_a_log_cut_anywhere_in_its_last_record_is_mended_by_reopening(path: Path) -> None:
-    whole = written(path)
-    data, last = path.read_bytes(), whole.frames[-1].offset
-    for length in range(last + 1, len(data)):
-        path.write_bytes(data[:length])
-        with FramedLog.open(path) as log:
-            assert log.torn_tail is not None
-            assert (log.torn_tail.offset, log.torn_tail.length) == (last, length - last)
-            assert path.stat().st_size == last
-            assert log.append(9, b"x") == 3
-        assert contents(scan(path)) == [*RECORDS[:3], (9, b"x")]
-        assert damage(scan(path)) == []
-
-
-def test_any_bit_flipped_in_a_record_loses_exactly_that_record(path: Path) -> None:
-    whole = written(path)
-    data = bytearray(path.read_bytes())
-    ends = [frame.offset for frame in whole.frames[1:]] + [len(data)]
-    for byte, mask in flips(FILE_HEADER_BYTES, len(data)):
-        data[byte] ^= mask
-        path.write_bytes(data)
-        data[byte] ^= mask
-        hit = next(n for n, end in enumerate(ends) if byte < end)
-        found = scan(path)
-        assert found.frames == whole.frames[:hit] + whole.frames[hit + 1 :]
-        (error,) = damage(found)
-        assert (error.offset, error.offset + error.length) == (whole.frames[hit].offset, ends[hit])
-        assert (found.torn_tail is error) == (hit == len(ends) - 1)
-
-
-def test_a_log_with_any_bit_of_its_header_flipped_is_refused_and_left_as_it_is(path: Path) -> None:
-    written(path)
-    whole = path.read_bytes()
-    for byte, mask in flips(0, FILE_HEADER_BYTES):
-        data = bytearray(whole)
-        data[byte] ^= mask
-        path.write_bytes(data)
-        with pytest.raises(StoreCorrupt):
-            scan(path)
-        with pytest.raises(StoreCorrupt):
-            FramedLog.open(path)
-        assert path.read_bytes() == data
-
-
-@pytest.mark.parametrize("length", [0, 5, FILE_HEADER_BYTES - 1])
-def test_a_file_without_a_whole_header_is_refused(path: Path, length: int) -> None:
-    written(path)
-    path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(StoreCorrupt):
-        scan(path)
 
 
 def test_an_absent_log_cannot_be_scanned(path: Path) -> None:
@@ -221,18 +102,6 @@ def test_an_absent_log_cannot_be_scanned(path: Path) -> None:
         scan(path)
     with pytest.raises(StoreCorrupt, check=telling("a.log", "No such file")):
         next(iterate(path))
-
-
-def test_damage_between_records_survives_reopening_and_is_reported(path: Path) -> None:
-    whole = written(path)
-    data = bytearray(path.read_bytes())
-    data[whole.frames[1].offset] ^= 1
-    path.write_bytes(data)
-    with FramedLog.open(path) as log:
-        assert [error.offset for error in log.errors] == [whole.frames[1].offset]
-        assert log.torn_tail is None
-        assert log.append(5, b"later") == 4
-    assert [frame.sequence for frame in scan(path).frames] == [0, 2, 3, 4]
 
 
 def test_random_bytes_behind_the_header_yield_no_record(path: Path) -> None:
@@ -258,72 +127,10 @@ def test_records_far_behind_the_damage_are_found_wherever_the_search_window_ends
 # -- what is not a record of this log -------------------------------------------------------------------------------
 
 
-def test_a_frame_of_this_log_quoted_in_a_payload_is_not_a_record_even_if_its_carrier_is_damaged(path: Path) -> None:
-    written(path, [(1, b"quoted")])
-    frame = path.read_bytes()[FILE_HEADER_BYTES:]
-    with FramedLog.open(path) as log:
-        log.append(2, frame)
-        log.append(3, b"after")
-    whole = scan(path)
-    assert contents(whole) == [(1, b"quoted"), (2, frame), (3, b"after")]
-
-    data = bytearray(path.read_bytes())
-    data[whole.frames[1].offset + 13] ^= 1  # the carrier's header: the search then runs through its payload
-    path.write_bytes(data)
-    assert scan(path).frames == [whole.frames[0], whole.frames[2]]
-
-
-def test_a_frame_of_another_log_at_its_old_offset_is_not_a_record(tmp_path: Path, path: Path) -> None:
-    written(path, [])
-    other = tmp_path / "other.log"
-    written(other)
-    path.write_bytes(path.read_bytes() + other.read_bytes()[FILE_HEADER_BYTES:])
-    assert scan(path).frames == []
-
-
 def test_a_frame_made_by_the_written_format_is_a_record(path: Path) -> None:
     written(path, [])
-    path.write_bytes(path.read_bytes() + forged(path, version=1, claimed_bytes=3, body=b"abc"))
+    path.write_bytes(forged(path.read_bytes(), version=1, claimed_bytes=3, body=b"abc"))
     assert contents(scan(path)) == [(1, b"abc")]
-
-
-def test_a_length_is_not_believed_beyond_the_end_of_the_file(path: Path) -> None:
-    written(path, [])
-    path.write_bytes(path.read_bytes() + forged(path, version=1, claimed_bytes=PAYLOAD_LIMIT_BYTES, body=b"abc"))
-    tracemalloc.start()
-    found = scan(path)
-    _, peak_bytes = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert found.frames == []
-    assert found.torn_tail is not None
-    assert found.torn_tail.reason == "the frame is cut short"
-    assert peak_bytes < 2**20
-
-
-def test_a_length_over_the_limit_is_not_read_even_if_the_file_is_that_long(path: Path) -> None:
-    written(path, [])
-    size = path.stat().st_size
-    path.write_bytes(path.read_bytes() + forged(path, version=1, claimed_bytes=PAYLOAD_LIMIT_BYTES + 1, body=b""))
-    os.truncate(path, size + PAYLOAD_LIMIT_BYTES + 100)  # sparse: takes no room on the disk
-    (error,) = damage(scan(path))
-    assert "over the limit" in error.reason
-
-
-def test_a_frame_of_a_later_version_is_refused_and_not_cut_off_as_a_torn_tail(path: Path) -> None:
-    written(path, [])
-    path.write_bytes(path.read_bytes() + forged(path, version=2, claimed_bytes=3, body=b"abc"))
-    size = path.stat().st_size
-    for read in (scan, FramedLog.open):
-        with pytest.raises(StoreCorrupt, check=telling("a.log", "version 2")):
-            read(path)
-    assert path.stat().st_size == size
-
-
-def test_a_log_of_a_later_version_is_refused(path: Path) -> None:
-    fields = struct.pack(">8sHQQ", b"ESPERLOG", 2, 0, 0)
-    path.write_bytes(fields + struct.pack(">I", crc32(fields)))
-    with pytest.raises(StoreCorrupt, check=telling("a.log", "version 2")):
-        scan(path)
 
 
 # -- writers --------------------------------------------------------------------------------------------------------
@@ -383,48 +190,6 @@ def test_a_record_that_could_not_be_read_back_is_refused_before_anything_is_writ
 
 
 # -- a disk that fails ------------------------------------------------------------------------------------------------
-
-
-def test_short_writes_are_continued(path: Path) -> None:
-    disk = FailingDisk()
-    disk.bytes_per_write = 7
-    with FramedLog.open(path, disk=disk) as log:
-        log.append_many(RECORDS)
-    assert contents(scan(path)) == RECORDS
-
-
-@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
-def test_a_failed_write_is_taken_back_and_the_log_goes_on(path: Path, code: int) -> None:
-    disk = FailingDisk()
-    with FramedLog.open(path, disk=disk) as log:
-        log.append(1, b"kept")
-        size = path.stat().st_size
-        disk.failures["write"] = [code]
-        with pytest.raises(StoreWriteFailed) as caught:
-            log.append(2, b"a long record that is lost")
-        assert isinstance(caught.value.__cause__, OSError)
-        assert caught.value.__cause__.errno == code
-        assert path.stat().st_size == size
-        assert log.append(3, b"next") == 1
-    found = scan(path)
-    assert contents(found) == [(1, b"kept"), (3, b"next")]
-    assert damage(found) == []
-
-
-def test_a_failed_sync_closes_the_log_for_ever_and_is_not_tried_again(path: Path) -> None:
-    disk = FailingDisk()
-    with FramedLog.open(path, disk=disk) as log:
-        log.append(1, b"kept")
-        disk.failures["fdatasync"] = [errno.EIO]
-        with pytest.raises(StoreWriteFailed):
-            log.append(2, b"doubtful")
-        disk.calls.clear()
-        with pytest.raises(StoreWriteFailed, check=telling("a.log", "no more records", doing="append")):
-            log.append(3, b"refused")
-        assert disk.calls == []
-    found = scan(path)
-    assert contents(found) == [(1, b"kept")]
-    assert damage(found) == []
 
 
 @pytest.mark.parametrize("call", ["truncate", "fsync"])

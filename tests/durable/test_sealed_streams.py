@@ -122,15 +122,6 @@ def test_a_file_that_the_producer_kept_takes_nothing_more(tmp_path: Path) -> Non
     assert (tmp_path / "s").read_bytes() == b""
 
 
-def test_a_name_that_is_taken_is_refused_and_the_file_stays(tmp_path: Path) -> None:
-    saved(tmp_path / "s.pt")
-    before = (tmp_path / "s.pt").read_bytes()
-    with pytest.raises(StoreWriteFailed) as caught:
-        write_stream(tmp_path / "s.pt", lambda file: file.write(b"other"))
-    assert isinstance(caught.value.__cause__, FileExistsError)
-    assert (tmp_path / "s.pt").read_bytes() == before
-
-
 def test_what_is_no_file_is_refused_with_its_reason_and_leaves_no_descriptor(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")  # which would keep a reader waiting
     before = os.listdir("/proc/self/fd")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from esper.durable.files import Disk
 from esper.durable.log import FramedLog
 from esper.durable.log_format import Frame
 from esper.durable.segments import SegmentedLog, iterate_segments, segments
@@ -36,15 +35,6 @@ def firsts(folder: Path) -> list[int]:
     return [int(path.stem) for path in segments(folder)]
 
 
-def test_numbers_go_on_across_segments_and_reopening(tmp_path: Path) -> None:
-    filled(tmp_path).close()
-    assert firsts(tmp_path) == [0, 2, 4]
-    with opened(tmp_path) as log:
-        assert log.append_many([(7, b"a"), (8, b"b")]) == range(6, 8)
-    assert held(tmp_path) == list(range(8))
-    assert firsts(tmp_path) == [0, 2, 4, 6]
-
-
 def test_the_records_of_one_call_are_in_one_segment_however_long(tmp_path: Path) -> None:
     with opened(tmp_path) as log:
         log.append_many([(1, bytes(90))] * 3)
@@ -61,16 +51,6 @@ def test_an_empty_segment_is_not_followed_by_another(tmp_path: Path) -> None:
     assert firsts(tmp_path) == [0, 1]
     with opened(tmp_path) as log:
         assert log.append(1, b"y") == 1
-
-
-def test_a_segment_expires_whole_and_only_when_its_last_record_is_old(tmp_path: Path) -> None:
-    with filled(tmp_path) as log:
-        assert log.expire(3) == [tmp_path / f"{0:020d}.log"]
-        assert held(tmp_path) == [2, 3, 4, 5]
-        assert log.expire(3) == []
-        log.expire(1_000)
-        assert held(tmp_path) == [4, 5]
-        assert log.append(1, b"after") == 6
 
 
 def test_rewriting_keeps_numbers_drops_the_rest_and_removes_what_is_empty(tmp_path: Path) -> None:
@@ -129,29 +109,6 @@ def test_a_closed_log_says_so_and_may_be_closed_again(tmp_path: Path) -> None:
         with pytest.raises(StoreWriteFailed, check=telling("00000000000000000004.log", "closed", doing="append")):
             call()
     assert held(tmp_path) == list(range(6))
-
-
-def test_a_segment_that_cannot_be_begun_leaves_the_old_one_in_use(tmp_path: Path) -> None:
-    class Full(Disk):
-        full = False
-
-        def write(self, descriptor: int, data: memoryview, offset: int) -> int:
-            if self.full:
-                raise OSError(28, "planted")
-            return super().write(descriptor, data, offset)
-
-    disk = Full()
-    with SegmentedLog.open(tmp_path, limit_bytes=1, disk=disk) as log:
-        log.append(1, b"one")
-        disk.full = True
-        with pytest.raises(
-            StoreWriteFailed, check=telling("00000000000000000001.log", "planted", doing="atomic write")
-        ):
-            log.append(1, b"lost")
-        assert firsts(tmp_path) == [0]
-        disk.full = False
-        assert log.append(1, b"two") == 1
-    assert held(tmp_path) == [0, 1]
 
 
 def test_a_log_that_begins_at_a_number_goes_on_from_it(tmp_path: Path) -> None:

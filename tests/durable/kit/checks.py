@@ -84,6 +84,7 @@ def a_flip_loses_one_record_and_none_is_wrong(code: Code) -> None:
         damage = found.errors + ([found.torn_tail] if found.torn_tail else [])
         places = [(error.offset, error.offset + error.length) for error in damage]
         demand(places == [(whole[hit].offset, ends[hit])], f"a flip in byte {byte}: {damage}")
+        demand(bool(found.torn_tail) == (hit == len(ends) - 1), f"a flip in byte {byte}: {found.torn_tail}")
 
 
 def a_flip_in_the_file_header_refuses_the_log(code: Code) -> None:
@@ -91,6 +92,9 @@ def a_flip_in_the_file_header_refuses_the_log(code: Code) -> None:
     for byte, flipped in flips(data):
         if byte < FILE_HEADER_BYTES:
             refused(StoreCorrupt, lambda flipped=flipped: scanned(code, flipped))
+            disk = CrashDisk({LOG.name: flipped})
+            refused(StoreCorrupt, lambda disk=disk: code.log.FramedLog.open(LOG, disk=disk))
+            demand(disk.contents()[LOG.name] == flipped, "it was changed")
 
 
 def a_log_cut_at_any_byte_keeps_what_is_whole(code: Code) -> None:
