@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import ray
+from stopping import stop
 
 import esper
 from actors.embedded_ray import EmbeddedRay
@@ -22,7 +23,6 @@ from esper.cli.run_command import say_failure
 from esper.errors import (
     ActorLost,
     CallDeadlineExceeded,
-    Drained,
     FaultInjected,
     PolicyDeadlineExceeded,
     TrainerRankLost,
@@ -34,7 +34,7 @@ from esper.flow.tally import Tally
 from esper.ground.machine import is_alive
 from esper.ground.tensors import state_digest
 from esper.leyline.state import RoundState
-from esper.testing import StopAt, tiny_config, tiny_task
+from esper.testing import tiny_config, tiny_task
 
 
 def story(run_dir: Path) -> list[tuple[RecordKind, Any]]:
@@ -82,15 +82,7 @@ def test_any_number_of_managers_ends_with_the_bits_of_one_process(
 def test_a_run_on_actors_that_was_stopped_ends_as_one_that_was_not(
     embedded: EmbeddedRay, tmp_path: Path, undisturbed: Result, fence: int
 ) -> None:
-    watch = StopAt(fence)
-    with pytest.raises(Drained):
-        esper.run(
-            tiny_task(),
-            tiny_config(run__dir=str(tmp_path / "run")),
-            on=OnRay(embedded),
-            drain=watch.drain,
-            progress=watch,
-        )
+    stop(fence, tiny_task(), tiny_config(run__dir=str(tmp_path / "run")), on=OnRay(embedded))
     result = esper.resume(tmp_path / "run", tiny_task(), on=OnRay(embedded))
     assert result.weights_sha256 == undisturbed.weights_sha256
     assert result.twin_weights_sha256 == undisturbed.twin_weights_sha256

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stopping import stop
 
 import esper
 from actors.embedded_ray import EmbeddedRay
@@ -16,14 +17,14 @@ from actors.policy_transport import SentPolicy
 from esper import InProcess, OnRay
 from esper.archive.history import read_past
 from esper.archive.journal import RecordKind
-from esper.errors import ConfigError, Drained
+from esper.errors import ConfigError
 from esper.faults import Fault, FaultSpec
 from esper.leyline.decisions import Decision, Pair, RateScale
 from esper.leyline.reports import FieldReport
 from esper.leyline.stages import IN_HOST
 from esper.leyline.state import RoundState
 from esper.tamiyo.heuristic import HeuristicPolicy
-from esper.testing import StopAt, telling, tiny_config, tiny_task
+from esper.testing import telling, tiny_config, tiny_task
 
 
 class Own(HeuristicPolicy):
@@ -88,12 +89,10 @@ def test_the_spare_and_a_resume_have_the_same_policy_and_the_run_has_the_bits_of
     embedded: EmbeddedRay, tmp_path: Path
 ) -> None:
     whole = esper.run(tiny_task(), tiny_config(run__dir=str(tmp_path / "whole")), on=InProcess(policy=Own()))
-    watch, here = StopAt(11), OnRay(embedded, Own())
+    here = OnRay(embedded, Own())
     config = tiny_config(run__dir=str(tmp_path / "run"))
     kill = FaultSpec(point="tamiyo.decide", fault=Fault.KILL, role="tamiyo", round=4)
-    config = config.model_copy(update={"faults": (kill,)})
-    with pytest.raises(Drained):
-        esper.run(tiny_task(), config, on=here, progress=watch, drain=watch.drain)
+    stop(11, tiny_task(), config.model_copy(update={"faults": (kill,)}), on=here)
     with pytest.raises(ConfigError, check=telling("own-1", field="policy", value=HeuristicPolicy.version)):
         esper.resume(tmp_path / "run", tiny_task(), on=OnRay(embedded))
     again = esper.resume(tmp_path / "run", tiny_task(), on=here)

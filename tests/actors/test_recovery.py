@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import ray
+from stopping import stop
 
 import esper
 from actors import actor_start
@@ -32,7 +33,6 @@ from esper.archive.summary import failure
 from esper.config.joined import RunConfig
 from esper.errors import (
     ActorLost,
-    Drained,
     EsperError,
     FaultInjected,
     PlacementUnavailable,
@@ -48,7 +48,7 @@ from esper.flow.tally import Tally
 from esper.ground.machine import is_alive
 from esper.leyline.state import RoundState
 from esper.telemetry.events import LOG
-from esper.testing import StopAt, TinyHost, fail_with, tiny_config, tiny_task, until
+from esper.testing import TinyHost, fail_with, tiny_config, tiny_task, until
 from esper.tolaria.checkpoint_file import verify_all
 
 
@@ -93,11 +93,8 @@ def test_a_compiled_run_that_is_killed_and_resumed_ends_with_the_bits_of_one_pro
     whole = esper.run(tiny_task(), config("whole"))
     assert "FOSSILIZED" in [seed.stage for seed in whole.seeds]
     kills = FaultSpec(point="tolaria.step", fault=Fault.KILL, step=150)  # a seed is in the host
-    stop, on = StopAt(11), OnRay(embedded)
-    killed = config("run").model_copy(update={"faults": (kills,)})
-    with pytest.raises(Drained):
-        esper.run(tiny_task(), killed, on=on, progress=stop, drain=stop.drain)
-    result = esper.resume(tmp_path / "run", tiny_task(), on=on)
+    stop(11, tiny_task(), config("run").model_copy(update={"faults": (kills,)}), on=OnRay(embedded))
+    result = esper.resume(tmp_path / "run", tiny_task(), on=OnRay(embedded))
     same(result, whole)
     assert (result.restarts, result.resumes) == (1, 1)
 
@@ -285,24 +282,6 @@ def test_one_death_too_many_stops_the_run_with_its_cause_and_last_output(
     assert "what stands on standard error" in "".join(past.entries[-1].body["notes"])
 
 
-@pytest.mark.torture
-def test_deaths_at_one_fence_without_progress_stop_the_run(launch_tiny: Any) -> None:
-    fault = {"point": "tolaria.round", "fault": "kill", "round": 3, "times": 5}
-    with pytest.raises(RestartIntensityExceeded, match=r"at fence 2 with no later fence passed"):
-        launch_tiny(restarting=True, faults=[fault], supervision__deaths=9, supervision__without_progress=3)
-
-
-@pytest.mark.torture
-def test_a_manager_that_dies_too_often_stops_the_run_with_its_cause(launch_tiny: Any, tmp_path: Path) -> None:
-    fault = {"point": "kasmina.step", "fault": "kill", "step": 52, "times": 9}
-    with pytest.raises(RestartIntensityExceeded, match=r"death 3 of manager-0 .*supervision\.deaths") as caught:
-        launch_tiny(restarting=True, faults=[fault], supervision__deaths=2, supervision__without_progress=9)
-    assert type(caught.value.__cause__) is ActorLost
-    past = read_past(tmp_path / "run")
-    assert past.restarts == 2
-    assert past.entries[-1].body["error"] == "RestartIntensityExceeded"
-
-
 def test_a_manager_that_dies_again_and_again_at_one_fence_stops_the_run(launch_tiny: Any, tmp_path: Path) -> None:
     fault = {"point": "kasmina.step", "fault": "kill", "step": 52, "times": 9}
     with pytest.raises(RestartIntensityExceeded, match=r"death 3 of manager-0 at fence (\d+) with no later") as caught:
@@ -475,12 +454,6 @@ def test_a_death_during_a_restart_is_restarted_too(launch_tiny: Any, undisturbed
     result = launch_tiny(restarting=True, faults=[FIRST, {**AGAIN, "fault": "kill"}])
     same(result, undisturbed)
     assert (result.restarts, len(result.recoveries), result.fault_fired) == (2, 1, True)
-
-
-@pytest.mark.torture
-def test_a_death_during_a_restart_counts(launch_tiny: Any) -> None:
-    with pytest.raises(RestartIntensityExceeded, match="death 2 of kasmina"):
-        launch_tiny(restarting=True, faults=[FIRST, {**AGAIN, "fault": "kill"}], supervision__deaths=1)
 
 
 def test_an_error_declared_as_a_death_restarts_and_counts(launch_tiny: Any, undisturbed: Result) -> None:

@@ -150,12 +150,6 @@ def test_exceptions_that_are_not_rays_are_left_alone(error: BaseException) -> No
     assert unwrapped(error, "tamiyo") is error
 
 
-def test_an_error_keeps_the_cause_that_it_came_with_when_it_is_raised_again() -> None:
-    found = unwrapped(raised_in_method(rejected()), "kasmina")
-    assert isinstance(found, StageConflict)
-    assert isinstance(found.__cause__, KeyError)
-
-
 # -- patience ----------------------------------------------------------------------------------------------------
 
 

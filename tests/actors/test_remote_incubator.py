@@ -223,15 +223,6 @@ def test_any_number_of_managers_answers_as_one_process(
     assert all(manager.asked for manager in managers)
 
 
-def test_a_diverging_candidate_is_out_and_ends_no_manager(survey: Survey, incubator_on: Any) -> None:
-    managers, live = [LocalManager(survey) for _ in range(2)], make_trainer(survey, KEY)
-    incubator, plans = incubator_on(managers), plans_for(survey, 0, 0, ["bursting", "mlp"])
-    incubator.begin(order_of(plans, 0, halving=None), DRAWN, [live.snapshot()])
-    burst, other = incubator.collect().forks
-    assert (burst.rank, other.rank) == (None, 1)
-    assert burst.steps < other.steps == 20
-
-
 def test_a_diverging_control_is_an_error_at_collect(survey: Survey, incubator_on: Any) -> None:
     class Diverging(LocalManager):
         def ask(self, method: str, *arguments: Any, **where: Any) -> Any:
@@ -397,14 +388,6 @@ def test_losers_are_closed_and_the_twin_is_kept(survey: Survey, incubator_on: An
     assert held() == ["fork-4"]  # a run keeps one twin, and no other control
 
 
-def test_a_fork_is_made_once(survey: Survey, incubator_on: Any) -> None:
-    manager, live = LocalManager(survey), make_trainer(survey, KEY)
-    incubator = incubator_on([manager])
-    incubator.begin(order_of(plans_for(survey, 0, 0, ["mlp", "norm"]), 0), DRAWN, [live.snapshot()])
-    incubator.collect()
-    assert [method for method, _ in manager.asked].count("open") == 3
-
-
 # -- when things happen ------------------------------------------------------------------------------------------
 
 
@@ -499,14 +482,6 @@ def test_an_error_of_a_manager_is_raised_by_collect_and_not_before(survey: Surve
     manager.end()
     with pytest.raises(ActorLost, check=telling(role="kasmina")):
         incubator.collect()
-
-
-def test_an_error_of_a_manager_in_probes_is_raised_by_probe_candidates(survey: Survey, incubator_on: Any) -> None:
-    lost = HeldManager(survey)
-    lost.end()
-    incubator, live = incubator_on([LocalManager(survey), lost]), make_trainer(survey, KEY)
-    with pytest.raises(ActorLost):
-        incubator.probe_candidates(plans_for(survey, 0, 0, ["mlp", "norm"]), DRAWN, [live.snapshot()])
 
 
 def test_the_loss_of_the_twin_is_raised_where_the_twin_is_needed(survey: Survey, incubator_on: Any) -> None:

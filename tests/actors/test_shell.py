@@ -236,13 +236,6 @@ def test_an_error_that_can_be_sent_is_sent_as_it_is(error: Exception) -> None:
     assert sendable(error, "tolaria") is error
 
 
-def test_an_error_that_cannot_be_sent_is_replaced_by_its_text_and_traceback() -> None:
-    sent = sendable(chained(NeedsTwo("one", "two"), KeyError("why")), "tolaria")
-    assert (type(sent), str(sent)) == (ActorError, "tolaria: NeedsTwo: one and two")
-    assert isinstance(sent.__cause__, KeyError)
-    assert "missing 1 required positional argument" in sent.__notes__[0]
-
-
 def test_a_cause_that_cannot_be_sent_does_not_take_its_error_with_it() -> None:
     error = chained(PolicyFailed("gnn", 3), NeedsTwo("one", "two"))
     sent = sendable(error, "tamiyo")

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from damage import flip, flip_record
 
 from esper.archive.history import committed, level_history, look_at, read_past
 from esper.archive.inspection import inspect_run
@@ -28,18 +29,6 @@ def path(drained_twice: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(drained_twice, tmp_path / "run"))
 
 
-def flip(file: Path, at: int) -> None:
-    data = bytearray(file.read_bytes())
-    data[at] ^= 0xFF
-    file.write_bytes(data)
-
-
-def flip_records(file: Path, kind: RecordKind, fence: int | None = None) -> None:
-    for entry in read(file)[0]:
-        if entry.kind is kind and (fence is None or entry.body["fence"] == fence):
-            flip(file, entry.offset + 40)
-
-
 def signal(said: Level) -> EmergencySignal:
     return EmergencySignal.sealed(
         signal_id=said.name, run_id="r", generation=1, level=said, origin="operator", reason="", issued_at=EPOCH
@@ -49,81 +38,47 @@ def signal(said: Level) -> EmergencySignal:
 # -- damage ------------------------------------------------------------------------------------------------------
 
 
-def header_of_the_older(path: Path) -> str:
-    flip(journal_file(path, 1), 0)
-    return "journal-1.log"
-
-
-def header_of_the_newest(path: Path) -> str:
-    flip(journal_file(path, 2), 0)
-    return "journal-2.log"
-
-
-def older_missing(path: Path) -> str:
-    journal_file(path, 1).unlink()
-    return "journal-1.log"
-
-
-def newest_missing(path: Path) -> str:
-    journal_file(path, 2).unlink()
-    return "journal-2.log"
-
-
-def takeover_damaged(path: Path) -> str:
-    flip_records(journal_file(path, 2), RecordKind.SUPERSEDED)
-    return "journal-2.log"
-
-
-def fence_lost(path: Path) -> str:
+def lose_fence_4(path: Path) -> None:
     """The older journal says nothing of the fence that the newer one goes on from."""
-    flip_records(journal_file(path, 1), RecordKind.CHECKPOINT_BEGUN, 4)
-    flip_records(journal_file(path, 1), RecordKind.CHECKPOINT_COMMITTED, 4)
-    return "journal-2.log"
+    flip_record(journal_file(path, 1), RecordKind.CHECKPOINT_BEGUN, 4)
+    flip_record(journal_file(path, 1), RecordKind.CHECKPOINT_COMMITTED, 4)
 
 
-def foreign_run_json(path: Path) -> str:
-    run_file(path).write_text('{"run_id": 3}')
-    return "run.json"
-
-
-def no_run_json(path: Path) -> str:
-    run_file(path).unlink()
-    return "run.json"
-
-
-DAMAGES: list[Callable[[Path], str]] = [
-    header_of_the_older,
-    header_of_the_newest,
-    older_missing,
-    newest_missing,
-    takeover_damaged,
-    fence_lost,
-    foreign_run_json,
-    no_run_json,
-]
+DAMAGES: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "header of the older": ("journal-1.log", lambda path: flip(journal_file(path, 1), 0)),
+    "header of the newest": ("journal-2.log", lambda path: flip(journal_file(path, 2), 0)),
+    "older missing": ("journal-1.log", lambda path: journal_file(path, 1).unlink()),
+    "newest missing": ("journal-2.log", lambda path: journal_file(path, 2).unlink()),
+    "takeover damaged": ("journal-2.log", lambda path: flip_record(journal_file(path, 2), RecordKind.SUPERSEDED)),
+    "fence lost": ("journal-2.log", lose_fence_4),
+    "foreign run.json": ("run.json", lambda path: run_file(path).write_text('{"run_id": 3}')),
+    "no run.json": ("run.json", lambda path: run_file(path).unlink()),
+}
+"""The file that is named, and how the damage is done."""
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_whoever_goes_on_is_refused_where_it_is_open_what_counts(path: Path, damage: Callable[[Path], str]) -> None:
-    damage(path)
+def test_whoever_goes_on_is_refused_where_it_is_open_what_counts(path: Path, damage: str) -> None:
+    DAMAGES[damage][1](path)
     with pytest.raises(EsperError) as caught:
         read_past(path)
-    assert isinstance(caught.value, RunDirectoryError if damage is no_run_json else StoreCorrupt)
+    assert isinstance(caught.value, RunDirectoryError if damage == "no run.json" else StoreCorrupt)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_whoever_looks_is_shown_the_rest_and_each_damage(path: Path, damage: Callable[[Path], str]) -> None:
-    name = damage(path)
+def test_whoever_looks_is_shown_the_rest_and_each_damage(path: Path, damage: str) -> None:
+    name, harm = DAMAGES[damage]
+    harm(path)
     found = look_at(path)
     assert name in [one.file for one in found.damages if one.offset is None]
     assert found.damaged
-    assert found.newest_lost is (damage in (header_of_the_newest, newest_missing))
+    assert found.newest_lost is (damage in ("header of the newest", "newest missing"))
     assert found.entries
     assert all((checkpoints_folder(path) / written.file).exists() for written in found.commits)
 
 
 def test_what_is_lost_of_one_journal_is_all_that_is_lost(path: Path) -> None:
-    header_of_the_older(path)
+    flip(journal_file(path, 1), 0)
     found = look_at(path)
     assert [e.body["fence"] for e in found.entries if e.kind is RecordKind.ROUND_ENDED] == [5, 6]
     assert [written.fence for written in found.commits] == [5, 6]
@@ -135,13 +90,13 @@ def test_what_is_lost_of_one_journal_is_all_that_is_lost(path: Path) -> None:
 
 def test_the_journals_say_what_a_lost_run_json_said(path: Path) -> None:
     before = read_past(path).identity
-    no_run_json(path)
+    run_file(path).unlink()
     assert look_at(path).identity == before
 
 
 def test_where_the_record_of_a_fence_is_lost_nothing_later_is_shown_as_if_it_counted(path: Path) -> None:
     for kind in (RecordKind.CHECKPOINT_BEGUN, RecordKind.CHECKPOINT_COMMITTED):
-        flip_records(journal_file(path, 2), kind, 5)
+        flip_record(journal_file(path, 2), kind, 5)
     with Journal(path, 3) as journal:
         journal.supersede(5)
     found = look_at(path)
@@ -151,7 +106,7 @@ def test_where_the_record_of_a_fence_is_lost_nothing_later_is_shown_as_if_it_cou
 
 
 def test_a_damaged_record_that_decides_nothing_is_told_and_no_reason_to_refuse(path: Path) -> None:
-    flip_records(journal_file(path, 1), RecordKind.ROUND_ENDED, 2)
+    flip_record(journal_file(path, 1), RecordKind.ROUND_ENDED, 2)
     (damage,) = read_past(path).damages
     assert (damage.file, damage.torn, look_at(path).damaged) == ("journal-1.log", False, True)
     assert damage.offset is not None

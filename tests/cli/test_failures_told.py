@@ -37,19 +37,15 @@ class Harming(Terminal):
             self.harm(self.path)
 
 
-def remove_the_journal(run_dir: Path) -> None:
-    journal_file(run_dir, 1).unlink()
+HARMS: list[Callable[[Path], object]] = [
+    shutil.rmtree,
+    lambda run_dir: journal_file(run_dir, 1).unlink(),
+    lambda run_dir: journal_file(run_dir, 1).write_bytes(b""),
+    lambda run_dir: shutil.rmtree(reports_folder(run_dir)),
+]
 
 
-def empty_the_journal(run_dir: Path) -> None:
-    journal_file(run_dir, 1).write_bytes(b"")
-
-
-def remove_the_reports(run_dir: Path) -> None:
-    shutil.rmtree(reports_folder(run_dir))
-
-
-@pytest.mark.parametrize("harm", [shutil.rmtree, remove_the_journal, empty_the_journal, remove_the_reports])
+@pytest.mark.parametrize("harm", HARMS)
 def test_what_is_taken_from_under_a_run_ends_it_and_the_failure_is_told(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -226,30 +226,22 @@ def test_an_interrupted_write_leaves_nothing_for_a_later_record_to_meet(path: Pa
     assert contents(scan(path)) == [(3, b"")]
 
 
-def remove(path: Path) -> None:
-    path.unlink()
-
-
 def replace(path: Path) -> None:
     whole = path.read_bytes()
     path.unlink()
     path.write_bytes(whole)
 
 
-def cut(path: Path) -> None:
-    os.truncate(path, path.stat().st_size - 1)
+HARMS: dict[str, Callable[[Path], object]] = {
+    "removed": Path.unlink,
+    "replaced": replace,
+    "cut": lambda path: os.truncate(path, path.stat().st_size - 1),
+    "lengthened": lambda path: os.truncate(path, path.stat().st_size + 1),
+    "its folder moved": lambda path: path.parent.rename(path.parent.with_name("elsewhere")),
+}
 
 
-def lengthen(path: Path) -> None:
-    with path.open("ab") as file:
-        file.write(b"x")
-
-
-def move_its_folder(path: Path) -> None:
-    path.parent.rename(path.parent.with_name("elsewhere"))
-
-
-@pytest.mark.parametrize("harm", [remove, replace, cut, lengthen, move_its_folder])
+@pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
 def test_a_log_that_another_program_changed_says_so_at_the_next_append(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: Callable[[Path], None]
 ) -> None:

@@ -9,14 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from stopping import stop, stop_again
 
 import esper
 from esper.archive.history import read_past
 from esper.archive.journal import RecordKind
-from esper.errors import ConfigError, Drained
+from esper.errors import ConfigError
 from esper.flow.command_key import command_key
 from esper.leyline.commands import Command, sign
-from esper.testing import StopAt, tiny_config, tiny_task
+from esper.testing import tiny_config, tiny_task
 
 KEY = b"3f" * 32
 
@@ -94,13 +95,8 @@ def test_the_run_directory_shows_neither_key_nor_file_and_commands_are_signed_wi
 ) -> None:
     key, run_dir = write(tmp_path / "the-key-file", KEY + b"\n"), tmp_path / "run"
     monkeypatch.setattr(sys, "argv", ["esper", "run", "--set", f"ray.command_key_file={key}"])
-    stop = StopAt(2)
-    config = tiny_config(run__dir=str(run_dir), ray__command_key_file=str(key))
-    with pytest.raises(Drained):
-        esper.run(tiny_task(), config, progress=stop, drain=stop.drain)
-    stop, settings = StopAt(4), {"ray.command_key_file": str(key)}
-    with pytest.raises(Drained):
-        esper.resume(run_dir, tiny_task(), settings, progress=stop, drain=stop.drain)
+    stop(2, tiny_task(), tiny_config(run__dir=str(run_dir), ray__command_key_file=str(key)))
+    stop_again(4, run_dir, tiny_task(), settings={"ray.command_key_file": str(key)})
 
     files = [path for path in run_dir.rglob("*") if path.is_file()]
     assert len(files) > 5

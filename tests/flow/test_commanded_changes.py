@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from stopping import stop
 
 import esper
 from esper.archive.history import read_past
 from esper.archive.journal import RecordKind
-from esper.errors import Drained, StageConflict
+from esper.errors import StageConflict
 from esper.flow.places import InProcess
 from esper.flow.result import Result
 from esper.leyline.decisions import Decision, Pair, RateScale
@@ -18,7 +19,7 @@ from esper.leyline.reports import FieldReport
 from esper.leyline.stages import IN_HOST
 from esper.leyline.state import RoundState
 from esper.tamiyo.heuristic import HeuristicPolicy
-from esper.testing import StopAt, tiny_config, tiny_task
+from esper.testing import tiny_config, tiny_task
 
 GROWTH = tiny_config().growth
 
@@ -132,15 +133,7 @@ def test_a_rate_that_the_policy_scaled_lasts_over_a_stop_and_a_resume(tmp_path: 
     )  # at every fence from there to the end
     assert whole.weights_sha256 != undisturbed.weights_sha256 == run("unscaled", 1.0).weights_sha256
 
-    stop = StopAt(11)
     run_dir = tmp_path / "stopped"
-    with pytest.raises(Drained):
-        esper.run(
-            tiny_task(),
-            tiny_config(run__dir=str(run_dir)),
-            on=InProcess(policy=slowing(0.5)),
-            progress=stop,
-            drain=stop.drain,
-        )
+    stop(11, tiny_task(), tiny_config(run__dir=str(run_dir)), on=InProcess(policy=slowing(0.5)))
     resumed = esper.resume(run_dir, task=tiny_task(), on=InProcess(policy=slowing(0.5)))
     assert resumed.weights_sha256 == whole.weights_sha256

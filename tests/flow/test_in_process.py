@@ -17,7 +17,7 @@ from esper import InProcess, run
 from esper.archive.journal import FIRST_GENERATION, Entry, RecordKind, read
 from esper.archive.run_directory import journal_file, reports_folder, run_file, summary_file, telemetry_folder
 from esper.config.joined import load_config
-from esper.errors import PolicyFailed, TaskError
+from esper.errors import PolicyFailed
 from esper.flow.progress import Quiet
 from esper.flow.result import Result
 from esper.flow.tally import Tally
@@ -31,7 +31,7 @@ from esper.setup.survey import survey_of
 from esper.tamiyo.field_reports import load_reports
 from esper.task import Task
 from esper.tasks.digits import task as digits_task
-from esper.testing import Bands, ScriptedPolicy, TinyHost, telling, tiny_config, tiny_task
+from esper.testing import Bands, ScriptedPolicy, TinyHost, tiny_config, tiny_task
 from esper.tolaria.unkept import Unkept
 from esper.user_code.process_state import process_state
 
@@ -192,13 +192,6 @@ def test_a_required_layer_that_the_host_deletes_on_the_way_is_missed_by_g3(
 
 
 # -- what it repeats to the bit ----------------------------------------------------------------------------------
-
-
-def test_the_same_seed_gives_the_same_bits_in_another_directory(grown: Run, tmp_path: Path) -> None:
-    again = carry_out(tmp_path / "again")
-    assert again.result.weights_sha256 == grown.result.weights_sha256
-    assert again.result.test_loss == grown.result.test_loss
-    assert again.entries[0].body["run_id"] != grown.entries[0].body["run_id"]
 
 
 def test_another_seed_gives_other_bits(alone: Run, tmp_path: Path) -> None:
@@ -374,13 +367,6 @@ def test_a_policy_that_raises_stops_the_run_with_its_error_as_the_cause(tmp_path
     assert not summary_file(stopped.path).exists()
 
 
-def test_an_interrupt_ends_the_run_and_is_told_in_the_journal(tmp_path: Path) -> None:
-    stopped, _ = failed(tmp_path / "run", KeyboardInterrupt, policy=ScriptedPolicy(KeyboardInterrupt()))
-    assert stopped.entries[-1].kind is RecordKind.RUN_FAILED
-    assert stopped.entries[-1].body["error"] == "KeyboardInterrupt"
-    assert not summary_file(stopped.path).exists()
-
-
 class RefusesTheRest(TinyHost):
     """Cannot be run on the second of three batches of the test shard, which no survey looks at."""
 
@@ -397,20 +383,6 @@ def test_a_failure_before_the_first_round_has_a_trace_too(tmp_path: Path) -> Non
     body = stopped.entries[-1].body
     assert (body["error"], body["message"], body["fence"]) == ("RuntimeError", "refused", 0)
     assert [s["name"] for s in stopped.spans() if s["traceId"] == body["trace_id"]] == ["esper start"]
-
-
-def test_the_directory_is_free_again_after_a_failure(tmp_path: Path) -> None:
-    failed(tmp_path / "run", PolicyFailed, policy=ScriptedPolicy(ValueError()))
-    for file in sorted((tmp_path / "run").rglob("*"), reverse=True):
-        file.rmdir() if file.is_dir() else file.unlink()
-    assert carry_out(tmp_path / "run", growth__enabled=False).result.steps == 320
-
-
-def test_wrong_input_writes_nothing(tmp_path: Path) -> None:
-    failed_task = tiny_task(slots=["bod"])
-    with pytest.raises(TaskError, check=telling("'body'", field="task.slots", value="bod")):
-        run(failed_task, tiny_config(run__dir=str(tmp_path / "run")))
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])

@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stopping import stop
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from esper import resume, run
-from esper.errors import Drained, EmergencyStop, StateNotKept, TaskError
+from esper.errors import EmergencyStop, StateNotKept, TaskError
 from esper.ground.heartbeat import beats
 from esper.setup.survey import survey_of
 from esper.task import Task
-from esper.testing import Bands, StopAt, TinyHost, telling, tiny_config, tiny_task
+from esper.testing import Bands, TinyHost, telling, tiny_config, tiny_task
 
 SETTINGS = {"scale": 1.0}
 LOG: list[float] = []
@@ -248,9 +249,7 @@ def keeping_task() -> Task:
 
 def test_late_changes_that_are_kept_or_made_again_end_in_the_same_bits(tmp_path: Path) -> None:
     alone = run(keeping_task(), tiny_config(run__dir=str(tmp_path / "alone")))
-    watch = StopAt(2)
-    with pytest.raises(Drained):
-        run(keeping_task(), tiny_config(run__dir=str(tmp_path / "run")), drain=watch.drain, progress=watch)
+    stop(2, keeping_task(), tiny_config(run__dir=str(tmp_path / "run")))
     result = resume(tmp_path / "run", keeping_task())
     assert (result.weights_sha256, result.test_loss) == (alone.weights_sha256, alone.test_loss)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,28 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from damage import flip, flip_record, records
+from stopping import stop_again
 
 from esper import resume, run
 from esper.archive import identity
 from esper.archive.history import Past, read_past
-from esper.archive.journal import Journal, RecordKind, read
+from esper.archive.journal import Journal, RecordKind
 from esper.archive.run_directory import checkpoints_folder, journal_file, run_file
 from esper.cli.main import exit_code
 from esper.errors import (
     CheckpointCorrupt,
-    Drained,
-    FaultInjected,
     RunDirectoryError,
     StoreCorrupt,
     TaskError,
 )
-from esper.faults import Fault, FaultSpec
 from esper.flow import proof as proving
 from esper.flow.progress import Quiet
 from esper.flow.proof import Divergence, Proof, compare, prove
 from esper.flow.tally import Tally
 from esper.leyline.state import RoundState
-from esper.testing import StopAt, telling, tiny_config, tiny_task
+from esper.testing import telling, tiny_config, tiny_task
 from esper.user_code.task_reference import load_task
 
 TASK = "from esper.testing import tiny_task\n\ntask = tiny_task()\n"
@@ -50,11 +50,7 @@ class Watching(Quiet):
 @pytest.fixture
 def stop(stopped_runs: Callable[..., Path]) -> Callable[..., Path]:
     """A run of a task file that was drained at a fence."""
-
-    def make(fence: int = 4, **overrides: Any) -> Path:
-        return stopped_runs(fence, **overrides)
-
-    return make
+    return lambda fence=4, **overrides: stopped_runs(fence, **overrides)
 
 
 @pytest.fixture
@@ -82,14 +78,8 @@ def test_a_run_is_repeated_and_compared_as_far_as_it_got(stopped: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_failed_is_repeated_up_to_the_last_fence_that_it_passed(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(TASK)
-    task, reference = load_task(f"{tmp_path}/mine.py:task")
-    fault = FaultSpec(point="conductor.fence", fault=Fault.RAISE, round=5)
-    config = tiny_config(run__dir=str(tmp_path / "run")).model_copy(update={"faults": (fault,)})
-    with pytest.raises(FaultInjected):
-        run(task, config, reference=reference)
-    proof = prove(tmp_path / "run", watch := Watching())
+def test_a_run_that_failed_is_repeated_up_to_the_last_fence_that_it_passed(stop: Callable[..., Path]) -> None:
+    proof = prove(stop(5, failing=True), watch := Watching())
     assert (proof.steps, proof.fences, proof.divergence, watch.last) == (100, 5, None, 5)
 
 
@@ -97,8 +87,7 @@ def test_a_run_that_failed_is_repeated_up_to_the_last_fence_that_it_passed(tmp_p
 def test_a_run_whose_last_append_was_cut_short_is_compared_up_to_there(stop: Callable[..., Path]) -> None:
     path = stop(4, checkpoint__keep=9)
     journal = journal_file(path, 1)
-    round_3 = next(e for e in read(journal)[0] if e.kind is RecordKind.ROUND_ENDED and e.body["fence"] == 3)
-    journal.write_bytes(journal.read_bytes()[: round_3.offset + 50])
+    os.truncate(journal, records(journal, RecordKind.ROUND_ENDED, 3)[0].offset + 50)
     proof = prove(path, watch := Watching())
     assert (proof.steps, proof.divergence, watch.last) == (40, None, 2)
 
@@ -108,8 +97,7 @@ def test_weights_are_compared_also_at_a_fence_that_has_a_checkpoint_only_because
     stop: Callable[..., Path],
 ) -> None:
     path = stop(4, checkpoint__every_rounds=3)
-    with pytest.raises(Drained):
-        resume(path, drain=(watch := StopAt(5)).drain, progress=watch)
+    stop_again(5, path)
     proof = prove(path, Quiet())
     assert (proof.steps, proof.fences, proof.divergence) == (100, 4, None)
 
@@ -167,19 +155,12 @@ def test_weights_that_went_astray_between_two_steps_are_named_by_their_fence(sto
 # -- damage ------------------------------------------------------------------------------------------------------
 
 
-def flip(file: Path, at: int) -> None:
-    data = bytearray(file.read_bytes())
-    data[at] ^= 0xFF
-    file.write_bytes(data)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [RecordKind.ROUND_ENDED, RecordKind.RUN_STARTED, RecordKind.HOLD])
 def test_a_damaged_journal_is_damage_and_no_divergence(
     stopped: Path, capsys: pytest.CaptureFixture[str], kind: RecordKind
 ) -> None:
-    at = next(entry.offset for entry in read(journal_file(stopped, 1))[0] if entry.kind is kind)
-    flip(journal_file(stopped, 1), at + 40)
+    at = flip_record(journal_file(stopped, 1), kind)
     with pytest.raises(StoreCorrupt, match=rf"journal-1\.log: byte {at}: the checksum of the payload is wrong"):
         prove(stopped, watch := Watching())
     assert watch.last == -1

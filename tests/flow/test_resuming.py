@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from damage import flip, flip_record, records
+from stopping import stop, stop_again
 from torch import nn
 
 from esper import InProcess, resume, run
 from esper.archive.history import read_past
 from esper.archive.inspection import inspect_run
-from esper.archive.journal import Journal, RecordKind, read
+from esper.archive.journal import Journal, RecordKind
 from esper.archive.run_directory import checkpoints_folder, journal_file, run_file, summary_file, telemetry_folder
 from esper.config.joined import RunConfig
 from esper.durable.files import DirectoryLease
@@ -26,7 +28,6 @@ from esper.errors import (
     Drained,
     EsperError,
     FaultInjected,
-    RestoreImpossible,
     RunDirectoryError,
     StoreCorrupt,
     StoreWriteFailed,
@@ -51,17 +52,13 @@ TASK = "from esper.testing import tiny_task\n\n\ndef task():\n    return tiny_ta
 @pytest.fixture
 def stopped(stopped_runs: Callable[..., Path]) -> Callable[..., Path]:
     """A run of a task file that was drained at a fence."""
-
-    def stop(fence: int = 5, **overrides: Any) -> Path:
-        return stopped_runs(fence, **overrides)
-
-    return stop
+    return lambda fence=5, **overrides: stopped_runs(fence, **overrides)
 
 
-def files(path: Path) -> dict[str, bytes]:
-    """Everything in a directory but the name of who holds it."""
+def files(path: Path) -> dict[str, tuple[int, bytes]]:
+    """Everything in a directory but the name of who holds it, with the times of changes."""
     found = (file for file in sorted(path.rglob("*")) if file.is_file() and file.name != "lease")
-    return {str(file.relative_to(path)): file.read_bytes() for file in found}
+    return {str(file.relative_to(path)): (file.stat().st_mtime_ns, file.read_bytes()) for file in found}
 
 
 def same(result: Result, whole: Result) -> None:
@@ -105,9 +102,7 @@ def test_a_run_stopped_again_and_again_ends_as_one_that_was_not(
 ) -> None:
     path = stopped(2)
     for fence in (3, 4, 9):
-        watch = StopAt(fence)
-        with pytest.raises(Drained):
-            resume(path, drain=watch.drain, progress=watch)
+        stop_again(fence, path)
     result = resume(path)
     same(result, undisturbed)
     assert result.resumes == 4
@@ -115,20 +110,11 @@ def test_a_run_stopped_again_and_again_ends_as_one_that_was_not(
 
 
 @pytest.mark.slow
-def test_checkpoints_between_rounds_change_no_bits(stopped: Callable[..., Path], undisturbed: Result) -> None:
-    path = stopped(7, checkpoint__every_rounds=5)
-    assert [written.fence for written in read_past(path).commits] == [0, 5, 7]
-    same(resume(path), undisturbed)
-
-
-@pytest.mark.slow
 def test_a_tournament_that_began_fences_before_the_stop_is_done_again(tmp_path: Path) -> None:
     slow = {"growth__due_rounds": 2}
     alone = run(tiny_task(), tiny_config(run__dir=str(tmp_path / "alone"), **slow))
-    watch, path = StopAt(1), tmp_path / "run"
-    with pytest.raises(Drained):
-        run(tiny_task(), tiny_config(run__dir=str(path), **slow), drain=watch.drain, progress=watch)
-    same(resume(path, tiny_task()), alone)
+    stop(1, tiny_task(), tiny_config(run__dir=str(tmp_path / "run"), **slow))
+    same(resume(tmp_path / "run", tiny_task()), alone)
 
 
 def test_a_run_that_has_ended_says_its_result_and_changes_nothing(stopped: Callable[..., Path]) -> None:
@@ -161,13 +147,8 @@ def test_what_a_damaged_journal_lost_does_not_keep_a_run_from_going_on_twice(
     stopped: Callable[..., Path], undisturbed: Result
 ) -> None:
     path = stopped(5)
-    begun = [entry for entry in read(journal_file(path, 1))[0] if entry.kind is RecordKind.CHECKPOINT_BEGUN][-1]
-    data = bytearray(journal_file(path, 1).read_bytes())
-    data[begun.offset + 40] ^= 1
-    journal_file(path, 1).write_bytes(data)
-    watch = StopAt(8)
-    with pytest.raises(Drained):
-        resume(path, drain=watch.drain, progress=watch)
+    flip_record(journal_file(path, 1), RecordKind.CHECKPOINT_BEGUN)
+    stop_again(8, path)
     same(resume(path), undisturbed)
 
 
@@ -175,18 +156,11 @@ def test_what_a_damaged_journal_lost_does_not_keep_a_run_from_going_on_twice(
 def test_a_run_without_a_checkpoint_begins_again_at_fence_0(stopped: Callable[..., Path], undisturbed: Result) -> None:
     path = stopped()
     journal = journal_file(path, 1)
-    first = next(entry for entry in read(journal)[0] if entry.kind is RecordKind.CHECKPOINT_COMMITTED)
-    journal.write_bytes(journal.read_bytes()[: first.offset])
+    os.truncate(journal, records(journal, RecordKind.CHECKPOINT_COMMITTED)[0].offset)
     same(resume(path), undisturbed)
 
 
 # -- damage ------------------------------------------------------------------------------------------------------
-
-
-def flip(file: Path) -> None:
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(data)
 
 
 def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_is_used(
@@ -197,16 +171,7 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_is_used(
     flip(last)
     same(resume(path), undisturbed)
     assert os.listdir(checkpoints_folder(path) / "quarantine") == [last.name]
-    taken_over = next(entry for entry in read(journal_file(path, 2))[0] if entry.kind is RecordKind.SUPERSEDED)
-    assert taken_over.body["from_fence"] == 4
-
-
-def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_again_in_silence(stopped: Callable[..., Path]) -> None:
-    path = stopped(5)
-    for file in checkpoints_folder(path).iterdir():
-        flip(file)
-    with pytest.raises(RestoreImpossible):
-        resume(path)
+    assert records(journal_file(path, 2), RecordKind.SUPERSEDED)[0].body["from_fence"] == 4
 
 
 @pytest.mark.slow
@@ -214,7 +179,7 @@ def test_what_a_dead_generation_writes_after_it_was_succeeded_counts_for_nothing
     path = stopped(5)
     resume(path)
     before, old = read_past(path), journal_file(path, 1)
-    late = [entry for entry in read(old)[0] if entry.kind is RecordKind.CHECKPOINT_COMMITTED][-1]
+    late = records(old, RecordKind.CHECKPOINT_COMMITTED)[-1]
     with FramedLog.open(old, epoch=1) as log:
         log.append(int(RecordKind.CHECKPOINT_COMMITTED), json.dumps(late.body | {"file": "late.pt"}).encode())
     assert read_past(path).commits == before.commits
@@ -264,11 +229,10 @@ def test_a_task_of_a_relative_path_is_found_where_the_run_was_begun(
     (tmp_path / "there").mkdir()
     (tmp_path / "here" / "mine.py").write_text(TASK)
     (tmp_path / "there" / "mine.py").write_text(TASK + "# another one of that name\n")
-    path, watch = tmp_path / "run", StopAt(3)
+    path = tmp_path / "run"
     monkeypatch.chdir(tmp_path / "here")
     task, reference = load_task("mine.py:task")
-    with pytest.raises(Drained):
-        run(task, tiny_config(run__dir=str(path)), reference=reference, drain=watch.drain, progress=watch)
+    stop(3, task, tiny_config(run__dir=str(path)), reference=reference)
     monkeypatch.chdir(tmp_path / "there")
     assert resume(path).task == "mine.py:task"
     assert prove(path, Quiet()).divergence is None
@@ -289,9 +253,7 @@ def test_keys_that_were_fixed_are_refused_by_name(stopped: Callable[..., Path]) 
 
 
 def test_a_task_that_was_built_in_place_must_be_given(tmp_path: Path) -> None:
-    watch = StopAt(1)
-    with pytest.raises(Drained):
-        run(tiny_task(), tiny_config(run__dir=str(tmp_path / "run")), drain=watch.drain, progress=watch)
+    stop(1, tiny_task(), tiny_config(run__dir=str(tmp_path / "run")))
     refused(tmp_path / "run", TaskError, r"run\.json has no reference to it")
 
 
@@ -304,21 +266,18 @@ class Unbiased(TinyHost):
 
 
 def test_another_task_than_the_run_began_with_is_refused(tmp_path: Path) -> None:
-    watch = StopAt(2)
-    with pytest.raises(Drained):
-        run(tiny_task(), tiny_config(run__dir=str(tmp_path / "run")), drain=watch.drain, progress=watch)
-    before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "run").rglob("*") if path.name != "lease")
-    with pytest.raises(TaskError, check=telling(field="task.model", value="given from Python")):
-        resume(tmp_path / "run", tiny_task(model=Unbiased))
-    with pytest.raises(TaskError, check=telling(field="task.train", value="given from Python")):
-        resume(tmp_path / "run", tiny_task(train=Bands(1024, key=7)))
-    with pytest.raises(TaskError, check=telling(field="task.train", value="given from Python")):
-        resume(tmp_path / "run", tiny_task(gate=Bands(256, key=8)))
-    with pytest.raises(TaskError, check=telling("SGD", "Adam", field="task.optimizer", value="given from Python")):
-        resume(tmp_path / "run", tiny_task(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1)))
-    assert before == sorted(
-        (path, path.stat().st_mtime_ns) for path in (tmp_path / "run").rglob("*") if path.name != "lease"
-    )
+    path = tmp_path / "run"
+    stop(2, tiny_task(), tiny_config(run__dir=str(path)))
+    for field, changes, names in (
+        ("task.model", {"model": Unbiased}, ()),
+        ("task.train", {"train": Bands(1024, key=7)}, ()),
+        ("task.train", {"gate": Bands(256, key=8)}, ()),
+        ("task.optimizer", {"optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.1)}, ("SGD", "Adam")),
+    ):
+        before = files(path)
+        with pytest.raises(TaskError, check=telling(*names, field=field, value="given from Python")):
+            resume(path, tiny_task(**changes))
+        assert files(path) == before
 
 
 def broken(path: Path, point: str) -> RunConfig:
@@ -342,27 +301,24 @@ def test_a_resume_that_is_broken_off_anywhere_can_be_made_again(
             resume(path, broken=armed)
     result = resume(path)
     same(result, undisturbed)
+    assert result.rollbacks == 0
+    assert point != "conductor.open" or result.resumes == 1  # no generation had begun before
 
 
 @pytest.mark.slow
-def test_a_run_that_was_broken_off_before_its_first_record_is_one_that_goes_on(
-    tmp_path: Path, undisturbed: Result
+@pytest.mark.parametrize("has_journal", [True, False])
+def test_a_run_broken_off_before_its_first_record_goes_on(
+    tmp_path: Path, undisturbed: Result, has_journal: bool
 ) -> None:
-    config = broken(tmp_path / "run", "conductor.open")
     with pytest.raises(FaultInjected):
-        run(tiny_task(), config)
+        run(tiny_task(), broken(tmp_path / "run", "conductor.open"))
+    if not has_journal:
+        journal_file(tmp_path / "run", 1).unlink()
     same(resume(tmp_path / "run", tiny_task()), undisturbed)
 
 
 @pytest.mark.slow
-def test_a_run_killed_before_its_journal_was_made_goes_on_and_one_that_lost_it_does_not(
-    tmp_path: Path, stopped: Callable[..., Path], undisturbed: Result
-) -> None:
-    config = broken(tmp_path / "other", "conductor.open")
-    with pytest.raises(FaultInjected):
-        run(tiny_task(), config)
-    journal_file(tmp_path / "other", 1).unlink()
-    same(resume(tmp_path / "other", tiny_task()), undisturbed)
+def test_a_run_that_lost_its_journal_does_not_go_on(stopped: Callable[..., Path]) -> None:
     path = stopped()
     journal_file(path, 1).unlink()
     with pytest.raises(StoreCorrupt, match="journal-1"):
@@ -376,9 +332,7 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(stopped: Callable[
     for name in ("fence-6-g1.pt", ".fence-6-g1.pt.0a1b2c.tmp", "mine.pt", "fence-x.pt", ".fence-notes"):
         (folder / name).write_bytes(b"x")
     (path / ".run.json.0a1b2c.tmp").write_bytes(b"x")
-    watch = StopAt(6)
-    with pytest.raises(Drained):
-        resume(path, drain=watch.drain, progress=watch)
+    stop_again(6, path)
     assert sorted(file.name for file in folder.iterdir()) == [
         ".fence-notes",
         "fence-0-g1.pt",
@@ -394,10 +348,7 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(stopped: Callable[
 def test_nothing_is_removed_where_a_journal_is_damaged(stopped: Callable[..., Path]) -> None:
     path = stopped(5)
     (checkpoints_folder(path) / "fence-6-g1.pt").write_bytes(b"x")
-    (record,) = [e for e in read(journal_file(path, 1))[0] if e.kind is RecordKind.ROUND_ENDED and e.body["fence"] == 3]
-    data = bytearray(journal_file(path, 1).read_bytes())
-    data[record.offset + 40] ^= 1
-    journal_file(path, 1).write_bytes(data)
+    flip_record(journal_file(path, 1), RecordKind.ROUND_ENDED, 3)
     resume(path)
     assert (checkpoints_folder(path) / "fence-6-g1.pt").exists()
 
@@ -441,16 +392,6 @@ def test_a_run_that_goes_on_on_another_processor_says_so(stopped: Callable[..., 
     assert read_past(path).identity.cpu == cpu_type()
 
 
-@pytest.mark.slow
-def test_resumes_are_counted_whatever_broke_them_off(stopped: Callable[..., Path], tmp_path: Path) -> None:
-    path, armed = stopped(5), tmp_path / "faults.toml"
-    armed.write_text('[[faults]]\npoint = "conductor.open"\nfault = "raise"\n')
-    with pytest.raises(FaultInjected):
-        resume(path, broken=armed)
-    result = resume(path)
-    assert (result.resumes, result.rollbacks) == (1, 0)
-
-
 def signal(level: Level) -> EmergencySignal:
     return EmergencySignal.sealed(
         signal_id="a", run_id="r", generation=1, level=level, origin="test", reason="smoke", issued_at=EPOCH
@@ -463,9 +404,7 @@ def test_an_emergency_that_was_heard_after_the_last_checkpoint_still_holds(stopp
     with Journal(path, 1) as journal:
         journal.write(RecordKind.SIGNAL, {**signal(Level.CONSERVATIVE).model_dump(mode="json"), "fence": 3})
     for fence in (3, 6):  # also of a second resume, whose own journal never heard it
-        watch = StopAt(fence)
-        with pytest.raises(Drained):
-            resume(path, drain=watch.drain, progress=watch)
+        stop_again(fence, path)
     holds = [e.body for e in read_past(path).entries if e.kind is RecordKind.HOLD and e.body["fence"] > 2]
     level = [hold["fence"] for hold in holds if hold["detail"] == "emergency level"]
     assert level == [3, 4, 5]  # `emergency.calm_fences` is 3
@@ -609,13 +548,9 @@ def test_a_longer_run_whose_last_round_was_short_has_the_same_bits_wherever_it_w
 ) -> None:
     results = []
     for number, at in enumerate((stop, 10)):
-        watch, path = StopAt(at), tmp_path / str(number)
-        config = tiny_config(run__dir=str(path), run__round_steps=30)
-        with pytest.raises(Drained):
-            run(tiny_task(), config, drain=watch.drain, progress=watch)
+        path = tmp_path / str(number)
+        stop(at, tiny_task(), tiny_config(run__dir=str(path), run__round_steps=30))
         if number == 0:
-            again = StopAt(10)
-            with pytest.raises(Drained):
-                resume(path, tiny_task(), drain=again.drain, progress=again)
+            stop_again(10, path, tiny_task())
         results.append(resume(path, tiny_task(), {"run.epochs": 12}))
     same(*results)

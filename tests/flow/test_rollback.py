@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from damage import flip
 
 from esper.archive.history import read_past
 from esper.archive.journal import FIRST_GENERATION, Journal, RecordKind, read
@@ -209,10 +210,7 @@ def test_a_full_rollback_puts_a_damaged_checkpoint_aside(line: Line, undisturbed
     line.round()
     line.round()
     line.checkpoints.settle()
-    last = checkpoints_folder(tmp_path / "run") / line.checkpoints.committed[-1].file
-    data = bytearray(last.read_bytes())
-    data[len(data) // 2] ^= 1
-    last.write_bytes(data)
+    flip(checkpoints_folder(tmp_path / "run") / line.checkpoints.committed[-1].file)
     line.back.roll_back(Tier.FULL)
     assert line.passed == 1
     line.back.roll_back(Tier.FAST)  # to where the full one went, and not forward again

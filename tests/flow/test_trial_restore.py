@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import stopping
 import torch
 from torch import Tensor
 
-from esper import resume, run
 from esper.archive.history import Past, read_past
 from esper.archive.journal import Journal
 from esper.archive.run_directory import checkpoints_folder
@@ -27,7 +27,7 @@ from esper.ground.tensors import state_crc32c
 from esper.leyline.checkpoint_record import CheckpointWritten
 from esper.setup.assembly import RunKey
 from esper.setup.survey import Survey, survey_of
-from esper.testing import StopAt, TinyHost, tiny_config, tiny_task
+from esper.testing import TinyHost, tiny_config, tiny_task
 from esper.tolaria.optimizer_state import check_steps
 from esper.tolaria.snapshot_codec import from_plain, topology_digest
 
@@ -209,6 +209,16 @@ UNREADABLE = {
     "nursery: no twin": at("nursery", twin=None),
     "nursery: a twin of another step": at(*TWIN, step=100),
     "nursery: twin_steps is text": at("nursery", twin_steps="x"),
+    "another run": lambda content: content.update(run_id="another"),
+    "another fence": lambda content: content.update(fence=7),
+    "another step": lambda content: content.update(step=-1),
+    "rooms: kasmina is a number": at("rooms", kasmina=3),
+    "trainer: another fence": at("trainer", fence=-4),
+    "trainer: another step": at("trainer", step=7),
+    "trainer: total_steps is text": at("trainer", total_steps="many"),
+    "trainer: no tensors": at("trainer", tensors={}),
+    "topology: another kind": at("trainer", topology=[{"kind": "os.system", "json": "{}", "weights": None}]),
+    "optimizer: no groups": at("trainer", "optimizer", param_groups=[]),
     "data: of a data set that keeps nothing": at("trainer", data={"train": {"drawn": 3}}),
     "modules: of one that keeps nothing": at("trainer", modules={"body": {"a": 1}}),
 }
@@ -266,11 +276,8 @@ def test_an_optimizer_whose_state_begins_with_it_is_gone_on_from_at_each_fence(s
     """Adagrad counts 0 steps before its first, and for a parameter without a gradient for ever."""
     task = replace(tiny_task(), model=Spare, optimizer=lambda parameters: torch.optim.Adagrad(parameters, lr=3e-2))
     config = tiny_config(run__dir=str(tmp_path / "run"), growth__enabled=False)
-    with pytest.raises(Drained):
-        run(task, config, drain=(watch := StopAt(stop)).drain, progress=watch)
-    with pytest.raises(Drained) as again:
-        resume(tmp_path / "run", task, drain=(watch := StopAt(stop + 1)).drain, progress=watch)
-    assert again.value.fence == stop + 1
+    stopping.stop(stop, task, config)
+    stopping.stop_again(stop + 1, tmp_path / "run", task)
     assert not (checkpoints_folder(tmp_path / "run") / "quarantine").exists()
 
 
