@@ -158,6 +158,32 @@ def test_so_many_deaths_are_restarted_and_one_more_stops_the_run(deaths: int) ->
     assert stopped.value.__cause__ is last
 
 
+@pytest.mark.parametrize(("third_s", "too_many"), [(10.0, True), (10.001, False)])
+def test_a_death_counts_until_the_window_has_slid_past_it(third_s: float, too_many: bool) -> None:
+    stage = Stage(deaths=2, within_s=10.0, without_progress=9)
+    stage.die("tamiyo")
+    stage.clock.seconds = 9.0
+    stage.die("tamiyo")
+    stage.clock.seconds = third_s
+    if not too_many:
+        stage.die("tamiyo")
+        stage.clock.seconds = 19.0  # the second is 10 s ago and counts still
+    with pytest.raises(RestartIntensityExceeded, check=telling("death 3", "within 10", role="tamiyo")):
+        stage.die("tamiyo")
+
+
+def test_a_planned_stop_during_a_restart_forgets_a_death_whose_restart_was_not_begun() -> None:
+    stage = Stage()
+    for name in ("rank-1", "tamiyo"):
+        stage.supervisor.died(Life(name, 1), lost(name))
+        if name == "rank-1":
+            stage.supervisor.take_plan()
+    stage.supervisor.stop()
+    assert restarts(stage.supervisor) == {"tolaria": 1}
+    assert stage.supervisor.take_plan() is None
+    assert restarts(stage.supervisor) == {"tolaria": 1}
+
+
 def test_the_same_fence_three_times_stops_the_run_and_names_it() -> None:
     stage, last = Stage(deaths=9), lost("tamiyo")
     stage.supervisor.fence_passed(7)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -224,20 +223,18 @@ def test_every_stage_in_the_host_has_a_colour() -> None:
     assert set(IN_HOST) <= COLOURS.keys()
 
 
-def culled(before: Stage, report: GateReport | None, cause: str) -> Iterator[str]:
+def told(
+    after: Stage, before: Stage, gate: GateReport | None = None, cause: str = "G2", *, replica: bool = False
+) -> str:
+    """What is said as a seed moves."""
+    ids = {"seed_id": "s", "slot": "body", "blueprint_id": "mlp", "command_id": "c"}
+    step = Transition(before=before, after=after, fence=9, cause=cause, **ids)
     shown = console()
-    step = Transition(
-        seed_id="s",
-        slot="body",
-        blueprint_id="mlp",
-        before=before,
-        after=Stage.CULLED,
-        fence=9,
-        cause=cause,
-        command_id="c",
-    )
-    Terminal(shown).answer(Answer(transitions=(step,), gates=() if report is None else (report,)))
-    yield shown.export_text().strip()
+    terminal = Terminal(shown)
+    own = seed(before).model_copy(update={"seed_id": "s", "replica_of": "t" if replica else None})
+    terminal.fence(RoundState.model_construct(fence=0, seeds=(own,)), Tally())
+    terminal.answer(Answer(transitions=(step,), gates=() if gate is None else (gate,)))
+    return shown.export_text().strip()
 
 
 def report(gate: Gate, *checks: Check) -> GateReport:
@@ -247,27 +244,15 @@ def report(gate: Gate, *checks: Check) -> GateReport:
 def test_a_seed_taken_out_of_the_network_is_told_with_the_figure_that_failed() -> None:
     worse = Check(name="twin_z", reason="worse_than_twin", measured=-4.2, at_least=-3.0)
     fine = Check(name="cost_ratio", reason="cost_exceeded", measured=0.5, at_most=1.0)
-    (text,) = culled(Stage.SHADOWING, report(Gate.G4, fine, worse), "G4")
-    assert text == (
+    assert told(Stage.CULLED, Stage.SHADOWING, report(Gate.G4, fine, worse), "G4") == (
         "round  9  mlp at body was taken out of the network by G4: worse than twin (z -4.2, needs at least -3)"
     )
 
 
 def test_a_seed_that_goes_with_another_is_told_too() -> None:
-    (text,) = culled(Stage.BLENDING, None, "G4")
-    assert text == "round  9  mlp at body was taken out of the network by G4: with the seed that failed"
-
-
-def told(after: Stage, before: Stage, gate: GateReport, *, replica: bool = False) -> str:
-    step = Transition(
-        seed_id="s", slot="body", blueprint_id="mlp", before=before, after=after, fence=9, cause="G2", command_id="c"
+    assert told(Stage.CULLED, Stage.BLENDING, cause="G4") == (
+        "round  9  mlp at body was taken out of the network by G4: with the seed that failed"
     )
-    shown = console()
-    terminal = Terminal(shown)
-    own = seed(before).model_copy(update={"seed_id": "s", "replica_of": "t" if replica else None})
-    terminal.fence(RoundState.model_construct(fence=0, seeds=(own,)), Tally())
-    terminal.answer(Answer(transitions=(step,), gates=(gate,)))
-    return shown.export_text().strip()
 
 
 def test_no_word_says_more_than_the_figure_where_a_seed_is_let_in_with_a_worse_loss() -> None:
@@ -288,7 +273,7 @@ def test_the_results_of_a_run_that_growing_made_worse_say_so(plain: Seen) -> Non
 
 def test_one_of_many_that_lost_its_tournament_is_not_worth_a_line() -> None:
     lost = Check(name="rank", reason="outperformed", measured=2, at_most=1.0)
-    assert list(culled(Stage.TRAINING, report(Gate.G2, lost), "G2")) == [""]
+    assert told(Stage.CULLED, Stage.TRAINING, report(Gate.G2, lost)) == ""
 
 
 def test_quiet_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

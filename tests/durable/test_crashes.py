@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -92,32 +93,22 @@ def test_the_disk_in_memory_shows_what_a_real_disk_shows(
             disk.write(real[descriptor], data[: self.bytes_per_write], offset)
             return super().write(descriptor, data, offset)
 
-        def truncate(self, descriptor: int, length: int) -> None:
-            disk.truncate(real[descriptor], length)
-            super().truncate(descriptor, length)
-
-        def rename(self, old: Path, new: Path) -> None:
-            super().rename(old, new)
-            disk.rename(tmp_path / old.name, tmp_path / new.name)
-
-        def link(self, old: Path, new: Path) -> None:
-            super().link(old, new)
-            disk.link(tmp_path / old.name, tmp_path / new.name)
-
-        def unlink(self, path: Path) -> None:
-            super().unlink(path)
-            disk.unlink(tmp_path / path.name)
-
-        def lock(self, descriptor: int) -> None:
-            disk.lock(real[descriptor])
-            super().lock(descriptor)
-
         def same(self) -> None:
             seen = self.contents()
             assert sorted(os.listdir(tmp_path)) == sorted(seen)
             for name, data in seen.items():
                 assert (tmp_path / name).read_bytes() == data, name
 
+    def mirrored(call: str) -> Callable[..., None]:
+        def both(self: Elsewhere, first: Path | int, *rest: Path | int) -> None:
+            getattr(CrashDisk, call)(self, first, *rest)
+            of = [tmp_path / one.name if isinstance(one, Path) else one for one in rest]
+            getattr(disk, call)(tmp_path / first.name if isinstance(first, Path) else real[first], *of)
+
+        return both
+
+    for call in ("truncate", "rename", "link", "unlink", "lock"):
+        setattr(Elsewhere, call, mirrored(call))
     monkeypatch.setattr(secrets, "randbits", random.Random(1).getrandbits)
     disk, real = Disk(), dict[int, int]()
     both = Elsewhere()

@@ -279,12 +279,3 @@ def test_a_log_that_cannot_be_created_leaves_no_file(path: Path, call: str) -> N
         FramedLog.open(path, disk=disk)
     assert list(path.parent.iterdir()) == []
     FramedLog.open(path).close()
-
-
-def test_a_log_whose_opening_failed_is_not_left_locked(path: Path) -> None:
-    written(path)
-    disk = FailingDisk()
-    disk.failures["fsync"] = [errno.EIO]
-    with pytest.raises(StoreWriteFailed, check=telling("a.log", doing="recovery at opening")):
-        FramedLog.open(path, disk=disk)
-    FramedLog.open(path).close()

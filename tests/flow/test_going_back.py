@@ -6,11 +6,12 @@ from itertools import product
 from typing import Any
 
 import pytest
+from no_inbox import NoInbox
 
 from esper.archive.recovery_record import Lost
 from esper.errors import ActorLost, CallDeadlineExceeded, EsperError
 from esper.flow.checkpoints import FenceState, HostCopy
-from esper.flow.crew import Components, NoInbox, OneProcess
+from esper.flow.crew import Components, OneProcess
 from esper.flow.death_log import DeathLog
 from esper.flow.going_back import NEXT, Cause, GoingBack, Phase
 from esper.flow.position import Position

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from damage import flip
+from no_inbox import NoInbox
 
 from esper.archive.history import read_past
 from esper.archive.journal import FIRST_GENERATION, Journal, RecordKind, read
@@ -25,7 +26,7 @@ from esper.errors import (
     RollbackDeadlineExceeded,
 )
 from esper.flow.checkpoints import Checkpoints
-from esper.flow.crew import Components, NoInbox, OneProcess
+from esper.flow.crew import Components, OneProcess
 from esper.flow.going_back import Tier
 from esper.flow.identifying import identify
 from esper.flow.line import Line

@@ -5,16 +5,13 @@ Their threads are replaced by `Worker`: who does what before whom is then said b
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import esper
+from mutating import Changes, mutated_modules
 
 MODULES = (
     "esper.archive.journal",
@@ -88,41 +85,14 @@ class Worker:
             self.work_until(self._jobs[-1])
 
 
-def mutated(changes: dict[str, list[tuple[str, str]]]) -> RunCode:
-    """The modules with texts of their source replaced: last part of the name -> (old, new); each old is there once.
-
-    Raises:
-        ValueError: a text is not there, or there more than once: the mutant would not be the one that was meant.
-    """
-    before = {name: import_module(name) for name in MODULES}
-    try:
-        found = {name.rpartition(".")[2]: _module(name, changes) for name in MODULES}
-    finally:
-        for name, module in before.items():
-            sys.modules[name] = module
-            package, _, last = name.rpartition(".")
-            setattr(sys.modules[package], last, module)
+def mutated(changes: Changes) -> RunCode:
+    """The modules with texts of their source replaced, see `mutated_modules`; each bundle has modules of its own."""
+    found = mutated_modules(MODULES, {"journal": (), **changes})  # the first: all are made anew
     found["journal"].ThreadPoolExecutor = lambda *_a, **_k: Worker(lambda: True)
     found["background_save"].ThreadPoolExecutor = lambda *_a, **_k: Worker(lambda: PACE.writes_at_once)
     found["checkpoints"].ThreadPoolExecutor = lambda *_a, **_k: Worker(lambda: False)
     found["background_save"].time = SimpleNamespace(monotonic=lambda: 0.0)  # what it measured is in the record
     return RunCode(**found)
-
-
-def _module(name: str, changes: dict[str, list[tuple[str, str]]]) -> ModuleType:
-    path = Path(esper.__file__).parent.parent / f"{name.replace('.', '/')}.py"
-    source = path.read_text(encoding="utf-8")
-    for old, new in changes.get(name.rpartition(".")[2]) or []:
-        if source.count(old) != 1:
-            raise ValueError(f"{path.name} holds {source.count(old)} times: {old!r}")
-        source = source.replace(old, new)
-    module = ModuleType(name)
-    module.__file__ = str(path)
-    sys.modules[name] = module  # those that follow import this one
-    exec(compile(source, f"<mutant of {path.name}>", "exec"), module.__dict__)
-    package, _, last = name.rpartition(".")
-    setattr(sys.modules[package], last, module)
-    return module
 
 
 REAL = mutated({})
