@@ -114,7 +114,9 @@ def test_a_tournament_that_began_fences_before_the_stop_is_done_again(tmp_path: 
     slow = {"growth__due_rounds": 2}
     alone = run(tiny_task(), tiny_config(run__dir=str(tmp_path / "alone"), **slow))
     stop(1, tiny_task(), tiny_config(run__dir=str(tmp_path / "run"), **slow))
-    same(resume(tmp_path / "run", tiny_task()), alone)
+    result = resume(tmp_path / "run", tiny_task())
+    same(result, alone)
+    assert result.resumes == 1
 
 
 def test_a_run_that_has_ended_says_its_result_and_changes_nothing(stopped: Callable[..., Path]) -> None:
@@ -149,7 +151,9 @@ def test_what_a_damaged_journal_lost_does_not_keep_a_run_from_going_on_twice(
     path = stopped(5)
     flip_record(journal_file(path, 1), RecordKind.CHECKPOINT_BEGUN)
     stop_again(8, path)
-    same(resume(path), undisturbed)
+    result = resume(path)
+    same(result, undisturbed)
+    assert result.resumes == 2
 
 
 @pytest.mark.slow
@@ -157,7 +161,9 @@ def test_a_run_without_a_checkpoint_begins_again_at_fence_0(stopped: Callable[..
     path = stopped()
     journal = journal_file(path, 1)
     os.truncate(journal, records(journal, RecordKind.CHECKPOINT_COMMITTED)[0].offset)
-    same(resume(path), undisturbed)
+    result = resume(path)
+    same(result, undisturbed)
+    assert result.rollbacks == 0
 
 
 # -- damage ------------------------------------------------------------------------------------------------------
@@ -254,7 +260,8 @@ def test_keys_that_were_fixed_are_refused_by_name(stopped: Callable[..., Path]) 
 
 def test_a_task_that_was_built_in_place_must_be_given(tmp_path: Path) -> None:
     stop(1, tiny_task(), tiny_config(run__dir=str(tmp_path / "run")))
-    refused(tmp_path / "run", TaskError, r"run\.json has no reference to it")
+    with pytest.raises(TaskError, match=r"run\.json has no reference to it"):
+        resume(tmp_path / "run")
 
 
 class Unbiased(TinyHost):
@@ -554,3 +561,4 @@ def test_a_longer_run_whose_last_round_was_short_has_the_same_bits_wherever_it_w
             stop_again(10, path, tiny_task())
         results.append(resume(path, tiny_task(), {"run.epochs": 12}))
     same(*results)
+    assert results[0].resumes == results[1].resumes + 1
