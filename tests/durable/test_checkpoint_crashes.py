@@ -6,6 +6,8 @@ the trainer's host; it saves with the real saver.
 
 from __future__ import annotations
 
+import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +18,7 @@ from crash_tree import HERE, CrashTree, in_memory
 from mutants import RUN_MUTANTS, Mutant
 from run_checks import RUN_CHECKS
 from run_code import REAL, RunCode, mutated
-from run_lives import SCENARIOS, Promises, Scenario, works
+from run_lives import RUN, SCENARIOS, Promises, Scenario, works
 from run_torture import RunTally, RunTorture
 from torture import the_same_secrets
 from workloads import Broken
@@ -66,6 +68,33 @@ def test_a_broken_promise_is_told_with_the_state_that_broke_it() -> None:
     with pytest.raises(Broken, match="not what was committed: 0 bytes") as broken:
         RunTorture(code, SCENARIOS[0], per_point=0, nested_every=10**9, kill_every=0).all()
     assert SCENARIOS[0].name in broken.value.__notes__[0]
+
+
+def test_names_in_a_folder_are_lost_with_the_folder_s_own_name() -> None:
+    with in_memory():
+        HERE.disk = disk = CrashTree()
+        RUN.mkdir(exist_ok=True)
+        disk.close(disk.open(RUN / "f", os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        disk.sync_folder(RUN)
+        assert left(disk) == {frozenset(), frozenset({"run/", "run/f"})}
+        disk.sync_folder(RUN.parent)
+        assert left(disk) == {frozenset({"run/", "run/f"})}
+
+
+def test_of_a_rename_to_another_folder_each_half_is_durable_by_its_own_folder() -> None:
+    with in_memory():
+        HERE.disk = disk = CrashTree({"a/": b"", "b/": b"", "a/f": b"x"})
+        disk.rename(RUN.parent / "a" / "f", RUN.parent / "b" / "f")
+        folders = {"a/", "b/"}
+        assert left(disk) == {frozenset({*folders, "a/f"}), frozenset({*folders, "b/f"})}
+        disk.sync_folder(RUN.parent / "b")
+        assert left(disk) == {frozenset({*folders, "b/f"}), frozenset({*folders, "a/f", "b/f"})}
+        disk.sync_folder(RUN.parent / "a")
+        assert left(disk) == {frozenset({*folders, "b/f"})}
+
+
+def left(disk: CrashTree) -> set[frozenset[str]]:
+    return {frozenset(state) for state in disk.states(random.Random(0), 0)}
 
 
 @pytest.mark.parametrize("scenario", [one for one in SCENARIOS if not one.planted], ids=lambda scenario: scenario.name)

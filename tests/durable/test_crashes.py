@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import random
 import secrets
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from code_under_test import REAL
-from crash_disk import CrashDisk
+from crash_disk import FOLDER, CrashDisk, State
 from queue_workload import ALL_WORKLOADS
 from torture import Torture
 from workloads import LOG, WORKLOADS, Broken, Mark, Promises, Workload
@@ -73,6 +72,81 @@ def test_the_counts_are_those_that_are_asked_for() -> None:
 # -- the shim itself --------------------------------------------------------------------------------------------------
 
 
+def left(disk: CrashDisk) -> list[State]:
+    return list(disk.states(random.Random(0), 10_000))
+
+
+def synced_file(data: bytes) -> tuple[CrashDisk, int]:
+    disk = CrashDisk({"f": data})
+    return disk, disk.open(FOLDER / "f", os.O_RDWR)
+
+
+def test_an_unsynced_write_may_be_lost_kept_or_torn_at_any_byte() -> None:
+    disk, descriptor = synced_file(b"old")
+    disk.write(descriptor, memoryview(b"NEW!"), 0)
+    contents = {state["f"] for state in left(disk)}
+    assert {b"old", b"NEW!", b"Nld", b"NEd", b"olW!", b"oEW!", b"NEW\0"} <= contents
+    disk.fdatasync(descriptor)
+    assert [state["f"] for state in left(disk)] == [b"NEW!"]
+
+
+def test_what_a_torn_write_leaves_may_be_another_log_s_bytes() -> None:
+    disk = CrashDisk({"f": b"abc"}, stale=b"stale bytes")
+    disk.write(disk.open(FOLDER / "f", os.O_RDWR), memoryview(b"defg"), 3)
+    assert {b"abcd", b"abcde b", b"abclefg", b"abcd\0\0\0"} <= {state["f"] for state in left(disk)}
+
+
+def test_two_unsynced_writes_may_be_kept_in_any_order() -> None:
+    disk, descriptor = synced_file(b"")
+    disk.write(descriptor, memoryview(b"a"), 0)
+    disk.write(descriptor, memoryview(b"b"), 1)
+    assert {state["f"] for state in left(disk)} == {b"", b"a", b"\0b", b"ab"}
+
+
+def test_a_truncation_outlives_a_crash_only_after_an_fsync() -> None:
+    disk, descriptor = synced_file(b"long")
+    disk.truncate(descriptor, 1)
+    disk.fdatasync(descriptor)
+    assert {state["f"] for state in left(disk)} == {b"l", b"long"}
+    disk.fsync(descriptor)
+    assert {state["f"] for state in left(disk)} == {b"l"}
+
+
+def test_a_name_outlives_a_crash_only_after_a_sync_of_the_folder() -> None:
+    disk, descriptor = synced_file(b"x")
+    disk.fsync(descriptor)
+    disk.rename(FOLDER / "f", FOLDER / "g")
+    assert left(disk) == [{"g": b"x"}, {"f": b"x"}]
+    disk.link(FOLDER / "g", FOLDER / "h")
+    assert {frozenset(state) for state in left(disk)} == {
+        frozenset(names) for names in (("f",), ("g",), ("f", "h"), ("g", "h"))
+    }
+    disk.unlink(FOLDER / "g")
+    disk.sync_folder(FOLDER)
+    assert left(disk) == [{"h": b"x"}]
+
+
+def test_a_renamed_file_that_was_not_synced_may_be_empty() -> None:
+    disk, _ = synced_file(b"old")
+    descriptor = disk.open(FOLDER / "t", os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    disk.write(descriptor, memoryview(b"new"), 0)
+    disk.rename(FOLDER / "t", FOLDER / "f")
+    disk.sync_folder(FOLDER)
+    assert {b"", b"new", b"n", b"n\0\0"} <= {state["f"] for state in left(disk)}
+    assert b"old" not in {state["f"] for state in left(disk)}
+
+
+def test_what_a_failed_sync_lost_is_not_saved_by_the_next() -> None:
+    disk, descriptor = synced_file(b"")
+    disk.write(descriptor, memoryview(b"a"), 0)
+    disk.faults = {"fsync": 0}
+    with pytest.raises(OSError, match="planted"):
+        disk.fsync(descriptor)
+    disk.write(descriptor, memoryview(b"b"), 1)
+    disk.fsync(descriptor)
+    assert {state["f"] for state in left(disk)} == {b"ab", b"\0b"}
+
+
 @pytest.mark.parametrize("workload", ALL_WORKLOADS, ids=lambda workload: workload.name)
 def test_the_disk_in_memory_shows_what_a_real_disk_shows(
     workload: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -93,22 +167,32 @@ def test_the_disk_in_memory_shows_what_a_real_disk_shows(
             disk.write(real[descriptor], data[: self.bytes_per_write], offset)
             return super().write(descriptor, data, offset)
 
+        def truncate(self, descriptor: int, length: int) -> None:
+            disk.truncate(real[descriptor], length)
+            super().truncate(descriptor, length)
+
+        def rename(self, old: Path, new: Path) -> None:
+            super().rename(old, new)
+            disk.rename(tmp_path / old.name, tmp_path / new.name)
+
+        def link(self, old: Path, new: Path) -> None:
+            super().link(old, new)
+            disk.link(tmp_path / old.name, tmp_path / new.name)
+
+        def unlink(self, path: Path) -> None:
+            super().unlink(path)
+            disk.unlink(tmp_path / path.name)
+
+        def lock(self, descriptor: int) -> None:
+            disk.lock(real[descriptor])
+            super().lock(descriptor)
+
         def same(self) -> None:
             seen = self.contents()
             assert sorted(os.listdir(tmp_path)) == sorted(seen)
             for name, data in seen.items():
                 assert (tmp_path / name).read_bytes() == data, name
 
-    def mirrored(call: str) -> Callable[..., None]:
-        def both(self: Elsewhere, first: Path | int, *rest: Path | int) -> None:
-            getattr(CrashDisk, call)(self, first, *rest)
-            of = [tmp_path / one.name if isinstance(one, Path) else one for one in rest]
-            getattr(disk, call)(tmp_path / first.name if isinstance(first, Path) else real[first], *of)
-
-        return both
-
-    for call in ("truncate", "rename", "link", "unlink", "lock"):
-        setattr(Elsewhere, call, mirrored(call))
     monkeypatch.setattr(secrets, "randbits", random.Random(1).getrandbits)
     disk, real = Disk(), dict[int, int]()
     both = Elsewhere()

@@ -19,7 +19,7 @@ from esper.archive.journal import Journal
 from esper.archive.run_directory import checkpoints_folder
 from esper.config.checkpoint_settings import CheckpointConfig
 from esper.durable.streams import write_stream
-from esper.errors import DependencyViolationError, Drained, StoreCorrupt
+from esper.errors import DependencyViolationError, StoreCorrupt
 from esper.flow.agreement import _check_equal
 from esper.flow.checkpoints import Checkpoints
 from esper.flow.trial_restore import TrialRestore
