@@ -472,14 +472,18 @@ class EmergencyStop(EsperError):
 
 
 class EmergencyQueueFull(EsperError):
-    """The emergency queue is full, and this signal was refused. No signal in the queue was dropped."""
+    """The emergency queue is full, and this signal was refused. No signal in the queue was dropped.
 
-    def __init__(self, signal_id: str, capacity: int) -> None:
-        super().__init__(signal_id, capacity)
-        self.signal_id, self.capacity = signal_id, capacity
+    Attributes:
+        capacity: The limit of the queue, in `unit`.
+    """
+
+    def __init__(self, signal_id: str, capacity: int, unit: str = "signals") -> None:
+        super().__init__(signal_id, capacity, unit)
+        self.signal_id, self.capacity, self.unit = signal_id, capacity, unit
 
     def __str__(self) -> str:
-        return f"signal {self.signal_id}: the queue is full ({self.capacity})"
+        return f"signal {self.signal_id}: the queue is full ({self.capacity} {self.unit})"
 
 
 class EmergencyUnavailable(EsperError):

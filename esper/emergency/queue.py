@@ -17,9 +17,10 @@ from typing import Self, TypeVar
 from esper.durable.files import DISK, FULL, Disk, make_folders
 from esper.durable.segments import SegmentedLog
 from esper.emergency.queue_state import HeldSignal, QueueState, in_order
-from esper.emergency.reading import MOST_CAPACITY, MOST_LOG_BYTES, Damage, read_queue, refuse_oversize
+from esper.emergency.reading import MOST_CAPACITY, MOST_LOG_BYTES, Damage, log_bytes, read_queue, refuse_oversize
 from esper.emergency.records import Acknowledged, Attempt, Dead, Dropped, Put, Record, Rejected, Retry, Revived
 from esper.emergency.reserve import NAME, Reserve
+from esper.emergency.room import GROWTH_BYTES, HALT_BYTES, MOST_HELD_BYTES, cut, needed_bytes
 from esper.emergency.schedule import CAP_WINDOW_S, Schedule, Subscriber
 from esper.errors import (
     DependencyViolationError,
@@ -42,7 +43,7 @@ LOG_BYTES = 2**20
 _ACKNOWLEDGED_BYTES = 28 + len('{"subscriber":,"ids":[]}')
 """Size of an `Acknowledged` record in the log, without the name and the ids."""
 _REASON_CHARACTERS = 1000
-"""Largest length of a reason in a record. The rest is cut off."""
+"""Largest length of the reason of a refusal or a drop in a record. The rest is cut off."""
 _DAMAGE_TOLD = 16
 """Largest number of events about damage. If there is more damage, one further event has the number of the rest."""
 
@@ -87,17 +88,23 @@ class EmergencyQueue(Closing):
         clock: Clock,
         draw: random.Random,
         compact_bytes: int,
+        disk: Disk = DISK,
     ) -> None:
         self.damage: tuple[Damage, ...] = ()
         self._damaged: tuple[Path, ...] = ()
         """Damaged segments that are still in the log."""
-        self._log, self._reserve, self._state = log, reserve, state
+        self._log, self._reserve, self._state, self._disk = log, reserve, state, disk
         self._subscribers = {one.name: one for one in subscribers}
         self._capacity, self._clock, self._draw = capacity, clock, draw
         self._schedules = {one.name: Schedule(cap_per_minute if one.capped else None) for one in subscribers}
         self._compact_bytes = self._compact_at = compact_bytes
         self._owed_bytes = sum(self._owed(held.signal) for held in state.held.values())
         """Number of bytes that the records need that will acknowledge all signals in the queue."""
+        self._needed = {one: needed_bytes(held.signal, self._subscribers) for one, held in state.held.items()}
+        """Id of each signal in the queue -> number of bytes that it may need in the log."""
+        self._held_bytes = sum(self._needed.values())
+        self._older_bytes = 0
+        """Size of all segments but the last. A crash during a compaction leaves such segments."""
         self._takes = True
 
     @classmethod
@@ -146,7 +153,9 @@ class EmergencyQueue(Closing):
                 clock=clock or SystemClock(),
                 draw=draw or random.SystemRandom(),
                 compact_bytes=compact_bytes,
+                disk=disk,
             )
+            queue._older_bytes = log_bytes(folder, disk) - log.size_bytes
             torn = log.torn_tail
             cut = () if torn is None else (Damage(torn[0], torn[1].offset, torn[1].length, torn[1].reason),)
             queue._damaged = tuple(dict.fromkeys(one.file for one in found.damage))
@@ -186,7 +195,11 @@ class EmergencyQueue(Closing):
         room = self._capacity if signal.level is Level.HALT else self._capacity - HALT_PLACES
         if len(self._state.held) >= room:
             raise self._refused(signal, EmergencyQueueFull(signal.signal_id, self._capacity))
-        self._accept(signal)
+        needed = needed_bytes(signal, self._subscribers)
+        room_bytes = MOST_HELD_BYTES if signal.level is Level.HALT else MOST_HELD_BYTES - HALT_BYTES
+        if self._held_bytes + needed > room_bytes:
+            raise self._refused(signal, EmergencyQueueFull(signal.signal_id, MOST_HELD_BYTES, "bytes"))
+        self._accept(signal, needed)
         count("esper.signal.published")
         return self._state.published
 
@@ -269,7 +282,7 @@ class EmergencyQueue(Closing):
         found, receiver = self._state.delivery(subscriber, signal_id), self._subscribers[subscriber]
         if found is None or found.dead is not None:
             return None
-        schedule, why = self._schedules[subscriber], why[:_REASON_CHARACTERS]
+        schedule, why = self._schedules[subscriber], cut(why)
         attempts = found.attempts + (1 if schedule.waits_for(signal_id) else 0)
         told = {"signal_id": signal_id, "subscriber": subscriber, "attempts": attempts, "why": why}
         if receiver.attempts is not None and attempts >= receiver.attempts:
@@ -384,12 +397,14 @@ class EmergencyQueue(Closing):
         known = [one for one in signal_ids if self._state.delivery(subscriber, one) is not None]
         return tuple(dict.fromkeys(known))
 
-    def _accept(self, signal: EmergencySignal) -> None:
+    def _accept(self, signal: EmergencySignal, needed: int) -> None:
         owed = self._owed(signal)
         self._reserve.grow(self._owed_bytes + owed)
         order = self._state.published + 1
         self._write(Put(order=order, to=tuple(self._subscribers), signal=signal))
         self._owed_bytes += owed
+        self._needed[signal.signal_id] = needed
+        self._held_bytes += needed
         for schedule in self._schedules.values():
             schedule.add(signal, order, self._clock.monotonic())
 
@@ -422,6 +437,7 @@ class EmergencyQueue(Closing):
                     schedule.remove(signal.signal_id)
             if signal.signal_id not in self._state.held:
                 self._owed_bytes -= self._owed(signal)
+                self._held_bytes -= self._needed.pop(signal.signal_id)
 
     def _append(self, record: Record, *, last_resort: bool) -> None:
         try:
@@ -448,7 +464,7 @@ class EmergencyQueue(Closing):
 
     def _compact(self) -> None:
         """Replace a log that has grown large by a shorter log with the same state. Keep the last damaged segment."""
-        if self._log.size_bytes < self._compact_at:
+        if self._older_bytes + self._log.size_bytes < self._compact_at:
             return
         try:
             self._log.rotate()
@@ -460,10 +476,12 @@ class EmergencyQueue(Closing):
             if not _is_full(error):
                 raise
             severe("emergency_queue_disk_full", Severity.ERROR, doing=f"compaction: {error}")
-            self._compact_at = self._log.size_bytes + self._compact_bytes
+            self._older_bytes = log_bytes(self._log.folder, self._disk) - self._log.size_bytes
+            self._compact_at = self._older_bytes + self._log.size_bytes + self._compact_bytes
             return
-        self._damaged = ()
-        self._compact_at = max(self._compact_bytes, self._log.size_bytes * 3 // 2)
+        self._damaged, self._older_bytes = (), 0
+        size = self._log.size_bytes
+        self._compact_at = max(self._compact_bytes, min(size * 3 // 2, size + GROWTH_BYTES))
 
     def _owed(self, signal: EmergencySignal) -> int:
         """Return the number of bytes that the records need that acknowledge a signal one by one, or a little more."""

@@ -19,7 +19,7 @@ from esper.ground.closing import at_the_end
 
 QUEUE = "queue"
 """Folder of the queue in `RUN/emergency`."""
-MOST_LOG_BYTES = 256 * 2**20
+MOST_LOG_BYTES = 512 * 2**20
 """Largest size of a log. esper writes no larger log, because it compacts the log and limits the capacity."""
 MOST_FRAMES = 2**20
 """Largest number of places in a log that look like the beginning of a record. It bounds the reading time."""
@@ -89,12 +89,17 @@ def refuse_oversize(folder: Path, disk: Disk) -> None:
     paths = segments(folder, disk=disk)
     if len(paths) > MOST_SEGMENTS:
         raise StoreCorrupt(str(folder), f"it holds {len(paths)} segments; esper writes at most {MOST_SEGMENTS}")
-    size = sum(_size(path, disk) for path in paths)
+    size = log_bytes(folder, disk)
     if size > MOST_LOG_BYTES:
         raise StoreCorrupt(str(folder), f"it holds {size} bytes of segments; esper writes at most {MOST_LOG_BYTES}")
     frames = sum(_frames(path, disk) for path in paths)
     if frames > MOST_FRAMES:
         raise StoreCorrupt(str(folder), f"it holds {frames} beginnings of records; esper writes at most {MOST_FRAMES}")
+
+
+def log_bytes(folder: Path, disk: Disk) -> int:
+    """Return the size of all segments. Raises: StoreCorrupt: the folder or a segment cannot be read."""
+    return sum(_size(path, disk) for path in segments(folder, disk=disk))
 
 
 def _size(path: Path, disk: Disk) -> int:

@@ -23,8 +23,11 @@ class Record(Message):
     KIND: ClassVar[int]
 
     def encoded(self) -> tuple[int, bytes]:
-        """Return the kind and the payload of the record for a framed log."""
-        return self.KIND, self.model_dump_json().encode()
+        """Return the kind and the payload of the record for a framed log.
+
+        The payload is ASCII, so no text in it looks like the beginning of a record.
+        """
+        return self.KIND, self.model_dump_json(ensure_ascii=True).encode()
 
 
 class Put(Record):

@@ -95,7 +95,7 @@ class EmergencyConfig(Settings):
     capacity: Annotated[int, Field(ge=32, le=4096)] = Field(
         1024, description="largest number of signals in the queue; the last 16 places are for HALT"
     )
-    cap_per_minute: Annotated[int, Field(ge=1)] = Field(
+    cap_per_minute: Annotated[int, Field(ge=1, le=10_000)] = Field(
         60, description="largest number of signals below HALT that a sink gets in a minute; more wait in the queue"
     )
     attempts: Annotated[int, Field(ge=1, le=1000)] = Field(

@@ -55,7 +55,7 @@ class EmergencySignal(GrownMessage):
 
     signal_id: Annotated[str, Field(min_length=1, max_length=512)]
     run_id: Annotated[str, Field(max_length=512)]
-    generation: Annotated[int, Field(ge=0)]
+    generation: Annotated[int, Field(ge=0, le=2**63 - 1)]
     level: Level
     origin: Annotated[str, Field(max_length=512)]
     """Role of the process that sends the signal."""
@@ -87,7 +87,7 @@ class EmergencySignal(GrownMessage):
         characters = sum(map(len, texts)) + sum(len(name) + len(str(value)) for name, value in self.attributes.items())
         if _JSON_BYTES + 6 * characters <= MOST_BYTES:  # JSON needs at most 6 bytes for a character
             return self
-        size = len(self.model_dump_json())
+        size = len(self.model_dump_json().encode())
         if size > MOST_BYTES:
             raise ValueError(f"the signal has {size} bytes as JSON; use at most {MOST_BYTES}")
         return self

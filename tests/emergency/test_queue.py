@@ -11,6 +11,7 @@ import pytest
 from queues import CONDUCTOR, FILE, QuickDisk, due, full_of_notices, opened, signal
 
 from esper.emergency.queue_state import REMEMBERED, FinishedIds
+from esper.emergency.room import REASON_BYTES
 from esper.emergency.schedule import Subscriber
 from esper.errors import DependencyViolationError, EmergencyQueueFull, EmergencyUnavailable, StoreWriteFailed
 from esper.leyline.signals import Level
@@ -52,7 +53,7 @@ def test_a_refusal_is_counted_once_and_told_once_with_the_id(tmp_path: Path) -> 
     (line,) = (tmp_path / "severe-events.jsonl").read_text().splitlines()
     event = json.loads(line)
     assert (event["name"], event["severity"]) == ("emergency_signal_rejected", "CRITICAL")
-    assert event["fields"] == {"signal_id": "late", "why": "signal late: the queue is full (32)", "held": 16}
+    assert event["fields"] == {"signal_id": "late", "why": "signal late: the queue is full (32 signals)", "held": 16}
     assert telemetry.counters.total("esper.signal.rejected") == 1
     assert telemetry.counters.total("esper.signal.published") == 0
 
@@ -157,7 +158,7 @@ def test_each_retry_dead_letter_and_drop_is_counted_and_told_with_the_id(tmp_pat
     assert [event["name"] for event in events] == names
     assert {event["fields"]["signal_id"] for event in events} == {"a"}
     assert [event["fields"]["subscriber"] for event in events] == ["file", "file", "file", ""]
-    assert max(len(event["fields"]["why"]) for event in events) == 1000
+    assert max(len(event["fields"]["why"]) for event in events) == REASON_BYTES - 2  # in quotation marks
     counted = {
         name: telemetry.counters.total(f"esper.signal.{name}") for name in ("retried", "dead_lettered", "dropped")
     }

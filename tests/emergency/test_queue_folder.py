@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,9 +14,12 @@ from queues import CONDUCTOR, FILE, WEBHOOK, QuickDisk, due, held, opened, signa
 
 from esper.durable.log import FramedLog, scan
 from esper.durable.segments import segments
+from esper.emergency import queue as queue_module
+from esper.emergency.queue_state import REMEMBERED
 from esper.emergency.reading import MOST_CAPACITY, MOST_FRAMES, MOST_LOG_BYTES, read_queue
-from esper.emergency.records import Acknowledged, Put
-from esper.errors import DependencyViolationError, RunDirectoryError, StoreCorrupt, StoreWriteFailed
+from esper.emergency.records import Acknowledged, Held, Put
+from esper.emergency.room import GROWTH_BYTES, MOST_HELD_BYTES, REASON_BYTES, needed_bytes
+from esper.errors import DependencyViolationError, EmergencyQueueFull, RunDirectoryError, StoreCorrupt, StoreWriteFailed
 from esper.leyline.signals import EmergencySignal, Level
 from esper.telemetry.context import use
 from esper.telemetry.setup import Telemetry
@@ -179,6 +183,80 @@ def test_a_second_owner_is_refused_and_a_reader_is_not(tmp_path: Path) -> None:
         queue.publish(signal("b"))
     with opened(tmp_path) as queue:
         assert held(queue) == ["a", "b"]
+
+
+# -- each log that the queue writes can be read again ------------------------------------------------------------------
+
+MAGIC = b"\xa5fr\x5a"
+
+
+def test_no_text_of_a_signal_looks_like_the_beginning_of_a_record(tmp_path: Path) -> None:
+    text = "\u00e5frZ"
+    assert MAGIC in text.encode()
+    with opened(tmp_path, FILE) as queue:
+        queue.publish(signal(text, reason=text * 100, attributes={text: text}))
+        queue.failed("file", text, text)
+        queue.reject(text, text)
+    (log,) = segments(tmp_path)
+    assert log.read_bytes().count(MAGIC) == len(scan(log).frames) == 3
+    assert read_queue(tmp_path).waiting()[0].signal.reason == text * 100
+
+
+@pytest.mark.parametrize("character", ["x", "\x01", "\u00e5", "\U0001f600"])
+def test_a_compacted_log_needs_no_more_than_was_counted(tmp_path: Path, character: str) -> None:
+    """All three subscribers give up, for the longest reasons."""
+    one = signal(character * 500, reason=character * 1500)
+    receivers = [replace(FILE, name=f"{name:s<64}", attempts=1) for name in "abc"]
+    with opened(tmp_path, *receivers, compact_bytes=1) as queue:
+        queue.publish(one)
+        for receiver in receivers:
+            queue.failed(receiver.name, one.signal_id, character * 5000)
+        queue.reject("y", "")  # compacts
+        assert {len(json.dumps(letter.why)) // 12 for letter in queue.dead_letters()} == {REASON_BYTES // 12}
+    held = next(frame for frame in scan(segments(tmp_path)[-1]).frames if frame.kind == Held.KIND)
+    counted = needed_bytes(one, [receiver.name for receiver in receivers])
+    assert held.end - held.offset + len(json.dumps(one.signal_id)) <= counted
+
+
+def test_a_queue_whose_signals_need_too_many_bytes_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = needed_bytes(signal("a"), ["conductor"])
+    monkeypatch.setattr(queue_module, "MOST_HELD_BYTES", 4 * needed)
+    monkeypatch.setattr(queue_module, "HALT_BYTES", 2 * needed)
+    for name in "ab":  # the queue counts again what it holds when it is opened
+        with opened(tmp_path) as queue:
+            queue.publish(signal(name))
+    with opened(tmp_path) as queue:
+        with pytest.raises(EmergencyQueueFull, check=telling(f"{4 * needed} bytes")):
+            queue.publish(signal("c"))
+        queue.publish(signal("h", Level.HALT))
+        queue.acknowledge("conductor", ["a", "h"])
+        queue.publish(signal("c"))
+        assert held(queue) == ["b", "c"]
+
+
+def test_the_bound_of_the_reader_follows_from_those_of_the_writer() -> None:
+    """Three copies fit: the log, that of a compaction that crashed, and that of the next compaction."""
+    finished = REMEMBERED * (6 * 1024 + 256)
+    compacted = MOST_HELD_BYTES + finished + 4 * 2**20
+    assert 3 * (compacted + GROWTH_BYTES) <= MOST_LOG_BYTES
+    assert 2 * GROWTH_BYTES // 41 + 2 * MOST_CAPACITY <= MOST_FRAMES  # 41 bytes: the smallest record
+
+
+def test_a_segment_that_a_crash_left_counts_for_the_next_compaction(tmp_path: Path) -> None:
+    class Crash(QuickDisk):
+        def unlink(self, path: Path) -> None:
+            if path in segments(tmp_path):
+                raise OSError(errno.EIO, "Input/output error", str(path))
+            super().unlink(path)
+
+    with opened(tmp_path, compact_bytes=1500, disk=Crash()) as queue:
+        queue.publish(signal("a", reason="x" * 1200))
+        with pytest.raises(StoreWriteFailed):
+            queue.acknowledge("conductor", ["a"])
+    old, new = (log.stat().st_size for log in segments(tmp_path))
+    with opened(tmp_path, compact_bytes=(new + old + new) // 2) as queue:
+        queue.publish(signal("next"))
+    assert len(segments(tmp_path)) == 1
 
 
 # -- what a stranger left ---------------------------------------------------------------------------------------------
