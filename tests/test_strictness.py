@@ -188,6 +188,7 @@ ALLOWED: dict[str, str] = {
     "esper/emergency/inbox_folder.py InboxFolder._reject: errors='replace'": "the words of a stranger's file, for people",
     "esper/emergency/inbox_folder.py InboxFolder._remove: answers OSError": "severe, unless a folder took its place",
     "esper/emergency/inbox_folder.py InboxFolder._mend: answers StoreWriteFailed": "severe before; tried at each look",
+    "esper/emergency/inbox_folder.py InboxFolder._is_halt: answers (OSError, ValidationError)": "only the order of reading",
     "esper/emergency/inbox_folder.py InboxFolder.names: answers OSError": "severe; tried again at the next look",
     "esper/emergency/request_answers.py Answers._add: answers (OSError, StoreWriteFailed)": "severe; the queue has its own record",
     "esper/emergency/inbox_folder.py InboxFolder._take: answers (ConfigError, DependencyViolationError, EmergencyQueueFull)": "refused, with the reason in a file",

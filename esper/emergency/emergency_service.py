@@ -186,6 +186,7 @@ class EmergencyService:
             self._stopped = True
             await self._cancel(self._deliveries)
             try:
+                await self._worker.call(self._inbox.close)
                 await self._worker.call(self._queue.close)
             finally:
                 self._worker.stop()
@@ -215,7 +216,7 @@ class EmergencyService:
     async def _look(self) -> None:
         """Carry out the requests in the inbox, one by one, so that a publisher waits for at most one request."""
         while True:
-            for name in self._inbox.names():
+            for name in await self._worker.call(self._inbox.names):
                 await self._worker.call(self._inbox.take, name)
             await asyncio.sleep(LOOK_S)
 

@@ -36,6 +36,7 @@ from esper.emergency.requests import (
 from esper.errors import ConfigError, DependencyViolationError, EmergencyQueueFull, StoreWriteFailed
 from esper.ground.clock import Clock
 from esper.ground.problems import first_problem
+from esper.leyline.signals import Level
 from esper.telemetry.events import Severity, severe
 
 MOST_NAMES = 10_000
@@ -65,7 +66,9 @@ class InboxFolder:
         self._intake, self._run_id, self._clock = intake, run_id, clock
         self._stuck: set[str] = set()
         """Names of files that were read and cannot be removed. They are not read again."""
-        self._is_readable = True
+        self._is_readable, self._is_crowded = True, False
+        self._entries: os._ScandirIterator[str] | None = None
+        """The names that the next call of `names` reads first."""
         make_folders(self._inbox)
 
     def names(self) -> list[str]:
@@ -75,21 +78,58 @@ class InboxFolder:
 
         An inbox that was removed is made again. That, and an inbox that cannot be read, is a severe event; then no
         files wait.
+
+        One call reads at most `MOST_NAMES` names; the next call continues there. So every file is found after a few
+        calls, whatever else is in the folder. If more files are found than are returned, they are opened to find the
+        HALT signals, and a severe event reports the crowd once.
         """
         try:
-            with os.scandir(self._inbox) as entries:
-                found = [
-                    entry.name
-                    for entry in islice(entries, MOST_NAMES)
-                    if not entry.name.startswith(".") and not entry.is_dir(follow_symlinks=False)
-                ]
+            found = self._some()
         except OSError as error:
+            self.close()
             self._mend(error)
             return []
         self._is_readable = True
-        self._stuck.intersection_update(found)
-        found = [name for name in found if name not in self._stuck]
-        return sorted(found, key=lambda name: (not name.startswith(FIRST), name))[:MOST_TAKEN]
+        if len(found) <= MOST_TAKEN:
+            return sorted(found, key=lambda name: (not name.startswith(FIRST), name))
+        if not self._is_crowded:
+            severe("emergency_inbox_crowded", Severity.ERROR, folder=str(self._inbox), files=len(found))
+        self._is_crowded = True
+        return sorted(found, key=lambda name: (not self._is_halt(name), not name.startswith(FIRST), name))[:MOST_TAKEN]
+
+    def close(self) -> None:
+        """End the reading of names. The next call of `names` begins with the first name again."""
+        if self._entries is not None:
+            self._entries.close()
+        self._entries = None
+
+    def _some(self) -> list[str]:
+        """Return the files among the next names. Raises: OSError: the folder cannot be read."""
+        entries = self._entries = self._entries or os.scandir(self._inbox)
+        read = list(islice(entries, MOST_NAMES))
+        if len(read) < MOST_NAMES:
+            self.close()
+        return [
+            entry.name
+            for entry in read
+            if not entry.name.startswith(".")
+            and entry.name not in self._stuck
+            and not entry.is_dir(follow_symlinks=False)
+        ]
+
+    def _is_halt(self, name: str) -> bool:
+        """Return whether a file has a HALT signal of this run."""
+        if not name.startswith(FIRST):
+            return False
+        try:
+            request = REQUESTS.validate_json(self._read(name))
+        except (OSError, ValidationError):
+            return False
+        return (
+            isinstance(request, SignalRequest)
+            and request.signal.level is Level.HALT
+            and request.signal.run_id == self._run_id
+        )
 
     def take(self, name: str) -> None:
         """Carry out or refuse the request in a file, then remove the file. If the file does not exist, do nothing.

@@ -43,6 +43,7 @@ NAMES = frozenset(
         "emergency_queue_damaged",
         "emergency_queue_disk_full",
         "emergency_answer_lost",
+        "emergency_inbox_crowded",
         "emergency_inbox_stuck",
         "emergency_inbox_unreadable",
         "emergency_level_changed",

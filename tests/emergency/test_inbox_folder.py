@@ -218,10 +218,7 @@ def test_a_look_into_a_strangers_folder_reads_a_bounded_number_of_names(
         def __init__(self, path: Path) -> None:
             self.entries = scan(path)
 
-        def __enter__(self) -> Counted:
-            return self
-
-        def __exit__(self, *_: object) -> None:
+        def close(self) -> None:
             self.entries.close()
 
         def __iter__(self) -> Counted:
@@ -238,6 +235,25 @@ def test_a_look_into_a_strangers_folder_reads_a_bounded_number_of_names(
         put(tmp_path, b"", f"{number}.json")
     assert len(inbox.names()) == 50
     assert len(read) == 50
+    inbox.close()
+
+
+def test_a_halt_is_found_in_a_crowd_of_strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders, hidden files, and files with the name of a HALT: each call reads a part of them, and it is reported."""
+    monkeypatch.setattr(inbox_folder, "MOST_NAMES", 200)
+    with Telemetry.start(tmp_path / "telemetry", "emergency") as telemetry, use(telemetry):
+        inbox = reader(tmp_path)
+        for number in range(300):
+            (tmp_path / "inbox" / f"folder-{number}").mkdir()
+            put(tmp_path, b"", f".{number}")
+            put(tmp_path, b"", f"halt-0{number}.json")
+        name = submit(tmp_path, SignalRequest(signal=signal("halt", Level.HALT)))
+        firsts = [(inbox.names() or [""])[0] for _ in range(10)]
+        inbox.close()
+    assert name in firsts[:5]
+    assert name in firsts[5:]
+    told = (tmp_path / "telemetry" / "severe-events.jsonl").read_text()
+    assert told.count("emergency_inbox_crowded") == 1
 
 
 async def test_the_number_of_refusals_is_bounded_and_the_newest_stay(
