@@ -73,8 +73,8 @@ class RunConfig(Settings):
     @model_validator(mode="wrap")
     @classmethod
     def _checked(cls, given: Any, check_tables: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
-        """Accept tables and dotted keys from Python. JSON comes from a run directory, whose reader reports errors in
-        it.
+        """Accept tables and dotted keys from Python. JSON comes from a run directory. The code that reads the directory
+        reports errors in the JSON.
 
         Raises:
             ConfigError: a key does not exist, or its value is wrong.
@@ -90,7 +90,8 @@ class RunConfig(Settings):
 def load_config(
     file: Path | None = None, overrides: Mapping[str, Any] | None = None, faults: Path | None = None
 ) -> RunConfig:
-    """Load a config file, if there is one; apply overrides by dotted key; and add the faults of another file.
+    """Load a config file, if a path is given. Apply the overrides, which have dotted keys, and add the faults of
+    another file.
 
     Raises:
         ConfigError: a key or value is wrong. The error names the key, the value and the mend.
@@ -113,8 +114,9 @@ def load_config(
 
 
 def _is_dotted(key: str) -> bool:
-    """Return whether a key consists of a known table and an entry. The entry may be unknown; the check of the table
-    reports that."""
+    """Return whether a key consists of a known table and an entry. The entry may be unknown; a later check of the table
+    reports unknown entries.
+    """
     table, dot, _ = key.partition(".")
     return bool(dot) and table in RunConfig.model_fields
 
@@ -239,8 +241,9 @@ def _fields(table: BaseModel) -> Sequence[str]:
 
 
 def _existing(key: str) -> str:
-    """Return the mend for an unknown key. It names the nearest key, or else the keys of its table, or else the
-    tables."""
+    """Return the mend for an unknown key. The mend names the nearest key. If no key is near, it names the keys of the
+    table or, for an unknown table, all tables.
+    """
     table, dot, _ = key.partition(".")
     near = nearest(key, config_keys()) if dot else nearest(key, [*RunConfig.model_fields, *config_keys()])
     if near is not None:
@@ -250,7 +253,7 @@ def _existing(key: str) -> str:
 
 
 def _explain(error: ValidationError) -> ConfigError:
-    """Return the first problem and the keys of the other problems, in one line."""
+    """Return one line with the first problem and the keys of the other problems."""
     first, *more = problems(error)
     key, inner = _key_of(first), first.place[2:]
     if first.kind == "extra_forbidden" and not inner:

@@ -31,11 +31,12 @@ class FailurePolicy(Settings):
     """[failure_policy]. The key is the class of an error that an actor raised, the value "raise" or "restart".
 
     "raise": the caller gets the error, unchanged. "restart": the actor is ended if it still runs, and started again, as
-    often as `[supervision]` allows. A setting is for one class, not for its subclasses in esper. A class of the user
-    has the setting of its nearest base class in esper.
+    often as `[supervision]` allows. A setting for a class of esper does not apply to the subclasses of that class in
+    esper. A class of the user has the setting of its nearest base class in esper.
 
     Raises:
-        ConfigError: the class is unknown, or is in `NO_SWITCH`. The error has the nearest name, or the reason.
+        ConfigError: the class is unknown, or is in `NO_SWITCH`. For an unknown class the error has the nearest name,
+        for a class in `NO_SWITCH` the reason.
     """
 
     ActorLost: Reaction = Field("restart", description="the process of an actor other than the trainer ended or hung")

@@ -22,12 +22,12 @@ class Message(BaseModel):
 
 
 class GrownMessage(Message):
-    """A message to which later versions added fields. An added field is left out of the JSON if it has its default. So
-    an added field changes the JSON and the digest of a message only if it is used.
+    """A message to which later versions added fields. The JSON of a message leaves out an added field that has its
+    default value. So the JSON and the digest of a message change only if the added field is used.
     """
 
     LATER: ClassVar[frozenset[str]]
-    """Names of the fields that the first version did not have."""
+    """Names of the fields that were added after the first version."""
 
     @model_serializer(mode="wrap")
     def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:  # Any: plain values
@@ -41,8 +41,8 @@ LARGEST_INT = 2**53 - 1
 """Largest integer in a config. JSON readers that store numbers as floats read smaller integers exactly."""
 
 SMALLEST_FLOAT, LARGEST_FLOAT = 1e-100, 1e100
-"""Bounds of floats in the config. Within them, products and quotients of two floats, or of a float and a count or size,
-are finite.
+"""Bounds of floats in the config. Within these bounds, products and quotients of two floats are finite, and so are
+those of a float and a count or size.
 """
 Count = Annotated[int, Field(ge=0)]
 """A count, 0 or more."""
@@ -58,7 +58,7 @@ def is_utf8(text: str) -> bool:
 
 
 class Settings(BaseModel):
-    """A table of the config. Each valid value is unchanged after it is written to `run.json` and read back."""
+    """A table of the config. A valid value that is written to `run.json` and read back is unchanged."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 

@@ -40,4 +40,4 @@ class CheckpointWritten(Message):
     topology_digest: str
     """SHA-256 of the grafted seeds and their settings, without ids. It is equal in two runs with the same growth."""
     seconds: float
-    """Duration from the copy in memory to the synced file."""
+    """Duration from the end of the copy in memory until the file is synced."""

@@ -22,7 +22,7 @@ MAX_CHANNELS = 4096
 MAX_LOGITS = 4096
 MAX_CANDIDATES = 256
 MAX_RATE_SCALE = 16.0
-"""Largest allowed `rate_scale`. It excludes values in a wrong unit, which would be far larger."""
+"""Largest allowed `rate_scale`. A value in a wrong unit would be far larger, and is refused."""
 
 ShortText = Annotated[str, Field(max_length=512)]
 
@@ -108,7 +108,7 @@ class BlendSpec(GrownMessage):
 
     @property
     def uses_logits(self) -> bool:
-        """Whether every command for a seed with this blend must have `confidence_logits`."""
+        """True if every command for a seed with this blend must have `confidence_logits`."""
         return self.mode in USE_LOGITS
 
 
@@ -146,7 +146,8 @@ class Command(Message):
     confidence_logits: Annotated[tuple[float, ...], Field(max_length=MAX_LOGITS)] = ()
     """Logits of the policy from which the confidence of a CONFIDENCE blend is computed. Empty for other modes."""
     fallback_marks: Annotated[tuple[ShortText, ...], Field(max_length=16)] = ()
-    """Reasons why this decision was not made by the policy. If there is any, the next gate culls the seed."""
+    """Fallback marks: reasons why the policy did not make this decision. If there is a mark, the next gate culls the
+    seed."""
     feature_coverage: Annotated[float, Field(ge=0.0, le=1.0)]
     policy_version: ShortText
     nonce: ShortText

@@ -1,4 +1,6 @@
-"""Tamiyo's answers: a decision of its policy, or a hold with a reason. A failure raises and never becomes an answer."""
+"""Tamiyo's answers: a decision of its policy, or a hold with a reason. A failure is raised as an error and never
+becomes an answer.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from esper.leyline.commands import MAX_LOGITS, BlendSpec, Command
 
 
 class HoldReason(StrEnum):
-    """Reasons why no seed germinates at a fence; each follows from measured state."""
+    """Reasons why no seed germinates at a fence. Each reason depends only on measured state."""
 
     NO_OPEN_SLOT = "no_open_slot"
     BUDGET_SPENT = "budget_spent"
@@ -22,8 +24,9 @@ class HoldReason(StrEnum):
 
 
 class Hold(Message):
-    """The answer that no seed germinates at this fence. It has the reason, the value that decided, and its limit, if
-    there is any."""
+    """The answer that no seed germinates at this fence. It has the reason, the value that decided, and the limit of
+    that value, if it has one.
+    """
 
     fence: int
     reason: HoldReason
@@ -79,7 +82,7 @@ class Decision(Message):
 
 
 class Verdict(Message):
-    """Tamiyo's answer at one fence: a command or a hold, and the policy's decision, unless it has no effect."""
+    """Tamiyo's answer at one fence: a command or a hold. It also has the policy's decision, if that has an effect."""
 
     outcome: Command | Hold
     decision: Decision | None

@@ -36,7 +36,7 @@ class PairedLosses(Message):
     sd: float
     """Sample standard deviation (n - 1)."""
     z: float
-    """`mean / sqrt(sd^2 / count)`. If sd is 0, z is 0, so that it is no evidence of an improvement."""
+    """`mean / sqrt(sd^2 / count)`. If sd is 0, z is defined as 0, which is no evidence of an improvement."""
     control_mean: float
 
     @property
@@ -63,10 +63,11 @@ class Marks(Message):
     """Fallbacks of a seed. Each gate checks them first."""
 
     command_fallbacks: tuple[str, ...] = ()
-    """`fallback_marks` of the command that requested the judgement. Empty: no command did."""
+    """`fallback_marks` of the command that requested the judgement. Empty: the command has no marks, or no command
+    requested it."""
     evidence_fallbacks: tuple[str, ...] | None = None
-    """Fallbacks that the seed reported during the measurement. They include differences between requested and actual
-    execution, but not those that another check of the gate judges. None: no call of the seed was observed.
+    """Fallbacks that the seed reported during the measurement. A difference between requested and actual execution is a
+    fallback, too, unless another check of the gate judges it. None: no call of the seed was observed.
     """
 
 
@@ -111,7 +112,7 @@ class SanityEvidence(Message):
     """Number of parameters of this seed and of all seeds in the host, together."""
     parameter_budget: int
     memory_ratio: float | None
-    """Parameter bytes of the seed over those of the host. None: there is no probe."""
+    """Parameter bytes of the seed, divided by those of the host. None: there is no probe."""
     memory_budget: float
 
 
@@ -147,8 +148,8 @@ class StabilityEvidence(Message):
     halving."""
     pairs: PairedLosses | None
     loss_variation: float | None
-    """Noise of the training loss in the second half of the fork's training: its standard deviation about a fitted line,
-    divided by its mean.
+    """Noise of the training loss in the second half of the fork's training. It is the standard deviation of the loss
+    about a fitted line, divided by the mean loss.
     """
     leaks: tuple[str, ...] = ()
     """As in `ForkResult`."""
@@ -183,13 +184,13 @@ class SeedObservation(Message):
     asked_path: str
     """Code path of the host at the slot."""
     isolated: bool
-    """True if the seed's input is detached, so that its isolation can be audited."""
+    """True if the seed's input is detached, so that its gradient does not reach the host."""
     told: tuple[str, ...] = ()
     """The fallbacks that the seed's module reported; see `fell_back`."""
     parameter_bytes: int
     """Bytes of the seed's parameters now."""
     isolation_leaks: tuple[str, ...] | None = None
-    """Host parameters that the seed's gradient reaches. The audits found them. None: no audit was made."""
+    """Host parameters that the seed's gradient reaches, as the audits found. None: no audit was made."""
 
     @property
     def differences(self) -> Mapping[str, str] | None:
@@ -208,8 +209,8 @@ class SeedObservation(Message):
 
     @property
     def fallbacks(self) -> tuple[str, ...] | None:
-        """Return the fallbacks that the seed reported, and its `differences`. None: it reported nothing, and no call of
-        it was observed.
+        """Return the fallbacks that the seed reported, and its `differences`. None: the seed reported nothing, and no
+        call of the seed was observed.
         """
         found = self.differences
         if found is None:
@@ -260,10 +261,10 @@ class ImpactEvidence(Message):
     """z of the loss difference (twin - live), at each fence since the seed's alpha reached its target. None: there is
     no twin."""
     cost_ratio: float
-    """Modelled FLOPs of the seed over those of the host."""
+    """Modelled FLOPs of the seed, divided by those of the host."""
     cost_budget: float
     memory_ratio: float
-    """Parameter bytes of the seed over those of the host."""
+    """Parameter bytes of the seed, divided by those of the host."""
     memory_budget: float
     isolation_leaks: tuple[str, ...] | None
     """As in `InterfaceEvidence`."""

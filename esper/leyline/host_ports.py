@@ -24,7 +24,7 @@ class HostEditor(Protocol):
         ...
 
     def amend(self, change: Amendment) -> None:
-        """Change a seed that stays in the host. `topology` then returns its changed plan."""
+        """Change a seed that stays in the host. Afterwards `topology` returns the changed plan of the seed."""
         ...
 
     def remove(self, seed_id: str) -> None:
@@ -54,7 +54,8 @@ class HostEditor(Protocol):
         ...
 
     def tensors(self) -> Mapping[str, Any]:  # Any: torch.Tensor
-        """Return all parameters and buffers of all seeds by name. The names do not depend on the run's id."""
+        """Return all parameters and buffers of all seeds by name. The names do not depend on the run's id, so two runs
+        with the same growth have the same names."""
         ...
 
     def modules(self) -> Mapping[str, Any]:  # Any: torch.nn.Module
@@ -74,7 +75,7 @@ class HostEditor(Protocol):
         ...
 
     def watched(self) -> tuple[str, ...]:
-        """Return the ids of the seeds that `audit` can judge. A seed whose slot was not called is not among them."""
+        """Return the ids of the seeds that `audit` can judge. A seed whose slot was not called is left out."""
         ...
 
     def watch(self, on: bool, batch: Any = None, leave_out: Collection[str] = ()) -> None:  # Any: a batch of the task
@@ -86,7 +87,7 @@ class HostEditor(Protocol):
         ...
 
     def calls(self, seed_id: str) -> int:
-        """Return the number of a seed's calls since the last `observations`."""
+        """Return the number of a seed's calls since the last call of `observations`."""
         ...
 
     def observations(self) -> tuple[SeedObservation, ...]:

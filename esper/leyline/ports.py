@@ -1,5 +1,6 @@
-"""Ports are the interfaces of the components, which the loop over fences calls. One more port is the interface of
-Tamiyo's policy. In one process the components implement the ports. On Ray handles of the components implement them.
+"""Ports are the interfaces of the components, which the loop over fences calls. Another port is the interface of
+Tamiyo's policy. In one process the components implement the ports. On Ray, handles of the components implement the
+ports.
 
 Types of torch are written `Any`, because this room may not import torch. The exact types are in the rooms that use the
 ports.
@@ -65,7 +66,7 @@ class LiveHost(Protocol):
         """Apply a plan, once. Only the plan of a graft needs weights.
 
         Raises:
-            IsolationViolation: a seed that should be grafted shares memory with the host; the host was not changed.
+            IsolationViolation: the seed of a graft shares memory with the host. The host was not changed.
         """
         ...
 
@@ -86,8 +87,9 @@ class LiveHost(Protocol):
         ...
 
     def first_step_at(self) -> float | None:
-        """Return the Unix time at which the first step ended since the host was built or restored. None: no step has
-        ended since."""
+        """Return the Unix time at which the first step after the host was built or restored ended. None: no step has
+        ended yet.
+        """
         ...
 
     def save(
@@ -124,8 +126,8 @@ class Policy(Protocol):
         """Return the eligible pairs to try, or a hold with its reason. The decision may also change learning rates, or
         name a fence to go back to.
 
-        The method is called at every fence of a run that grows. `eligible` is empty if no seed may germinate there. A
-        decision that then changes no rate and does not go back has no effect.
+        The method is called at every fence of a run that grows. `eligible` is empty if no seed may germinate there.
+        With empty `eligible`, a decision has an effect only if it changes a rate or goes back.
         """
         ...
 
@@ -167,10 +169,10 @@ class Registrar(Protocol):
 
     Call order at a fence: `view` once, first. Then `conclude` if the view's `due` is set, `compare` if its
     `compares_with_twin` is set, `advance` for each seed that is due, `reset` if it has `resetting` seeds, and `receive`
-    and `carry_out` for the command that germinates. `not_attached` follows a call whose answer grafts a seed that the
-    live host refuses. `compare` and `receive` do not change the view. Each other call returns the new view, so that
-    `view` is called once per fence. `state` comes last, for the checkpoint. A command is journaled before it is sent. A
-    command to go back is sent by `permit` instead of `receive`; the next call is then `restore`.
+    and `carry_out` for the command that germinates. If the answer to a call grafts a seed and the live host refuses the
+    seed, `not_attached` is called next. `compare` and `receive` do not change the view. Each other call returns the new
+    view, so that `view` is called once per fence. `state` comes last, for the checkpoint. A command is journaled before
+    it is sent. A command to go back is sent by `permit` instead of `receive`; the next call is then `restore`.
 
     `restore` is called between fences. After it, `order` returns the tournament that must be begun again.
     """
@@ -236,8 +238,9 @@ class Registrar(Protocol):
         ...
 
     def order(self) -> InFlight | None:
-        """Return the order of the tournament in flight, which begins again after a restore. None: no tournament is in
-        flight."""
+        """Return the order of the tournament in flight, which must begin again after a restore. None: no tournament is
+        in flight.
+        """
         ...
 
 

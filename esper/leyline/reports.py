@@ -67,7 +67,7 @@ class GateReport(Message):
     fence: int
     checks: tuple[Check, ...]
     notes: tuple[str, ...] = ()
-    """Notes to the reader about evidence that this run does not collect."""
+    """Notes for people about evidence that this run does not collect."""
 
     @property
     def passed(self) -> bool:
@@ -90,7 +90,7 @@ class Transition(Message):
     after: Stage
     fence: int
     cause: str
-    """The gate that judged the step, or the reason why the seed ended."""
+    """The gate that judged the step, or the reason for the end of the seed."""
     command_id: str
 
 

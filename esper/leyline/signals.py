@@ -17,7 +17,7 @@ MOST_BYTES = 24 * 2**10
 """Largest size of a signal as JSON, in bytes."""
 
 _JSON_BYTES = 1024
-"""Bytes of a signal as JSON without its texts and attributes are fewer."""
+"""The JSON of a signal without its texts and attributes is smaller than this, in bytes."""
 MOST_TEXT = 512
 """Largest number of characters of an attribute's text."""
 

@@ -48,8 +48,8 @@ class SlotSpec(Message):
         other sizes are those of `shape`.
 
         Args:
-            shape: The shape that one sample's output had. If its number of dimensions is not that of the slot, all
-                sizes are the slot's.
+            shape: The shape that one sample's output had. If it has another number of dimensions than the slot, the
+            slot's own shape is returned.
         """
         if len(shape) != len(self.shape):
             return self.shape

@@ -19,7 +19,7 @@ class Stage(StrEnum):
     EMBARGOED = "EMBARGOED"
     RESETTING = "RESETTING"
     TERMINATED = "TERMINATED"
-    """A culled seed left something behind (G5 failed). Its slot takes no further seed."""
+    """A culled seed left something behind (G5 failed). No further seed is grafted into its slot."""
 
 
 LIVE = (Stage.BLENDING, Stage.SHADOWING, Stage.PROBATIONARY)

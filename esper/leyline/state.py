@@ -11,7 +11,7 @@ from esper.leyline.stages import Stage
 
 
 class BlendReport(Message):
-    """The effective alpha of a seed in the host, in the steps of one round. Values are in 0..1."""
+    """The effective alpha of a seed in the host, summarised over the steps of one round. Values are in 0..1."""
 
     seed_id: str
     mode: str
@@ -19,7 +19,7 @@ class BlendReport(Message):
     mean: float
     """Mean over the steps. For CHANNEL it is the mean over the channels, too."""
     p95: float
-    """95th percentile of the same values, by nearest rank."""
+    """95th percentile of effective alpha over the same values, by nearest rank."""
     clamped: float | None
     """Share of the steps at which a bound changed alpha. None: the mode does not clamp."""
 
@@ -95,7 +95,8 @@ class RegistryFacts(Message):
     seeds: tuple[SeedState, ...]
     """All seeds, in the order in which they were requested."""
     options: tuple[Pair, ...]
-    """Every (slot, blueprint) pair that the survey allows. Some may be closed at this fence."""
+    """Every (slot, blueprint) pair that the survey allows. At this fence a pair may be closed, which means that it may
+    not be tried."""
     incubating: bool
     """True if a tournament is in flight."""
     added_parameters: int
@@ -136,8 +137,8 @@ class RoundState(RegistryFacts):
     checkpoints: tuple[int, ...] = ()
     """The fences that the run can go back to, in ascending order."""
     rollbacks: int = 0
-    """How often the run went back. A policy that ignored this count would decide the same at the same fence again and
-    again."""
+    """How often the run went back. Without this count, a policy would see the same state at the same fence again, and
+    would command the run to go back again."""
 
     @classmethod
     def of(
