@@ -1,7 +1,7 @@
 """The emergency queue: publishing beside a raw fdatasync, 10,000 signals to three subscribers, and reopening.
 
-The limit of a publish is one pwrite of as many bytes and one fdatasync, on a file of the same folder and in turns with
-it. The subscribers take every signal; the cap is raised above their number.
+The limit for a publish is the time of one pwrite of as many bytes and one fdatasync, on a file in the same folder. Both
+are measured in turns. The cap is above the number of signals, so it delays no delivery.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def publishing(folder: Path) -> tuple[list[float], list[float]]:
 
 
 def reopening(folder: Path) -> list[tuple[float, float]]:
-    """Milliseconds, of the clock and of this process's own work, until a queue of 1,024 waiting signals is open."""
+    """Milliseconds until a queue of 1,024 waiting signals is open: wall time, and CPU time of this process."""
     with opened(folder) as queue:
         for number in range(CAPACITY - 16):
             queue.publish(signal(64 * number))
@@ -92,8 +92,9 @@ def reopening(folder: Path) -> list[tuple[float, float]]:
 
 
 def delivering(folder: Path) -> tuple[float, float]:
-    """Send all signals to all subscribers. Returns signals/s, and the largest memory in the last quarter over that in
-    the third one; by then as many ids are remembered as ever.
+    """Send all signals to all subscribers. Return signals/s, and a ratio: the largest memory in the last quarter of the
+    signals, divided by the largest memory in the third quarter. In both quarters the number of remembered ids is at its
+    limit.
 
     Raises:
         AssertionError: a signal did not come, or came twice.

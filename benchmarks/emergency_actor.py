@@ -1,7 +1,8 @@
 """Emergency signals on Ray: publishing through the actor, and the time until a trainer's step boundary sees the word.
 
-The limit of a publish is twice a raw pwrite with fdatasync of as many bytes, and one call of the same actor; all three
-are measured in turns. The trainer is another process: it does steps of about 1 ms, and reads the word after each.
+The limit for a publish is the time of two raw writes (pwrite and fdatasync of as many bytes) and one call of the same
+actor. All three are measured in turns. The trainer is another process. It makes steps of about 1 ms, and reads the word
+after each step.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def signal(number: int) -> EmergencySignal:
 
 
 def trainer(word: Path, pipe: Connection) -> None:
-    """Do steps until the word shows HALT. Send the time of each boundary that sees a new count of signals."""
+    """Make steps until the word shows HALT. Send the time of each step boundary with a new count of signals."""
     torch.set_num_threads(1)
     side = torch.ones(256, 256)
     seen = 0

@@ -1,8 +1,8 @@
 """Draws docs/flow.svg: `python tools/flow_picture.py`.
 
 The picture shows the calls of two rounds of a real tiny run, in order. Every call of the line to a component, to the
-journal and to the checkpoints is recorded. The two rounds are the first at whose fence a tournament begins, and the
-first at whose fence a tournament is concluded.
+journal and to the checkpoints is recorded. One round ends at the first fence at which a tournament begins. The other
+round ends at the first fence at which a tournament is concluded.
 """
 
 from __future__ import annotations

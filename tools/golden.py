@@ -1,6 +1,6 @@
 """Makes tests/data/golden-run, the run directory that every later version must restore or refuse.
 
-The directory was made once, and stays as it is.
+The directory was made once, and must not be made again.
 """
 
 from __future__ import annotations

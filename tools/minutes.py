@@ -23,7 +23,7 @@ HEAVIEST = 8
 
 @dataclass(frozen=True)
 class Part:
-    """One pytest process: its numbers of tests and of failures, and its seconds, in all and by test file."""
+    """One pytest process: its numbers of tests and of failures, and its seconds, in total and by test file."""
 
     name: str
     tests: int

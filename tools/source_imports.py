@@ -247,7 +247,7 @@ def _other_names(node: ast.AST) -> Iterator[str]:
 
 
 def _can_import(dotted: str) -> bool:
-    """Return whether a dotted name is a function that can import, an attribute of one, or a module with one."""
+    """Return whether a dotted name is a function that can import, an attribute of it, or a module that has it."""
     return dotted in HOLDERS or any(f"{dotted}.".startswith(f"{loader}.") for loader in LOADERS)
 
 

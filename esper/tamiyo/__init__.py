@@ -1,1 +1,3 @@
-"""Tamiyo decides what to grow: finds eligible pairs, calls the policy, applies limits of risk, and signs commands."""
+"""Tamiyo decides what to grow: finds the eligible (slot, blueprint) pairs, calls the policy, applies the limits of
+risk, and signs commands.
+"""

@@ -1,9 +1,9 @@
 """The default policy: a tournament over the eligible pairs, then replicas of its winner.
 
 Incubation selects a good pair. More seeds of that pair help, too: six seeds bring most of the gain of a grown network
-(docs/growth.md). So the policy repeats the winner until a replica fails, its slot is full, or `growth.replicas` is
+(docs/growth.md). So the policy repeats the winner until a replica fails, the slot is full, or `growth.replicas` is
 reached. Then it starts the next tournament. A pair that was tried rests for some fences before it may enter a
-tournament again. The pair may help then, because the host has trained longer.
+tournament again. It gets another try, because it may help a host that has trained longer.
 """
 
 from __future__ import annotations

@@ -93,10 +93,10 @@ class Tamiyo:
     def decide(self, state: RoundState) -> Verdict:
         """Return a command or a hold for this fence, and the policy's decision if the policy was called.
 
-        The policy is called at every fence. If `eligible` returns a hold, the policy gets no pairs. The hold is then
-        the outcome, unless the policy's decision is to go back. A decision that changes nothing is then not recorded.
-        The policy's choice of pairs becomes a hold if the ramp is too long for the fences that are left, or if a figure
-        is beyond its limit of risk.
+        The policy is called at every fence. If `eligible` returns a hold, the policy gets no pairs. In this case the
+        hold is the outcome, unless the policy's decision is to go back. A decision that changes nothing is not recorded
+        in this case. The policy's choice of pairs becomes a hold if the ramp is too long for the fences that are left,
+        or if a figure is beyond its limit of risk.
 
         Raises:
             NoSeedCandidates: there are eligible pairs, and the policy chose none of them (#14).

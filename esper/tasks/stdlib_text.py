@@ -36,12 +36,12 @@ SHARES = {"train": 0.38, "pick": 0.25, "gate": 0.25, "valid": 0.06, "test": 0.06
 """Share of the files in each shard. Half of the files are for judging seeds, because a gate needs many files."""
 EVALUATED = 2_048  # windows of validation and test: an evaluation of a whole shard takes about a second
 BATCH, EPOCHS, EPOCH_SAMPLES = 16, 8, 1_200  # 600 steps
-LEAST_FILES = {"train": 1, "pick": 140, "gate": 140, "valid": 1, "test": 1}  # a fence draws 128 from pick and gate
+LEAST_FILES = {"train": 1, "pick": 140, "gate": 140, "valid": 1, "test": 1}  # pick and gate: a fence draws 128
 LEAST_WINDOWS = {"train": EPOCH_SAMPLES, "pick": 140, "gate": 140, "valid": EVALUATED, "test": EVALUATED}
 WARM_UP_STEPS, FLOOR = 40, 0.1
 
 _SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-_CONTINUATION = bytes(range(0x80, 0xC0))  # deleted, so that every character in UTF-8 becomes one symbol
+_CONTINUATION = bytes(range(0x80, 0xC0))  # UTF-8's later bytes are deleted: one symbol per character
 _SYMBOLS = bytes(ALPHABET.index(c) if (c := chr(byte)) in ALPHABET else OTHER for byte in range(256))
 
 

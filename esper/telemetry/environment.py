@@ -15,7 +15,7 @@ PREFIX = "OTEL_"
 FOR_OTHERS = ("OTEL_PYTHON_", "OTEL_INSTRUMENTATION_")
 """Prefixes of variables for the automatic instrumentation of Python programs. Esper ignores these variables.
 
-The exceptions are a few that OpenTelemetry's SDK reads in every program. They have a check in `CHECKS`.
+The exceptions are a few variables that OpenTelemetry's SDK reads in every program. These have a check in `CHECKS`.
 """
 CONTEXT = "OTEL_PYTHON_CONTEXT"
 """Name of the variable that OpenTelemetry reads when it is imported."""
@@ -33,7 +33,9 @@ NOT_YET = "esper does not export over the network yet; unset it: spans go to fil
 
 @dataclass(frozen=True)
 class TelemetryEnvironment:
-    """Values that esper reads. OpenTelemetry's SDK reads the variables of the sampler, the limits and the resource."""
+    """The values of the variables that esper reads. OpenTelemetry's SDK reads the variables of the sampler, the limits
+    and the resource.
+    """
 
     disabled: bool
     """True: no spans are written, and the other variables have no effect."""

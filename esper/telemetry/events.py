@@ -83,7 +83,7 @@ def severe(name: str, /, severity: Severity, **fields: object) -> None:
         fields: Details for a reader. Values that JSON does not support are written as text.
 
     Raises:
-        ValueError: `name` is not in `NAMES`, by a bug of the caller. Nothing was reported.
+        ValueError: `name` is not in `NAMES`, because of a bug in the caller. Nothing was reported.
         StoreWriteFailed: the log cannot be written. The event was counted and is on the span.
     """
     if name not in NAMES:

@@ -56,7 +56,7 @@ class FileSpanExporter(SpanExporter):
     def shutdown(self) -> None:
         """Close the file. Later spans are lost and counted. A second call has no effect."""
         if self._descriptor >= 0:
-            descriptor, self._descriptor = self._descriptor, -1  # the system may give the closed number to another file
+            descriptor, self._descriptor = self._descriptor, -1  # another file may get the number once it is closed
             os.close(descriptor)
 
     def _lose(self, spans: int, error: Exception) -> None:
@@ -108,7 +108,7 @@ def _span(span: ReadableSpan) -> dict[str, object]:
         "parentSpanId": format_span_id(parent.span_id) if parent else "",
         "flags": context.trace_flags | _HAS_IS_REMOTE | (_IS_REMOTE if parent and parent.is_remote else 0),
         "name": span.name,
-        "kind": span.kind.value + 1,  # OTLP has UNSPECIFIED at 0
+        "kind": span.kind.value + 1,  # in OTLP, 0 means UNSPECIFIED
         "startTimeUnixNano": str(span.start_time),
         "endTimeUnixNano": str(span.end_time),
         "attributes": _attributes(span.attributes),

@@ -49,7 +49,8 @@ class Counters:
         A label must not be an id: each value makes a series.
 
         Raises:
-            ValueError: `name` is not in `NAMES`, or `amount` is negative, by a bug of the caller. Nothing was counted.
+            ValueError: `name` is not in `NAMES`, or `amount` is negative. Both are bugs of the caller. Nothing was
+                counted.
         """
         known(name)
         if amount < 0:

@@ -19,7 +19,7 @@ MOST_GRAPHS = 64
 version.
 """
 SETTINGS = {
-    "accumulated_recompile_limit": 2**31,  # no limit per process, which compiles many forks
+    "accumulated_recompile_limit": 2**31,  # no limit per process, because it compiles many forks
     "fail_on_recompile_limit_hit": True,  # otherwise torch would warn and run the host eagerly
     "skip_fwd_side_effects_in_bwd_under_checkpoint": True,  # a seed must not count a recomputed forward
 }

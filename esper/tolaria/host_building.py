@@ -45,7 +45,9 @@ def build_host(task: Task, run_seed: int, device: str) -> nn.Module:
 
 
 def call_model(task: Task, model: nn.Module, inputs: Any) -> Any:
-    """Return the model's output for a batch of inputs. If the task has `input_output`, it makes the call."""
+    """Return the model's output for a batch of inputs. If the task has a function `input_output`, this function makes
+    the call.
+    """
     call = TRAINING_FORWARD if model.training else EVALUATION_FORWARD
     if task.input_output is None:
         return call.run(model, inputs)

@@ -77,8 +77,8 @@ class GrownHost:
         """Digest -> initial weights of every seed that was ever grafted. Checkpoints store these weights with the
         receipts."""
         self._leaks: dict[str, tuple[str, ...]] = {}
-        """Seed id -> what the seed reached or changed outside itself. Empty: audits found nothing. Absent: not audited
-        yet."""
+        """Seed id -> names of what the seed changed outside itself, or its gradient reached there. Empty: audits found
+        nothing. No entry: the seed has not been audited."""
         self._judged: dict[str, int] = {}
         """Seed id -> first step of the seed, for each seed that a gate may still judge. These seeds are audited."""
         self._best_round: float | None = None
@@ -87,7 +87,7 @@ class GrownHost:
         self._first_step_at: float | None = None
         self._saver = Saver(settings.run_id)
         self._uncalled: set[str] = set()
-        """Ids of the seeds of a compiled host without an observed call since their graft."""
+        """Ids of the seeds of a compiled host of which no call has been observed since the graft."""
         self._recompile()
         self.step = 0
         self.fence = 0

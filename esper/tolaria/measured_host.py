@@ -275,7 +275,8 @@ class MeasuredHost(GrownHost):
     def _audit_eagerly(self, inputs: Any, audit: Callable[[], T]) -> T:
         """Make an audit after an additional forward that is not compiled and changes no state.
 
-        A compiled forward is a single node of the autograd graph. Every parameter is reachable from this node.
+        A compiled forward is a single node of the autograd graph. Every parameter is reachable from this node, so an
+        audit could not tell which parameters a seed reached.
         """
         with uncompiled(self.host), self._state_kept(), temporary_rng(self.step, self._devices()):
             with self._watching(inputs):
@@ -284,7 +285,9 @@ class MeasuredHost(GrownHost):
 
     @contextmanager
     def _watching(self, inputs: Any) -> Iterator[None]:
-        """In the block, a forward pass of `inputs` records what `audit` needs. Without it, it is faster."""
+        """In the block, a forward pass of `inputs` records what `audit` needs. Outside of the block a forward pass
+        records nothing and is faster.
+        """
         settled = {plan.seed_id for plan in self._editor.topology()} - self._judged.keys()
         self._editor.watch(True, inputs, settled)
         try:

@@ -58,7 +58,7 @@ def check_steps(optimizer: Optimizer, updates: int, *, stepped: bool) -> None:
     """Take one step on gradients of ones, and compare the types and shapes of the state before and after the step.
 
     A step of an optimizer from torch.optim never changes types or shapes. Other optimizers may change them, so for
-    these only errors of the step are found.
+    other optimizers only an error of the step is found.
 
     Args:
         updates: Number of calls of `step` so far. A parameter's step count is lower if some calls had no gradient for

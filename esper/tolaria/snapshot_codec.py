@@ -232,7 +232,7 @@ def _finite(value: Any) -> float:  # Any: a value from the file
 
 
 def _later_part(plain: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return a part of the plain form that the first versions did not store. Empty if it is absent."""
+    """Return a part of the plain form. Empty if it is absent, because the first versions of esper did not store it."""
     return {_typed(str, key): one for key, one in _typed(dict, plain[name]).items()} if name in plain else {}
 
 

@@ -247,7 +247,7 @@ class Trainer(MeasuredHost):
 
     def _next_batch(self) -> Any:  # Any: the type that the task's collate function returns
         """Load the batch of the present step. The new state of stateful data sets is stored for the next step."""
-        if not (self._data.made_with or self._data_state):  # no data set has a state
+        if not (self._data.made_with or self._data_state):  # no data set is stateful
             return self._data.batch(self.step)
         with self._data.at(self._data_state):
             batch = self._data.batch(self.step)

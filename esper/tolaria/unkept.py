@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from esper.tolaria.trainer import Trainer
 
 Changing = Mapping[str, frozenset[str]]
-"""Field of the task, or module -> paths that the survey's steps changed. The survey found that these paths are not
-state."""
+"""Name of a field of the task, or of a module -> paths that changed in the survey's steps. The survey found that they
+are not state."""
 
 DATA_LIMITS = Limits(values=1_000, whole_bytes=2**20)
 """Limits for reading a data set, which may have millions of samples. Only its first values and parts of its arrays are
@@ -46,7 +46,8 @@ can be logs."""
 
 
 def of_parts(parts: Mapping[str, object], changing: Changing) -> dict[str, Held]:
-    """Read the attributes of a model, its seeds, its optimizer and its scheduler, without the last two's state dicts.
+    """Read the attributes of a model, its seeds, its optimizer and its scheduler. Values in the state dicts of
+    optimizer and scheduler are left out.
 
     Parameters in an optimizer's groups are read as their names.
 
@@ -133,8 +134,7 @@ def suspects_in(before: Mapping[str, Held], after: Mapping[str, Held], changing:
         if held != after[field]:
             paths = different(held, after[field])
             if max(len(held), len(after[field])) >= (DATA_LIMITS.values if field in _DATA else MOST):
-                # values beyond the limit were not read, so the other side may have a path that was read on one side
-                # only
+                # values beyond the limit were not read, so a path may be missing on one side
                 paths = [path for path in paths if path in held and path in after[field]]
             found[field] = [path for path in paths if not _is_allowed(path, _at(changing, field))]
     return {field: _without_root(paths) for field, paths in found.items() if paths}
@@ -204,7 +204,8 @@ class Unkept:
             yield from ((field, path, after) for path in paths if not any(_is_within(path, log) for log in logs))
 
     def _confirm(self, suspects: Mapping[str, list[str]], fence: int) -> None:
-        """Load a snapshot of this host into a new host, and refuse each suspect that differs between the two hosts.
+        """Load a snapshot of this host into a new host, and refuse each suspect that differs between the two hosts. A
+        suspect is a changed attribute.
 
         If a suspect is equal in both hosts, the user's code saves it. If a suspect is a cache, it becomes equal after
         both hosts have seen the same batches. A cache is not refused if both hosts had the same loss on each of these
@@ -239,7 +240,7 @@ class Unkept:
 
         A batch of the round, or of the evaluation at the start of the run, has changed the attribute. If the new host
         computes the same value from the same batches, and no loss differed before, the attribute is a cache of seen
-        data, such as a table by length.
+        data, such as a table for each input length.
         """
         for step in (self._trainer.step, *range(self._first_step, self._trainer.step)):
             yield partial(_glance, step=step)

@@ -88,8 +88,8 @@ def held_by(
     """Return the digests of all values in an object. Each value has its shortest path.
 
     Args:
-        unread: Ids of objects that are not read. In a mapping, the value of an id is the leaf that is reported for the
-            object, or None.
+        unread: Ids of objects that are not read. If it is a mapping, the value for an id is the leaf that is reported
+            for the object, or None.
         opens: Function that returns whether the attributes of an object are read.
         start: Path of the object itself.
         skip: Paths at which nothing is read.
@@ -263,7 +263,7 @@ def _of_function(function: types.FunctionType) -> Iterator[tuple[str, object]]:
 def _of_class(kind: type) -> Iterator[tuple[str, object]]:
     """Yield values that all instances of a class share, for example a counter of calls.
 
-    Attributes that Python adds are left out, and methods without closure, defaults and attributes.
+    Left out are attributes that Python adds, and methods without closure, defaults and attributes.
     """
     for name, item in vars(kind).items():
         method = item.__func__ if isinstance(item, staticmethod | classmethod) else item

@@ -79,7 +79,8 @@ def mend_of(holder: str, path: str, *moments: Held) -> str:
     Args:
         holder: Field of the task whose object has the attribute, or a seed. Another name means shared state.
         path: Path of the attribute in that object.
-        moments: Digests of the object at several times. The first with the path determines the kind of the value.
+        moments: Digests of the object at several times. The first of them that has the path determines the kind of the
+            value.
     """
     if holder.startswith(SEED):
         holder = "task.model"  # a seed is a module, too

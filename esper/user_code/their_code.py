@@ -67,7 +67,8 @@ class TheirCode:
     def run(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         """Call a function of the user's code within this context, and return its result.
 
-        Training steps use it: a `with` statement costs two calls of Python functions, this one.
+        Training steps use this method, because it costs one call of a Python function, and a `with` statement costs
+        two.
         """
         try:
             return function(*arguments, **named)

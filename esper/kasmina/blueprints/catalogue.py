@@ -1,4 +1,4 @@
-"""The registry of blueprints: factories of seed modules, the kinds of slots they fit, and their cost.
+"""The registry of blueprints. A blueprint has a factory of seed modules, the kinds of slots that they fit, and a risk.
 
 A user's own blueprint is a function with a decorator::
 
@@ -152,7 +152,7 @@ class BlueprintRegistry:
         return self._blueprints[name]
 
     def absent(self, name: str) -> str:
-        """Return an error message for a name that is not registered. It has the registered names that may be meant."""
+        """Return an error message for a name that is not registered. It suggests similar registered names."""
         return f"not registered; {existing_names(name, sorted(self._blueprints), repr)}"
 
     def for_kind(self, kind: Kind) -> tuple[Blueprint, ...]:
@@ -186,7 +186,9 @@ def blueprint(
 
 
 def _place(factory: Factory) -> tuple[str, str] | None:
-    """Return file and name of a function. None for a callable object or a lambda, which they would not identify."""
+    """Return file and name of a function. None for a callable object or a lambda, because file and name do not identify
+    it.
+    """
     if not isinstance(factory, FunctionType) or factory.__name__ == "<lambda>":
         return None
     notebook = factory.__module__ == "__main__"  # each run of a notebook cell gets a new file name

@@ -52,7 +52,7 @@ _HEARD: ContextVar[list[str] | None] = ContextVar("_HEARD", default=None)
 
 
 def heard(seed: nn.Module, h: Tensor) -> Any:  # Any: a wrong blueprint may return anything
-    """Return the seed's output. Every report during the call counts as one of the seed itself."""
+    """Return the seed's output. Every report during the call counts as a report of the seed itself."""
     whys: list[str] = []
     token = _HEARD.set(whys)
     try:
@@ -64,7 +64,7 @@ def heard(seed: nn.Module, h: Tensor) -> Any:  # Any: a wrong blueprint may retu
 
 
 def heard_while_built(build: Callable[[], nn.Module]) -> nn.Module:
-    """Return a new seed. Every report while it is built counts as one of the seed itself."""
+    """Return a new seed. Every report during its construction counts as a report of the seed itself."""
     whys: list[str] = []
     token = _HEARD.set(whys)
     try:
@@ -89,7 +89,7 @@ def _told_by(module: nn.Module) -> tuple[str, ...]:
 
 
 class Told:
-    """The fallbacks of one seed: those of its construction, and those since the last `take`."""
+    """The fallbacks of one seed: during its construction, and since the last `take`."""
 
     def __init__(self, seed: nn.Module) -> None:
         """Make the record of a seed that has been built and has not run."""

@@ -13,7 +13,7 @@ def scaled_layer_norm(channels: int) -> nn.Module:
 
 
 def low_rank(channels: int) -> nn.Module:
-    """s = U V LN(x) of rank C/4. Source: Hu et al., LoRA, arXiv:2106.09685; the norm before it is esper's."""
+    """s = U V LN(x) of rank C/4. Source: Hu et al., LoRA, arXiv:2106.09685; esper added the norm before it."""
     rank = bottleneck_width(channels)
     return nn.Sequential(
         nn.LayerNorm(channels), nn.Linear(channels, rank, bias=False), zeroed(nn.Linear(rank, channels))

@@ -25,7 +25,7 @@ def scaled_group_norm(channels: int) -> nn.Module:
 class SqueezeExcite(nn.Module):
     """s = x * tanh(W2 relu(W1 mean_HW(x))), one factor per channel and sample.
 
-    Source: Hu et al., arXiv:1709.01507; tanh instead of the paper's sigmoid, so that s = 0 for W2 = 0 (esper's).
+    Source: Hu et al., arXiv:1709.01507; esper uses tanh instead of the paper's sigmoid, so that s = 0 for W2 = 0.
     """
 
     def __init__(self, channels: int) -> None:
@@ -39,7 +39,7 @@ class SqueezeExcite(nn.Module):
 
 
 def depthwise_separable(channels: int) -> nn.Module:
-    """s = pointwise relu(depthwise 3x3 of GN(x)). Source: Howard et al., MobileNets, arXiv:1704.04861."""
+    """s = conv1x1(relu(depthwise3x3(GN(x)))). Source: Howard et al., MobileNets, arXiv:1704.04861."""
     return nn.Sequential(
         group_norm(channels),
         nn.Conv2d(channels, channels, 3, padding=1, groups=channels),
@@ -49,7 +49,9 @@ def depthwise_separable(channels: int) -> nn.Module:
 
 
 def bottleneck(channels: int) -> nn.Module:
-    """s = 1x1 to C/4, 3x3, 1x1 back. Source: He et al., arXiv:1512.03385, fig. 5; the single norm is esper's."""
+    """s = conv1x1(relu(conv3x3(relu(conv1x1(GN(x)))))), with C/4 channels inside. Source: He et al., arXiv:1512.03385,
+    fig. 5; esper uses only one norm.
+    """
     width = bottleneck_width(channels)
     return nn.Sequential(
         group_norm(channels),

@@ -39,7 +39,7 @@ class ResidualTimeConv(TimeConv):
 def conv_mlp(channels: int, kernel: int, causal: bool) -> nn.Module:
     """s = W2 relu(W1 (y + conv_k(y)))^2 with y = LN(x).
 
-    Source: esper's, after the depthwise convolutions of So et al., Primer, arXiv:2109.08668, sec. 3.
+    Source: designed for esper, after the depthwise convolutions of So et al., Primer, arXiv:2109.08668, sec. 3.
     """
     return mlp(channels, 4, ResidualTimeConv(channels, kernel, causal))
 
@@ -47,7 +47,8 @@ def conv_mlp(channels: int, kernel: int, causal: bool) -> nn.Module:
 class GatedConv(nn.Module):
     """s = W_out (conv_7(a) * sigmoid(b)) with [a, b] = W_in LN(x).
 
-    Source: gated linear units, Dauphin et al., arXiv:1612.08083; the depthwise form is esper's, to save parameters.
+    Source: gated linear units, Dauphin et al., arXiv:1612.08083; esper uses a depthwise convolution, to save
+        parameters.
     """
 
     def __init__(self, channels: int, causal: bool) -> None:

@@ -125,8 +125,8 @@ def register(network: nn.Module, path: list[str], seed: Seed) -> None:
     """Register a seed at a path of names below a network.
 
     Missing modules on the path are added: a `SeedHolder` as the first, empty modules below it. If `a` and `a.0` are
-    slots, the first seed of `a` and the parent of the seeds of `a.0` have the same path. The seed of `a` then is also
-    the parent: children that are registered already become its children.
+    slots, the first seed of `a` and the parent of the seeds of `a.0` have the same path. In this case the seed of `a`
+    is also the parent. If children were registered before it, they become its children.
     """
     place = network
     for name in path[:-1]:

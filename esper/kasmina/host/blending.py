@@ -1,7 +1,7 @@
 """The table of blend modes. A row has the checks of admission, the formula, and the effective alpha.
 
 No other code distinguishes between modes, except that `USE_LOGITS` of `esper.leyline.commands` names the modes that
-need logits. If an input of a mode is missing, that is an error: no other mode replaces it.
+need logits. If an input of a mode is missing, an error is raised, and no other mode is used instead.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Blend:
     formula: Callable[[Tensor, Tensor, Tensor], Tensor]
     """(host, seed, weight) -> blended output; see `formulas.py`."""
     fields: frozenset[str] = frozenset()
-    """Fields of a `BlendSpec` for this mode. All modes use the fields that are in no mode's set."""
+    """Fields of a `BlendSpec` for this mode. A field that is in no mode's set is used by all modes."""
 
     def problems(self, blend: BlendSpec, slots: Iterable[SlotSpec], logits: Sequence[float]) -> Iterable[Problem]:
         """Yield each reason to refuse the fields of this mode or the logits of its command."""
@@ -206,7 +206,8 @@ def _effective(alpha: float, spec: BlendSpec, confidence: float | None) -> Alpha
 
 
 def next_confidence(spec: BlendSpec, logits: Sequence[float], applied: float | None) -> float | None:
-    """Return the confidence of a command's logits, or `applied` if they differ by at most `HYSTERESIS`.
+    """Return the confidence for a command's logits. If it differs from `applied` by at most `HYSTERESIS`, return
+    `applied`.
 
     None: the mode has no confidence.
     """

@@ -27,7 +27,7 @@ from esper.user_code.their_code import refused_as_theirs
 Forward = Callable[[nn.Module, Any], Any]  # Any: the user's model chooses the types of inputs and outputs
 
 TOLERANCE = 1e-5
-"""Largest movement of an output, relative to its largest entry, that counts as rounding. The value is 100 times the
+"""Largest change of an output, relative to its largest entry, that counts as rounding. The value is 100 times the
 rounding of single precision, which is about 1e-7."""
 
 NESTED = (
@@ -36,7 +36,7 @@ NESTED = (
 )
 
 WITHOUT_GRADIENTS = object()
-"""Marks a call in training mode while gradients were off. It replaces the output."""
+"""Recorded instead of the output, if the module was called in training mode while gradients were off."""
 
 MOST_KEYS = 50
 """Number of random streams that are tried to find a forward that skips no slot."""
@@ -64,12 +64,13 @@ def dry_run(model: nn.Module, slots: Sequence[str], batch_input: Any, call: Forw
     parameters, buffers, modes, hooks and attributes, the input and all global random states are restored after each
     forward. The model is not copied, because modules with weight norm cannot be copied.
 
-    Causality is measured in evaluation mode, where no dropout hides a movement. A slot counts as causal only if a
-    change of the input at t moved the output at or after t, and no change moved it before t. Sample independence is
-    measured in both modes, because batch norm mixes samples in training mode only.
+    Causality is measured in evaluation mode, because dropout would hide a change of the output. A slot counts as causal
+    if each change of the input at one position changed the output only at this position or later, and at least one of
+    them changed the output. Sample independence is measured in both modes, because batch norm mixes samples in training
+    mode only.
 
     Args:
-        model: In the modes in which it trains. A module in evaluation mode stays in it.
+        model: In the modes in which it trains. A module in evaluation mode stays in evaluation mode.
         slots: Paths or patterns; see `slot_patterns.match`.
         batch_input: Input of `call`: a tensor, or tuples, lists or mappings of tensors. The batch comes first, and has
             two samples or more.
@@ -78,8 +79,9 @@ def dry_run(model: nn.Module, slots: Sequence[str], batch_input: Any, call: Forw
     Raises:
         TaskError: a slot is not called exactly once per forward in both modes; its output (or the first item of a
             tuple, see `slot_output`) is not a floating tensor of 2, 3 or 4 dimensions with one row per sample; or the
-            output cannot be measured (not finite, not repeatable, not moved by any input). If only a wildcard matched
-            the module, it is left out, and the error is raised only if all modules of the wildcard are left out.
+            output cannot be measured (not finite, not repeatable, or not changed by any input). If only a wildcard
+            matched the module, it is left out, and the error is raised only if all modules of the wildcard are left
+            out.
         TaskError: the user's model raised an error.
     """
     matched = match(model, slots)
@@ -176,9 +178,9 @@ class _Host:
 
 
 def _leave_out_repeated(matched: Matched, training: Mapping[str, Tensor], evaluation: Mapping[str, Tensor]) -> None:
-    """Of modules with the same output in both modes, leave out all but one.
+    """If several modules have the same output in both modes, leave out all but one.
 
-    Modules named without a wildcard stay. If there are none, the outermost module stays.
+    Modules named without a wildcard stay. If only wildcards matched them, the outermost module stays.
     """
     kept: list[str] = sorted(matched.named & set(matched.paths))
     for path in matched.paths:
@@ -295,7 +297,7 @@ def _specs(
     """Return the slots that could be measured.
 
     Raises:
-        TaskError: no input moves a slot, or a pattern has no slot left.
+        TaskError: no input changes the output of a slot, or a pattern has no slot left.
     """
     independent, causal = _independent(host, training, training=True), _causal(host, evaluation)
     independent_evaluated = _independent(host, evaluation, training=False)
@@ -329,12 +331,12 @@ def _batch_size(batch_input: Any) -> int:  # Any: see Forward
 
 
 def _independent(host: _Host, before: Mapping[str, Tensor], *, training: bool) -> set[str]:
-    """Return the slots at which a change of one sample moved no other sample's output, in one mode.
+    """Return the slots with independent samples in one mode: a change of one sample changed no other sample's output.
 
     Three samples (first, middle, last) are changed, one at a time.
 
     Raises:
-        TaskError: no output of a slot moved, so the slot cannot be judged.
+        TaskError: no output of a slot changed, so the slot cannot be judged.
     """
     mixed, alive = set(), set()
     for i in sorted({0, host.batch // 2, host.batch - 1}):
@@ -354,10 +356,10 @@ def _independent(host: _Host, before: Mapping[str, Tensor], *, training: bool) -
 
 
 def _causal(host: _Host, before: Mapping[str, Tensor]) -> set[str]:
-    """Return the NTC slots whose output moved only at or after changed positions, in evaluation mode.
+    """Return the NTC slots whose output changed only at or after the changed positions, in evaluation mode.
 
     Up to five positions are changed, one at a time, in every input whose second dimension is the slot's length. A slot
-    that never moved is not in the result.
+    whose output never changed is not in the result.
     """
     leaking, alive = set(), set()
     sequences = {path: before[path] for path in host.paths if before[path].dim() == 3}

@@ -1,4 +1,5 @@
-"""Attaches seeds to a host by forward hooks, and removes them completely. The registry's plans determine both.
+"""Attaches seeds to a host by forward hooks, and removes them completely. The registry's plans determine which seeds
+are attached and removed.
 
 A slot without seeds has no hook. The hook of a slot calls a `SlotStack` with the seeds of the slot. The stack is not
 registered in the host, so the host's modules, names and state dict do not change.
@@ -47,7 +48,7 @@ class LastCall:
     branch: Tensor | None = None
     """The seed's output in a watched call. None: no call was watched."""
     cut: Node | None = None
-    """Node of the graph for the seed's input in a watched call. None: the input was detached."""
+    """Node of the autograd graph for the seed's input in a watched call. None: the input was detached."""
     changed: tuple[str, ...] | None = None
     """Names of what a watched call changed outside the seed. None: no call was watched."""
     shape: tuple[int, ...] | None = None
@@ -110,7 +111,7 @@ class GraftedSeed(nn.Module):
         except Exception as error:  # otherwise it would be reported as an error of the host
             raise SeedBuildFailed(self.plan.blueprint_id, self.plan.slot, "forward") from error
         if not is_recomputing():
-            if not (self.watched and self.asked_path == COMPILED):  # else the call serves the audit only
+            if not (self.watched and self.asked_path == COMPILED):  # else the call was made only for the audit
                 self.calls.add(self.module, correction)
             self.last.shape = tuple(correction.shape[1:])
             if before is not None:
@@ -240,7 +241,7 @@ class SeedEditor:
         """Input of the watched forward pass. None: no forward pass is watched."""
 
     def graft(self, plan: GraftPlan, weights: Weights) -> None:
-        """Attach a seed, and load it with its weights. These are in `weights` under the plan's digest.
+        """Attach a seed, and load its weights: the value of `weights` for the digest in the plan.
 
         Raises:
             DependencyViolationError: the slot is unknown, the seed is grafted already, or `weights` lacks its weights;
@@ -281,7 +282,7 @@ class SeedEditor:
     def amend(self, change: Amendment) -> None:
         """Change the plan of a seed. If the change ends the seed's isolation, this applies from the next forward on.
 
-        The next `set_alphas` uses a changed confidence.
+        A changed confidence applies from the next `set_alphas` on.
         """
         seed = self._get(change.seed_id)
         seed.plan = change.amended(seed.plan)
@@ -299,7 +300,7 @@ class SeedEditor:
     def release(self) -> None:
         """Register every seed in the host as an ordinary module, with the same tensors.
 
-        This is the editor's last call.
+        Do not use the editor afterwards.
         """
         for _, handle in self._stacks.values():
             handle.remove()
@@ -362,7 +363,7 @@ class SeedEditor:
             seed.watched = on and seed_id not in leave_out
 
     def watched(self) -> tuple[str, ...]:
-        """Return the ids of the seeds with a watched call. A seed in a skipped slot has none."""
+        """Return the ids of the seeds with a watched call. A seed whose slot was skipped is not among them."""
         return tuple(seed_id for seed_id, seed in self._seeds.items() if seed.last.changed is not None)
 
     def audit(self) -> None:

@@ -24,7 +24,7 @@ def reachable_parameters(
     Args:
         branch: Output of a seed, with its autograd graph.
         parameters: Parameters to look for, by name.
-        cut: Node of the graph behind which nothing is searched: the input of a seed that is not isolated.
+        cut: Node at which the search stops: the input of a seed that is not isolated.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
     return tuple(sorted({names[id(leaf)] for leaf in leaves_of(branch, cut) if id(leaf) in names}))
@@ -35,7 +35,7 @@ def strange_parameters(
 ) -> tuple[str, ...]:
     """Return the parameters that a backward pass from `branch` would reach, without those in `own` and `named`.
 
-    Examples are a parameter of another host, and a parameter that the seed has not registered.
+    Examples: a parameter of another host, or a parameter that the seed uses without registering it.
     """
     known = {id(tensor) for tensor in (*own, *named.values())}
     strange = [leaf for leaf in leaves_of(branch, cut) if isinstance(leaf, nn.Parameter) and id(leaf) not in known]

@@ -10,8 +10,8 @@ from torch import Tensor
 Change = Callable[[Tensor], Tensor]
 
 _NOISE_KEY = 0x5EED_0B5E_55ED_CA5E
-"""Seed of the noise. It is not a common number such as 0 or 42: data that is drawn with the same seed would equal the
-noise, and x + x after a normalization equals x."""
+"""Seed of the noise. It is not a common number such as 0 or 42, because the user's data may be drawn with a common
+seed. The noise would then equal the data x, and x + x equals x after a normalization."""
 
 
 def unchanged(x: Tensor) -> Tensor:
@@ -31,11 +31,11 @@ def other_content(x: Tensor) -> Tensor:
     share = torch.rand(x.shape, generator=torch.Generator().manual_seed(_NOISE_KEY)).to(x)
     target = x.roll(1, dims=0)
     between = x + share * (target - x)
-    return torch.where(between.isnan(), target, between)  # nan is -inf + inf, from an additive mask
+    return torch.where(between.isnan(), target, between)  # nan: -inf + inf, in an additive mask
 
 
 def with_noise(x: Tensor) -> Tensor:
-    """Return x plus normal noise of the standard deviation of x (1 if x is constant), so that every entry moves."""
+    """Return x plus normal noise of the standard deviation of x (1 if x is constant), so that every entry changes."""
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(_NOISE_KEY)).to(x)
     spread = x.std(correction=0)
     return x + noise * torch.where(spread > 0, spread, torch.ones_like(spread))
@@ -64,7 +64,7 @@ def is_content(x: Tensor, leading: tuple[int, ...]) -> bool:
 
 
 def moved(before: Tensor, after: Tensor, tolerance: float) -> Tensor:
-    """Return booleans: True for an entry that moved by more than `tolerance` times the largest entry.
+    """Return booleans: True for an entry that changed by more than `tolerance` times the largest entry.
 
     Outputs are finite.
     """

@@ -51,7 +51,7 @@ def prewarm(module: nn.Module, spec: SlotSpec, blueprint: str, backend: str | No
             output = as_slot(forward(h), h)
             if output.requires_grad:  # a seed without a gradient is refused by gate G1
                 own = [p for p in copy.parameters() if p.requires_grad]
-                torch.autograd.backward(output.sum(), inputs=[h, *own])  # no gradient of a host that the seed reaches
+                torch.autograd.backward(output.sum(), inputs=[h, *own])  # the host's gradients stay unchanged
             if any(p.grad is not None and p.grad.layout is not torch.strided for p in copy.parameters()):
                 raise TypeError("a parameter gets a sparse gradient; build its nn.Embedding with sparse=False")
             if not torch.equal(h, given):

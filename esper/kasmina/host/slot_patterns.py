@@ -63,10 +63,10 @@ class Matched:
         self._repeated.add(path)
 
     def check(self) -> None:
-        """Check that each pattern has a slot, or repeats the output of a slot.
+        """Check that each pattern matches a slot, or a module with the same output as a slot.
 
         Raises:
-            TaskError: a pattern has neither.
+            TaskError: a pattern matches neither of them.
         """
         for pattern, paths in self.by_pattern.items():
             if paths <= self.left_out.keys() - self._repeated:
@@ -83,7 +83,7 @@ def match(model: nn.Module, patterns: Sequence[str]) -> Matched:
     alone matches every module, at any depth. A module with several paths is listed under its first path.
 
     Raises:
-        TaskError: a pattern matches nothing, or is the model itself; or two paths without a wildcard are of one module.
+        TaskError: a pattern matches nothing, or is the model itself; or two paths without a wildcard name one module.
     """
     if isinstance(patterns, str):
         raise TaskError("task.slots", patterns, f"give a list of module paths, not one string: [{patterns!r}]")

@@ -65,7 +65,7 @@ class _Entry(Generic[F]):
     def train_and_measure(self, step: int, fence: int) -> SampleLosses:
         """Train up to a step. Return the losses on the pick shard's slice for the fence.
 
-        A fork that diverges stops and gets no rank: a bad candidate must not end the run.
+        A fork that diverges stops and gets no rank, because a bad candidate must not end the run.
 
         Raises:
             DivergenceUnrecoverable: the control diverged. No candidate can be the cause.
@@ -344,7 +344,7 @@ def _fallbacks(fork: Fork, seed_id: str, fence: int) -> tuple[str, ...] | None:
 
 
 def loss_variation(losses: list[float]) -> float:
-    """Return the scatter of a fork's training losses in its second half, as a share of their mean.
+    """Return the scatter of a fork's training losses in the second half of its steps, as a share of their mean.
 
     Scatter is the standard deviation about a straight line, so that a fast falling loss does not count as unstable. It
     is not compared with the control's scatter: the loss of a control at chance level hardly varies, so every seed that

@@ -29,11 +29,11 @@ from esper.leyline.reports import Check, Gate, GateReport
 T = TypeVar("T")
 
 LEAK_LIMIT = 1e-9
-"""Largest relative movement of an output that counts as rounding in double precision. It has no unit."""
+"""Largest relative change of an output that counts as rounding in double precision."""
 
 
 def sanity_gate(evidence: SanityEvidence, seed_id: str, fence: int) -> GateReport:
-    """Judge G0: a known blueprint, an output of the slot's shape, sizes within the budgets, and no leaks.
+    """Judge G0. It requires a known blueprint, an output of the slot's shape, sizes within the budgets, and no leaks.
 
     A leak is an output that depends on a later position of a causal slot, or on another sample.
 
@@ -106,8 +106,8 @@ def stability_gate(evidence: StabilityEvidence, limits: GrowthConfig, seed_id: s
     A replica repeats a winner. Its gain is judged by the winner's evidence; its own evidence must show no harm.
 
     Raises:
-        EvidenceMissing: a seed whose fork trained to the end has no rank; or the first of a tournament was not tested,
-            or was tested on too few pairs.
+        EvidenceMissing: a seed whose fork trained to the end has no rank; or the first seed of a tournament was not
+            tested, or was tested on too few pairs.
     """
     first = [*_marks(evidence.marks), *_isolation(evidence.leaks)]
     if (failed := _failed(Gate.G2, first, seed_id, fence)) is not None:

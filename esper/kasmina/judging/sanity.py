@@ -44,9 +44,11 @@ class SeedSanity:
     parameter_bytes: int
     parameters_finite: bool
     causality_leak: float | None
-    """Largest movement before a perturbed position over the largest output. None: slot not causal, or wrong shape."""
+    """Largest change of the output before a perturbed position, divided by the largest output. None: the slot is not
+    causal, or the shape is wrong."""
     sample_leak: float | None
-    """Largest movement of another sample over the largest output. None: the host mixes samples, or wrong shape."""
+    """Largest change of another sample's output, divided by the largest output. None: the host mixes samples, or the
+    shape is wrong."""
     told: tuple[str, ...]
     """The fallbacks that the seed reported while it was built, and while shape and dtype were measured."""
 
@@ -168,7 +170,7 @@ def _with_random_parameters(module: nn.Module) -> nn.Module:
 
 
 def causality_leak(forward: Forward, x_TC: Tensor) -> float:
-    """Perturb every position t > 0, each in a separate copy. Return the largest movement at positions < t."""
+    """Perturb every position t > 0, each in a separate copy. Return the largest relative change at positions < t."""
     other_TC, worst = with_noise(x_TC), 0.0
     for start in range(1, len(x_TC), COPIES):
         positions = torch.arange(start, min(start + COPIES, len(x_TC)), device=x_TC.device)
@@ -182,7 +184,7 @@ def causality_leak(forward: Forward, x_TC: Tensor) -> float:
 
 
 def sample_leak(forward: Forward, x: Tensor) -> float:
-    """Perturb every sample, one at a time. Return the largest relative movement of an output of another sample."""
+    """Perturb every sample, one at a time. Return the largest relative change of the output of another sample."""
     base, other, samples = forward(x), with_noise(x), torch.arange(len(x), device=x.device)
     changed = (torch.where((samples == i).view(-1, *[1] * (x.dim() - 1)), other, x) for i in range(len(x)))
     return max(_movement(base, forward(x_i), samples != i) for i, x_i in enumerate(changed))

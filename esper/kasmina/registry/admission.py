@@ -41,8 +41,8 @@ class AdmittedCommand:
 def admit(command: Command, ledger: Ledger, *, key: bytes, now: datetime) -> AdmittedCommand:
     """Admit a command, or raise the reason of its refusal.
 
-    A replay has a known id and the same signed bytes. In the same generation, only its signature is checked. The caller
-    then returns the recorded answer.
+    A replay is a command with a known id and the same signed bytes. If its generation is the present one, only its
+    signature is checked, and the caller returns the recorded answer.
 
     Raises:
         CommandRejected: the command is not authentic or not fresh, another command has its nonce or id, or its run or
@@ -119,7 +119,7 @@ def _fresh(command: Command, ledger: Ledger, now: datetime) -> None:
 
 
 def _report(refusal: EsperError, command: Command) -> None:
-    """Emit a severe event and a count for a refusal, before it is raised."""
+    """Report and count a refusal before it is raised."""
     if isinstance(refusal, CommandRejected):
         severity = Severity.ERROR if isinstance(refusal, StageConflict) else Severity.CRITICAL
         reported(refusal, "command_rejected", severity, command_id=command.command_id, reason=refusal.reason)

@@ -29,9 +29,9 @@ class Rule:
     """Field of `OPTIONAL` -> condition on which the operation uses the field. A field of `OPTIONAL` that is not used
     must have its default."""
     complete: tuple[Requirement, ...]
-    """Each raises a DependencyViolationError if a field is missing or malformed."""
+    """Checks. Each raises a DependencyViolationError if a field is missing or malformed."""
     possible: tuple[Requirement, ...]
-    """Each raises a StageConflict if the registry does not allow the operation now. These checks come last."""
+    """Checks that come last. Each raises a StageConflict if the registry does not allow the operation now."""
     kind: CommandKind = CommandKind.SEED
     stages: tuple[Stage, ...] = ()
     """Stages of the seed `seed_id` in which the operation is allowed. Empty if the operation names no existing seed."""
@@ -47,12 +47,12 @@ def always(command: Command, ledger: Ledger) -> bool:
 
 
 def into_host(command: Command, ledger: Ledger) -> bool:
-    """Return whether the command grafts the seed into the host. Then it uses the field."""
+    """Return whether the command grafts the seed into the host. If it does, it uses the field."""
     return command.operation is Operation.ADVANCE and ledger.stages[command.seed_id] is Stage.TRAINING
 
 
 def with_logits(command: Command, ledger: Ledger) -> bool:
-    """Return whether the blend of the command's seeds needs the policy's logits. Then the field is used."""
+    """Return whether the blend of the command's seeds needs the policy's logits. If it does, the field is used."""
     blend = _blend_of(command, ledger)
     return blend is not None and blend.uses_logits
 

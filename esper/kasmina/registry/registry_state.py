@@ -123,7 +123,7 @@ class RegistryState(Message):
     order: IncubationOrder | None
     """The order whose tournament is running. None: no tournament is running."""
     weights: dict[str, bytes]
-    """SHA-256 -> weights, of every plan whose seed may yet be measured, attached to a fork, or grafted."""
+    """SHA-256 -> weights, for every plan whose seed may still be measured, attached to a fork, or grafted."""
     tests_used: Count
     violations: Count
     twin_kept: bool

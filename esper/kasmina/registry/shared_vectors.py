@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 FIELD, TABLE = "channels", "vectors"
-"""Names of the field of a blend with the vector, and of the table of all vectors in the JSON. Digest -> vector."""
+"""Name of a blend's field with the vector, and name of the JSON's table of all vectors. The table maps digest ->
+vector."""
 
 
 def packed(text: str) -> str:
