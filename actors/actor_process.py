@@ -22,9 +22,10 @@ from esper.errors import ActorLost, PlacementUnavailable, StartDeadlineExceeded
 from esper.ground import hash_seed
 
 CONCURRENCY_GROUPS = {"watch": 1, "ctl": 1, "save": 1}
-"""Concurrency group of every actor but asynchronous ones -> number of its threads. The working thread is not counted.
+"""Concurrency group -> number of its threads, for every actor that is not asynchronous. The working thread is not
+counted.
 
-`watch` returns the progress of the actor, `ctl` runs urgent methods, `save` waits for a checkpoint.
+The group `watch` returns the progress of the actor, `ctl` runs urgent methods, and `save` waits for a checkpoint.
 """
 
 THREADS = "OMP_NUM_THREADS"
@@ -46,7 +47,7 @@ def spawn(spec: ActorSpec, attempt: int = 1) -> ActorHandle[Shell]:
         attempt: Number of this start in the actor's generation, from 1. It is a part of the actor's name, because Ray
             blocks the name of a dead actor for some seconds.
     """
-    made: Any = ray.remote(AsyncShell) if spec.asynchronous else _with_groups(Shell)  # Any: so is Ray
+    made: Any = ray.remote(AsyncShell) if spec.asynchronous else _with_groups(Shell)  # Any: Ray is untyped
     # Ray's processes inherit this process's environment. With another environment, each process would import Ray twice.
     other = {name: value for name, value in actor_environment(spec.threads).items() if os.environ.get(name) != value}
     environment: Mapping[str, Any] = {"runtime_env": {"env_vars": other}} if other else {}
@@ -61,7 +62,7 @@ def spawn(spec: ActorSpec, attempt: int = 1) -> ActorHandle[Shell]:
     return handle
 
 
-def _with_groups(shell: type[Shell]) -> Any:  # Any: so is Ray
+def _with_groups(shell: type[Shell]) -> Any:  # Any: Ray is untyped
     return ray.remote(concurrency_groups=CONCURRENCY_GROUPS)(shell)  # type: ignore[call-overload]
 
 
@@ -130,5 +131,5 @@ def _room(there: Mapping[str, float], free: Mapping[str, float]) -> str:
 
 
 def end(actor: ActorHandle[Shell]) -> None:
-    """Let Ray kill an actor's process, also during a C call. This does not wait for the end of the process."""
+    """Let Ray kill an actor's process, even if it is in a C call. This does not wait for the end of the process."""
     ray.kill(actor)

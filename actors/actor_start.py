@@ -88,7 +88,7 @@ class ActorStart:
             death.actor = spec.name
             return death
         except Exception as error:
-            self._supervisor.start_failed(life, error)  # so that no other thread restarts it
+            self._supervisor.start_failed(life, error)  # else another thread might restart it
             raise
         self._supervisor.started(life)
         return Remote(spec, actor, pid, patience_s=self._config.collective_timeout_s, look=self._look)

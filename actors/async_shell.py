@@ -17,7 +17,8 @@ from esper.telemetry.context import use
 
 
 class AsyncShell(BaseShell):
-    """The actor of a component with coroutines. The component's coroutine `start` runs once, before all others.
+    """The actor of a component with coroutines. The component's coroutine `start` runs once, before its other
+    coroutines.
 
     The first message calls `start`, because Ray runs the constructor outside of the event loop.
     """
@@ -56,7 +57,7 @@ class AsyncShell(BaseShell):
             return Reply(await found(*arguments), self._counted())
 
     async def _begin(self) -> None:
-        """Start the component, or wait for its start. The tasks of the component are not in the trace of a caller."""
+        """Start the component, or wait for its start. The component's tasks are not part of the trace of the caller."""
         if self._starting is None:
             self._starting = asyncio.get_running_loop().create_task(self._start(), context=Context())
         await asyncio.shield(self._starting)

@@ -35,7 +35,7 @@ sequence."""
 
 
 def fault_points(config: RunConfig) -> dict[str, set[str]]:
-    """Return the fault points that each process of a run can reach, by the name of the process."""
+    """Return a mapping from the name of each process of a run to the fault points that the process can reach."""
     points = {name: {f"{role}.start"} for name, role in actor_roles(config).items()}
     points[CONDUCTOR] = {point for point in faults.POINTS if point.startswith("conductor.")}
     points["emergency"] |= {"emergency.pending", "emergency.publish"}
@@ -94,6 +94,6 @@ def bring_up(sent: SentSurvey, embedded: EmbeddedRay | None = None, policy: Sent
 
 
 def deliver_the_rest(link: EmergencyLink, config: EmergencyConfig) -> None:
-    """Wait until the sinks have all signals, at most `drain_s`, and report what they have not got."""
+    """Wait at most `drain_s` until the sinks have all signals. Report the signals that a sink did not get."""
     if config.sinks:
         report_undelivered(link.stop(config.drain_s))

@@ -57,7 +57,8 @@ def emergency_handle(remote: Remote, drain_slack_s: float) -> EmergencyPort:
 
 
 def handle(port: type[P], remote: Remote, **deliveries: Delivery) -> P:
-    """Return an object with the public methods of `port`. Each sends one message to an actor and waits for the answer.
+    """Return an object with the public methods of `port`. Each method sends one message to an actor and waits for the
+    answer.
 
     Args:
         deliveries: Method name -> delivery, for methods that do not use `ask`.
@@ -110,7 +111,7 @@ def ask(remote: Remote, method: str, arguments: tuple[object, ...]) -> object:
 
 
 def by_reference(remote: Remote, method: str, arguments: tuple[object, ...]) -> SnapshotRef:
-    """Like `ask`, but return a reference. The answer stays in Ray's object store, also after the end of the actor."""
+    """Like `ask`, but return a reference to the answer. Ray's object store has it even after the actor's end."""
     return remote.reference(method, *arguments)
 
 
@@ -124,7 +125,9 @@ def in_group(group: str) -> Delivery:
 
 
 def drained_within(slack_s: float) -> Delivery:
-    """Return a delivery for `stop`, which may last as long as its argument says, though the actor shows no progress."""
+    """Return a delivery for `stop`. The call may last as long as its argument allows, even if the actor shows no
+    progress.
+    """
 
     def deliver(remote: Remote, method: str, arguments: tuple[object, ...]) -> object:
         (drain_s,) = arguments
@@ -135,7 +138,7 @@ def drained_within(slack_s: float) -> Delivery:
 
 
 def decision_within(deadline_s: float) -> Delivery:
-    """Return a delivery for methods of `Decider` that waits at most `deadline_s`, and then kills the actor's process.
+    """Return a delivery for methods of `Decider`. It waits at most `deadline_s`, and then kills the actor's process.
 
     After the deadline it raises PolicyDeadlineExceeded. The cause is the CallDeadlineExceeded of the call.
     """

@@ -104,7 +104,7 @@ class EmbeddedRay(Closing):
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 job_config=ray_private.OwnPath([] if is_installed(ROOT) else [str(ROOT)]),
-                **ray_private.place_of(self.folder / "ray"),  # readable for all; the folder around it is not
+                **ray_private.place_of(self.folder / "ray"),  # any user can read it, but not the folder around it
             )
 
     def close(self) -> None:

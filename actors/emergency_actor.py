@@ -87,7 +87,7 @@ def emergency(
 
     Raises:
         RunDirectoryError: another process owns the queue.
-        EsperError: see `EmergencyService.open`. Or the name of the actor could not be written.
+        EsperError: see `EmergencyService.open`; also if the name of the actor could not be written.
     """
     service = EmergencyService.open(
         folder,

@@ -1,5 +1,5 @@
-"""The conductor's link to the emergency actor. If the actor dies, it is restarted alone, and no signal is lost: the new
-process opens the same queue.
+"""The conductor's link to the emergency actor. If the actor dies, only this actor is restarted. No signal is lost,
+because the new process opens the same queue.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class EmergencyLink:
         self._outliving(lambda: self._actor.acknowledge(subscriber, signal_ids))
 
     def close(self) -> None:
-        """See `EmergencyService.close`. If a closed process dies, its successor is closed, too."""
+        """See `EmergencyService.close`. If a closed process dies, the process that replaces it is closed, too."""
         self._closes = True
         self._outliving(lambda: None)
 

@@ -1,4 +1,5 @@
-"""Makes the component of an actor in the actor's process. The task that was sent is loaded there.
+"""Makes the component of an actor in the actor's process. This process loads the task from the form in which it was
+sent.
 
 Snapshots arrive as references of Ray, and this module fetches them.
 """

@@ -40,7 +40,7 @@ class RayLauncher:
         self.policy = policy_in_words(on.policy)
 
     def fault_points(self, config: RunConfig) -> Mapping[str, set[str]]:
-        """Return the fault points of each process of a run with this config, by the name of the process."""
+        """Return a mapping from the name of each process of a run with this config to its fault points."""
         return fault_points(config)
 
     def prepare(self, survey: Survey, reference: Reference) -> BringUp:
@@ -52,7 +52,8 @@ class RayLauncher:
         return bring_up(SentSurvey.of(survey, reference), self._embedded, self._policy)
 
     def network(self, path: Path, task: Task, fence: int) -> nn.Module:
-        """Load the network from a checkpoint, on the CPU, because the trainer's process has ended.
+        """Load the network from a checkpoint, because the trainer's process has ended. The tensors of the network are
+        on the CPU.
 
         Raises:
             CheckpointCorrupt: the checkpoint does not load.

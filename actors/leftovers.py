@@ -44,7 +44,7 @@ def _uses(pid: int, folder: Path) -> bool:
         return os.fsencode(folder) in (place / "cmdline").read_bytes() or any(
             _opened(link).is_relative_to(folder) for link in (place / "fd").iterdir()
         )
-    except (FileNotFoundError, ProcessLookupError, PermissionError):  # it has ended, or is not this user's
+    except (FileNotFoundError, ProcessLookupError, PermissionError):  # it has ended, or is another user's
         return False
 
 

@@ -1,7 +1,7 @@
 """Sends a user's policy to the processes that decide: the policy's actor and its spare.
 
-The policy is pickled once, before the run. Each new process of a policy makes it from the same bytes, also after a
-death or in a resume. So if a policy changes its own attributes, the changes are lost when its process ends.
+The policy is pickled once, before the run. Each new process makes the policy from the same bytes, even after a death or
+a resume. So if a policy changes an attribute of itself, the change is lost when the process ends.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Publisher:
         """Make a publisher.
 
         Args:
-            folder: `RUN/emergency`. It has the file with the name of the actor.
+            folder: `RUN/emergency`. This folder has the file with the name of the actor.
             deadline_s: Largest number of seconds to wait for an answer (`ray.publish_deadline_s`).
             send: Function that sends a signal. None: it is sent by Ray.
         """
@@ -51,8 +51,8 @@ class Publisher:
             The number of signals that the queue has accepted since it was created.
 
         Raises:
-            EmergencyUnavailable: the run is ending, and the signal was not accepted. Or the actor did not answer within
-                the deadline, and the signal may have been accepted; the cause is then the first error.
+            EmergencyUnavailable: the run is ending, and the signal was not accepted; or the actor did not answer within
+                the deadline. In the second case, the signal may have been accepted, and the cause is the first error.
             EmergencyQueueFull, DependencyViolationError, StoreWriteFailed: the signal was not accepted.
         """
         until, first = time.monotonic() + self._deadline_s, None

@@ -37,11 +37,11 @@ class RayCrew:
     Any thread may call `replace_alone`. Only the line's thread may call the other methods.
 
     The lock `_changing` guards reports of deaths and starts of actors: `_supervisor`, `remotes`, the process of each
-    remote, and `_start`. Items are added to `_died_starting` and `_replaced` under the lock; the line's thread removes
-    them without it. Only the line's thread writes `_whole`, `_generation` and `_fence`, each by one assignment. When
-    the whole run goes back, this thread sets `_whole` under the lock. A replacement that has begun then ends first, and
-    no other replacement begins. `end` gives up starts without the lock, because the thread with the lock may be waiting
-    for the starts.
+    remote, and `_start`. Items are added to `_died_starting` and `_replaced` under the lock. The line's thread removes
+    them without the lock. Only the line's thread writes `_whole`, `_generation` and `_fence`, each by one assignment.
+    When the whole run goes back, this thread sets `_whole` under the lock. A replacement that has begun then ends
+    first, and no other replacement begins. `end` gives up starts without the lock, because the thread with the lock may
+    be waiting for the starts.
     """
 
     def __init__(self, actors: RunActors, look: Callable[[], None]) -> None:
@@ -153,7 +153,7 @@ class RayCrew:
         self._generation, self._whole = generation, False
         emergency_handle(self.remotes["emergency"], self.patience_s).rebind(generation)
 
-    # -- all others go on --------------------------------------------------------------------------------------------
+    # -- one actor is replaced alone ---------------------------------------------------------------------------------
 
     def replace_alone(self, death: ActorLost) -> None:
         """Replace a dead actor while all other actors continue. If the actor was replaced already, return.
@@ -224,7 +224,7 @@ class RayCrew:
         notes = tuple(note for death in deaths.values() for note in all_notes(death))
         return Lost({name: self.remotes[name].role for name in deaths}, min(died, default=None), notes)
 
-    # -- what the line asks ------------------------------------------------------------------------------------------
+    # -- queries of the line -----------------------------------------------------------------------------------------
 
     def counted(self, name: str) -> int:
         """See `Crew`. The value is the sum of the values that the actors last reported."""

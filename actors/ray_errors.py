@@ -19,8 +19,8 @@ def unwrapped(error: BaseException, role: str, name: str = "") -> BaseException:
     """Return esper's exception for an exception of Ray. The exception of Ray becomes its cause.
 
     Other exceptions are returned unchanged. If a method or the constructor of the actor raised an exception, the result
-    is that exception. Else the result is `ActorLost` if the process has ended, `ActorDoubtful` if the connection broke
-    and the process may be running, `CallDeadlineExceeded` if the answer is late, and `ActorError` in other cases, for
+    is that exception. Else it is `ActorLost` if the process has ended, `ActorDoubtful` if the connection broke and the
+    process may be running, and `CallDeadlineExceeded` if the answer is late. In other cases it is `ActorError`, for
     example if an exception cannot be sent.
     """
     if isinstance(error, RayTaskError):

@@ -87,7 +87,8 @@ def folder_of_logs() -> Path:
 
 
 def record_of(actor: ActorHandle[Any]) -> Mapping[str, Any]:  # Any: Ray leaves it untyped
-    """Return Ray's record of an actor. `Pid` is 0 before it has a process. `EndTime`, in ms, is 0 before its end.
+    """Return Ray's record of an actor. `Pid` is 0 until the actor has a process. `EndTime`, in ms, is 0 until the actor
+    has ended.
 
     The public `ray.util.state` needs the dashboard, which the embedded Ray does not start.
     """
@@ -112,11 +113,11 @@ def set_printing(write: Callable[..., None]) -> None:
 def guarded_start(watcher: Watcher, limit_s: float) -> Iterator[None]:
     """Context for a call of `ray.init`. The watcher gets every process that Ray starts, and can end Ray's waits.
 
-    Without it, Ray would wait 30 s for its raylet: too short on a busy machine, and too long after the raylet's death.
-    Ray would wait 30 s for the port of its control store, and no other Python thread could run in that time. Ray would
-    end this process 60 s after the death of its control store. In this context, a wait lasts until `limit_s` or until
-    the watcher raises, and other threads run meanwhile. While Ray connects this process, Ray's own limits apply,
-    because no Python code could end a wait then.
+    Without this context, Ray would wait 30 s for its raylet. This is too short on a busy machine, and too long if the
+    raylet is dead. Ray would wait 30 s for the port of its control store, and no other Python thread could run in that
+    time. Ray would end this process 60 s after the death of its control store. In this context, a wait lasts until
+    `limit_s` or until the watcher raises, and other threads run meanwhile. While Ray connects this process, Ray's own
+    limits apply, because no Python code could end a wait then.
 
     Args:
         limit_s: Monotonic time until which Ray waits for its control store and its raylet.

@@ -1,7 +1,7 @@
 """A handle of one actor for its callers.
 
-No caller waits for ever, because a caller kills an actor that shows no progress. The error for a death has its known
-causes and the last output of the process.
+No caller waits for ever, because a caller kills an actor that shows no progress. The error for a death has the known
+causes of the death and the last output of the process.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Patience:
         """Return whether more than `limit_s` has passed without progress.
 
         Args:
-            progress: The actor's progress counter. None: the actor did not answer. No answer counts as no progress.
+            progress: The actor's progress counter. None: the actor did not answer, which counts as no progress.
             now_s: Monotonic time.
         """
         if progress is not None and progress != self._seen:
@@ -69,7 +69,7 @@ class Process:
     """Start time in the system's count; see `process_began`. None: the process had ended before the time was read."""
     last_words: LastWords
     ended: CallDeadlineExceeded | None = None
-    """The error because of which a caller ended the process. Other callers get it as the cause of the death."""
+    """The error for which a caller killed the process. Other callers get this error as the cause of the death."""
     counters: dict[str, int] = field(default_factory=dict)
     """The counters of the process in its last answer."""
 
@@ -79,7 +79,7 @@ class Process:
         return self.began is not None and process_began(self.pid) == self.began
 
     def end(self) -> None:
-        """Kill the process, also if it is stopped or in a C call, and wait for its end."""
+        """Kill the process, even if it is stopped or in a C call, and wait for its end."""
         self.kill()
         self.await_end()
 

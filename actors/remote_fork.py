@@ -1,4 +1,4 @@
-"""One fork of the host in a manager's process, and the data to make it again if the process dies."""
+"""One fork of the host in a manager's process, and the data from which it is made again if the process dies."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ class KeptFork:
 
     fork: RemoteFork
     origin: SnapshotRef | None
-    """Snapshot from which the fork is made again. None while a new snapshot is made: a death then restarts the whole
-    run."""
+    """Snapshot from which the fork is made again. None while a new snapshot is made. A manager's death in this time
+    restarts the whole run."""
     step: int | None = None
     """Optimizer step to which the fork was trained since `origin`. None: it was not trained."""
 
@@ -111,5 +111,5 @@ class KeptFork:
 
 
 def weights_of(plans: Sequence[GraftPlan], weights: Weights) -> dict[str, bytes]:
-    """Return only the weights of these plans, so that no other weights are sent."""
+    """Return only the weights of these plans, because the others need not be sent."""
     return {plan.weights_digest: weights[plan.weights_digest] for plan in plans}

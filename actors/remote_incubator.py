@@ -29,8 +29,8 @@ from esper.telemetry.context import span
 T = TypeVar("T")
 
 WAITING = 64
-"""Largest number of threads that wait for answers of managers. A manager answers one call at a time, so more threads
-would not help."""
+"""Largest number of threads that wait for the answers of managers. A manager answers one call at a time, so more
+threads would not help."""
 
 
 Replace = Callable[[ActorLost], None]
@@ -99,7 +99,7 @@ class RemoteIncubator:
         (order, origin), pending = self._began, self._pending
         self._pending = self._began = None
         result, control = pending.result()
-        is_first = self._twin is None  # the first control may become the run's only twin
+        is_first = self._twin is None  # the control of the first tournament may become the run's twin
         self._control = KeptFork(control, origin, order.last_step) if is_first else None
         kept = [control] if self._control is not None else []
         for manager in self._managers.values():
@@ -177,11 +177,12 @@ class RemoteIncubator:
     def _clear(self) -> None:
         """Prepare the repetition of a tournament.
 
-        Wait until other managers have finished its work, and close its forks.
+        Wait until the other managers have finished their work on the tournament. Then close the forks of the
+        tournament.
         """
         self._settle_pieces()
         for manager in self._managers.values():
-            with suppress(ActorLost):  # the next call of this manager raises it again
+            with suppress(ActorLost):  # the next call to this manager raises the error again
                 self._close(manager, self._open)
         self._open = []
 

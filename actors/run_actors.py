@@ -21,8 +21,8 @@ from esper.setup.assembly import RunKey
 from esper.setup.survey import Survey
 
 SPARE = "tamiyo-spare"
-"""Name of the actor that is started in advance. If the policy's actor dies, the spare replaces it. Until then the spare
-is not called."""
+"""Name of the spare, an actor that is started in advance. If the policy's actor dies, the spare replaces it. Until then
+the spare is not called."""
 
 STRATEGIES = {
     "emergency": Strategy.ONE_FOR_ONE,
@@ -34,7 +34,7 @@ STRATEGIES = {
 
 
 def actor_roles(config: RunConfig) -> dict[str, str]:
-    """Return the component of each actor of a run, by the actor's name, in the order of their start."""
+    """Return a mapping from the name of each actor of a run to its component, in the order of the actors' start."""
     roles = {"emergency": "emergency", "tolaria": "tolaria", "tamiyo": "tamiyo", "kasmina": "kasmina"}
     if config.growth.enabled:
         roles |= dict.fromkeys(manager_names(config), "kasmina")
@@ -71,7 +71,7 @@ class RunActors:
         return [ChildSpec(name, role, role, STRATEGIES[role]) for name, role in actor_roles(self.config).items()]
 
     def specs(self, generation: int) -> dict[str, ActorSpec]:
-        """Return the arguments with which each actor of the run is started in a generation, by the actor's name."""
+        """Return a mapping from the name of each actor to the arguments with which it is started in a generation."""
         key = replace(self.key, generation=generation)
         without_secret = replace(key, secret=b"")  # only actors that sign or check commands get the secret
         incubates = (hosted_components.manager, (self.sent, without_secret, self.word))
@@ -109,6 +109,6 @@ class RunActors:
         )
 
     def _gpu_share(self) -> float:
-        """Return the GPUs of each actor that computes: one, or an equal share of all GPUs if there are too few."""
+        """Return the number of GPUs of an actor that computes: 1, or an equal share of all if there are too few."""
         there: float = ray.cluster_resources().get("GPU", 0.0)  # type: ignore[no-untyped-call]  # Ray leaves it untyped
         return min(1.0, there / (1 + self.config.growth.managers))

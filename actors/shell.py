@@ -35,8 +35,8 @@ limited."""
 
 
 TOLD_TO_ANY_GENERATION = frozenset({"saved", "publish"})
-"""Methods that accept messages of any generation: `saved` only waits for earlier work, and an emergency signal reports
-an event that has happened, which no restart of the run undoes."""
+"""Methods that accept messages of any generation: `saved`, because it only waits for earlier work, and `publish`,
+because a restart does not undo the event that an emergency signal reports."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Reply:
 
 
 class BaseShell:
-    """What all actors have in common. Ray makes an actor in a new process. A test may make it without Ray."""
+    """The base class of all actors. Ray makes an actor in a new process. A test may make an actor without Ray."""
 
     def __init__(self, spec: ActorSpec) -> None:
         self._spec = spec
@@ -168,7 +168,7 @@ class Shell(BaseShell):
     def hand_out(self, method: str, envelope: Envelope, arguments: tuple[Any, ...]) -> tuple[Any, Reply]:
         """Like `call`, but return the value and the reply separately.
 
-        The caller can then pass on a reference to the value. The caller first fetches the reply, which raises the error
+        So the caller can pass on a reference to the value. The caller first fetches the reply, which raises the error
         of the method, if any.
         """
         return self._do(method, envelope, arguments), Reply(None, self._counted())

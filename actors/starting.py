@@ -19,7 +19,7 @@ GIVE_UP_WITHIN_S = 2.0
 THREAD = "ray-start"
 LOOK_EVERY_S = 0.05
 _GIVEN_UP: list[threading.Thread] = []
-"""Threads of starts that were given up. A thread that is in Ray's code may continue. Other threads end at once."""
+"""Threads of starts that were given up. If a thread is in Ray's code, it may continue. Else it ends at once."""
 
 
 def start(

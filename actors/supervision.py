@@ -20,7 +20,7 @@ from esper.ground.clock import Clock
 
 
 class Strategy(StrEnum):
-    """The children that restart when one dies."""
+    """The children that restart when one of them dies."""
 
     ONE_FOR_ONE = "one_for_one"  # only the dead child
     ONE_FOR_ALL = "one_for_all"  # all children of its group
@@ -205,7 +205,7 @@ class Supervisor:
         self._count(self._specs[life.name], error)
 
     def fence_passed(self, fence: int) -> None:
-        """Record that the run passed a fence. Only a fence that is later than all earlier fences is progress."""
+        """Record that the run passed a fence. It counts as progress only if no later fence was passed before."""
         self._fence = max(self._fence, fence)
 
     def stop(self) -> tuple[Life, ...]:

@@ -30,7 +30,7 @@ class TaskSource:
 
     reference: Reference
     path: tuple[str, ...]
-    """The sender's import path, in which the modules of the task are found."""
+    """The sender's import path. The modules of the task are found in its folders."""
     digest: str | None = None
     """Digest of the task's file."""
     modules: Mapping[str, str] = field(default_factory=dict)
