@@ -35,8 +35,9 @@ from esper.tolaria.checkpoint_file import verify_all
 
 
 def default_place(run_dir: Path) -> Path:
-    """Return the default path of a copy. It is in the run's parent folder, and is named after the run and its last
-    checkpoint."""
+    """Return the default path of a copy. It is in the parent folder of the run. Its name consists of the names of the
+    run and of the last checkpoint.
+    """
     return run_dir.with_name(f"{run_dir.name}-fence-{_commits(run_dir)[-1].fence}")
 
 
@@ -106,8 +107,9 @@ def _copy(run_dir: Path, draft: Path) -> None:
 
 
 def _copy_words(run_dir: Path, draft: Path) -> None:
-    """Copy everything but the checkpoints. The journals are copied first, because a run writes its summary before
-    RUN_ENDED."""
+    """Copy everything but the checkpoints. The journals are copied first. A run writes its summary before RUN_ENDED, so
+    a copied RUN_ENDED always has its summary.
+    """
     _copy_file(run_file(run_dir), run_file(draft))
     for file in journals(run_dir).values():
         _copy_file(file, draft / file.name)

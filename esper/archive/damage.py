@@ -22,12 +22,12 @@ class Damage:
     file: str
     """Name of the file in the run directory."""
     offset: int | None
-    """Offset of the unreadable part, in bytes. None: the whole file is unreadable, which makes the valid history
-    ambiguous."""
+    """Offset of the unreadable part, in bytes. None: the file is missing or unreadable as a whole, so the valid history
+    is ambiguous."""
     reason: str
     torn: bool = False
-    """True for an incomplete record at the end of a journal. Its append was interrupted, or is in progress, and was
-    never acknowledged."""
+    """True for an incomplete record at the end of a journal. The append of this record was interrupted or is still in
+    progress. It was never acknowledged."""
 
     def __str__(self) -> str:
         place = f", byte {self.offset}" if self.offset is not None else ""
@@ -66,7 +66,7 @@ def damage_of_summary(path: Path) -> list[Damage]:
 
 
 def newest_generation(path: Path, there: Collection[int], identity: Identity | None) -> int:
-    """Return the number of the newest journal that must exist. 0: the run died before it made a journal."""
+    """Return the number of the newest journal that must exist. 0: the run ended before it made a journal."""
     newest = max([*there, identity.generation if identity is not None else FIRST_GENERATION])
     later = (checkpoints_folder(path), reports_folder(path), summary_file(path))
     died_early = newest == FIRST_GENERATION and not there and not any(file.exists() for file in later)

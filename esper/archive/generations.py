@@ -37,7 +37,7 @@ def retained(said: Mapping[int, Sequence[Entry]], valid: Mapping[int, int]) -> l
 
 
 def cut_short(files: Mapping[int, Path], valid: Mapping[int, int]) -> list[Damage]:
-    """Return a damage for each journal that is shorter than a later generation recorded."""
+    """Return a damage for each journal that is shorter than the length that a later generation recorded."""
     sizes = {number: file.stat().st_size for number, file in files.items() if number in valid}
     return [
         Damage(files[number].name, size, f"ends here; {valid[number] - size} more bytes were there")
@@ -47,14 +47,17 @@ def cut_short(files: Mapping[int, Path], valid: Mapping[int, int]) -> list[Damag
 
 
 def as_recorded(damage: Damage, valid: Mapping[int, int]) -> Damage:
-    """Return the damage. Within the recorded length `torn` becomes False, because the journal was readable up to
-    there."""
+    """Return the damage. If it lies within the recorded length, its `torn` becomes False, because the journal was
+    readable up to that length.
+    """
     lasts = damage.torn and damage.offset is not None and damage.offset < valid.get(generation_of(Path(damage.file)), 0)
     return replace(damage, torn=False) if lasts else damage
 
 
 def valid_lengths(said: Mapping[int, Sequence[Entry]]) -> dict[int, int]:
-    """Return the valid length of each older journal in bytes. It is the smallest that a later generation recorded."""
+    """Return the valid length of each older journal in bytes. If several later generations recorded a length, the
+    smallest is valid.
+    """
     valid: dict[int, int] = {}
     for entry in (entry for its_entries in said.values() for entry in its_entries):
         if entry.kind is RecordKind.SUPERSEDED:
@@ -66,7 +69,9 @@ def valid_lengths(said: Mapping[int, Sequence[Entry]]) -> dict[int, int]:
 def joined_entries(
     path: Path, said: Mapping[int, Sequence[Entry]], valid: Mapping[int, int], damaged: Collection[str]
 ) -> tuple[list[Entry], list[Damage]]:
-    """Return the valid records of all journals, and a damage for each journal that makes them ambiguous."""
+    """Return the valid records of all journals. Also return a damage for each journal because of which it is unclear
+    which records are valid.
+    """
     entries: list[Entry] = []
     undecided: list[Damage] = []
     for generation, its_entries in said.items():
@@ -110,7 +115,7 @@ def _end_of(entries: Sequence[Entry], fence: int) -> int | None:
 def _stays(entry: Entry, fence: int) -> bool:
     """Return whether a record stays valid although the run went back to an earlier fence.
 
-    The COMMIT of an earlier fence may be written late. A signal came from outside the run, so it stays valid.
+    A late COMMIT of an earlier fence stays valid. So does a signal, because it came from outside the run.
     """
     committed_late = entry.kind is RecordKind.CHECKPOINT_COMMITTED and entry.body["fence"] <= fence
     return committed_late or entry.kind is RecordKind.SIGNAL

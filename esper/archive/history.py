@@ -45,7 +45,7 @@ from esper.leyline.signals import Level
 
 @dataclass(frozen=True)
 class Remains:
-    """The readable history of a run. It is for display; no decision may depend on it."""
+    """The readable history of a run. It may be shown to people, but no decision may depend on it."""
 
     identity: Identity | None
     """Read from `run.json`, or from the journals if that file cannot be read."""
@@ -59,12 +59,13 @@ class Remains:
     damages: tuple[Damage, ...]
     """Every unreadable part of a journal."""
     resumes: int
-    """How often the run was resumed."""
+    """Number of resumes of the run."""
     rollbacks: int
     restarts: int
-    """How often actors were restarted."""
+    """Number of restarts of actors."""
     newest_lost: bool
-    """True if no record of the newest journal can be read. Its progress and its end are then unknown."""
+    """True if no record of the newest journal can be read. The progress and the end of the newest generation are then
+    unknown."""
 
     @property
     def damaged(self) -> bool:
@@ -221,7 +222,9 @@ def last_halt(entries: Iterable[Entry]) -> Entry | None:
 
 
 def _journaled_identity(entries: Sequence[Entry]) -> Identity | None:
-    """Return the content of `run.json` from the journals. Each process that executed the run wrote it there, too."""
+    """Return the content of `run.json` from the journals. Each process that executed the run also wrote this content
+    into its journal.
+    """
     bodies = [entry.body for entry in entries if entry.kind in (RecordKind.RUN_STARTED, RecordKind.RUN_RESUMED)]
     try:
         return Identity.model_validate_json(json.dumps(bodies[-1])) if bodies else None

@@ -47,7 +47,7 @@ class Identity(Message):
     trained_by: str
     argv: tuple[str, ...]
     started_in: str = ""
-    """Working directory of the run. A relative path of a task is looked up there first. Empty: not known."""
+    """Working directory of the run. A relative path of a task is searched in this folder first. Empty: not known."""
     task_files: dict[str, str] = Field(default_factory=dict)
     """SHA-256 of each module that was loaded from the task's folder, by its path in that folder. Empty in older
     runs."""
@@ -60,7 +60,7 @@ class Identity(Message):
     text_hash: int | None = None
     """`hash` of a fixed text in that process. Another value means another order of sets. None in older runs."""
     policy: str | None = None
-    """Class and version of the policy that decides. None in older runs."""
+    """Class and version of the policy of the run. None in older runs."""
 
     @property
     def orders_texts_otherwise(self) -> bool:

@@ -19,7 +19,7 @@ from esper.leyline.evidence import PairedLosses
 from esper.leyline.signals import Level
 
 AT_THE_END = ("start_test_loss", "test_loss", "twin_test_loss", "why_none_stayed")
-"""Fields of the result. They are None until the run has ended."""
+"""Names of the fields of the result. Their values are None until the run has ended."""
 
 
 def inspect_run(path: Path) -> dict[str, Any]:
@@ -58,7 +58,9 @@ def inspect_run(path: Path) -> dict[str, Any]:
 
 
 def _level(found: Remains, fence: int | None) -> str | None:
-    """Return the name of the emergency level at a fence: HALT if a HALT stopped the run and no resume followed."""
+    """Return the name of the emergency level at a fence. It is HALT if a HALT stopped the run and no resume
+    followed.
+    """
     if last_halt(found.entries) is not None:
         return Level.HALT.name
     settings = found.identity.config.emergency if found.identity is not None else EmergencyConfig()
@@ -78,7 +80,7 @@ def still_kept(path: Path, files: set[str]) -> set[str]:
 
 
 STOPPED_BY = {"KeyboardInterrupt": "interrupted", "Drained": "drained"}
-"""The state that is shown for each error that ends a run on request."""
+"""The shown state of a run that ended on request, by the class of the error that ended it."""
 
 
 def _state(path: Path, found: Remains) -> str:
@@ -109,8 +111,9 @@ def _state(path: Path, found: Remains) -> str:
 
 
 def _seeds(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Return the records of each seed in the journal. `blend` is the report of the last round in which the seed was in
-    the host."""
+    """Return the state of each seed as JSON values, from the records of the journal. `blend` is the report of the last
+    round in which the seed was in the host.
+    """
     seeds: dict[str, dict[str, Any]] = {}
     for entry in entries:
         body = entry.body

@@ -70,7 +70,7 @@ class Entry:
 class Journal(Closing):
     """The journal of a run, open for appending to the file of its newest generation. Several threads may write.
 
-    One more thread appends the records, one by one. Ctrl-C interrupts only the main thread, so it never interrupts an
+    A separate thread appends the records, one by one. Ctrl-C interrupts only the main thread, so it never interrupts an
     append.
     """
 
@@ -103,7 +103,8 @@ class Journal(Closing):
         self._writer.submit(self._open_next, from_fence).result()
 
     def supersede(self, from_fence: int | None) -> None:
-        """Record in this generation that records of older generations after a fence are not valid any more.
+        """Write the record SUPERSEDED in this generation: records of older generations after the fence are not valid
+        any more.
 
         Args:
             from_fence: The last valid fence. None: no record of older generations is valid.

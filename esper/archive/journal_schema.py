@@ -1,6 +1,6 @@
 """The fields that readers need, for each kind of journal record.
 
-A record without them is reported as damage, because this version cannot have written it.
+A record without these fields is reported as damage, because this version of esper always writes them.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from esper.leyline.base import Message
 class Recovery(Message):
     """One recovery. Durations are in seconds, in the order of the phases.
 
-    If another death interrupts a recovery, its unfinished phases are None, and the next recovery takes over. An actor
-    that is replaced alone needs no restore; its work is repeated while training continues.
+    If another death interrupts a recovery, the phases that it did not finish are None, and a new recovery begins. An
+    actor that is replaced alone needs no restore; its work is repeated while training continues.
     """
 
     actors: tuple[str, ...]
@@ -24,8 +24,8 @@ class Recovery(Message):
     notes: tuple[str, ...]
     """Last output of the dead processes, and other notes on their errors."""
     fence: int | None
-    """Fence to which the run went back. None: before fence 0. For actors that were replaced alone, it is the last fence
-    that was passed."""
+    """Fence to which the run went back. None: before fence 0. If the actors were replaced alone, it is the last fence
+    that the run had passed."""
     generation: int
     """Generation in which the run continued."""
     alone: bool
@@ -33,24 +33,23 @@ class Recovery(Message):
     from_memory: bool
     """True if the host was restored from memory. False if it was restored from a checkpoint, or built again."""
     detect_s: float | None
-    """From the death until the run noticed it. Ray records the time of the death. None: Ray has no record."""
+    """Seconds from the death until the run noticed it. Ray records the time of the death. None: Ray has no record."""
     decide_s: float
-    """Until all dead actors were known and a restart was allowed."""
+    """Seconds until all dead actors were known and a restart was allowed."""
     stop_s: float | None
-    """Until the new generation was in the journal. The time includes the end of a save in progress, and the reading of
-    the state to restore."""
+    """Seconds until the new generation was in the journal. This includes the end of a save in progress, and the reading
+    of the state to restore."""
     start_s: float | None
-    """Until the managers had stopped their work and all new actors were up."""
+    """Seconds until the managers had stopped their work and all new actors were up."""
     restore_s: float | None
-    """Until every part of the run was restored to the fence."""
+    """Seconds until every part of the run was restored to the fence."""
     first_step_s: float | None
-    """Until the end of the first training step after the restore. None: no step followed."""
+    """Seconds until the end of the first training step after the restore. None: no step followed."""
 
     @property
     def total_s(self) -> float:
-        """Seconds from the death to the end of the first step. If the time of the death is unknown, they count from the
-        moment at which the run noticed it. For actors that were replaced alone, they count until the new actors were
-        up.
+        """Seconds from the death to the end of the first step. If the time of the death is unknown, the seconds begin
+        when the run noticed it. For actors that were replaced alone, they end when the new actors were up.
         """
         parts = (self.detect_s, self.decide_s, self.stop_s, self.start_s, self.restore_s, self.first_step_s)
         return sum(part for part in parts if part is not None)

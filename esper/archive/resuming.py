@@ -35,9 +35,10 @@ MAY_CHANGE = frozenset(
     }
 )
 FIXED = frozenset({"emergency.calm_fences"})
-"""Config keys of the tables below that a resume may not change, because they change bits."""
+"""Config keys that a resume may not change, although it may change other keys of their tables (see below). They change
+the bits of a run."""
 MAY_CHANGE_WHOLLY = ("ray.", "telemetry.", "emergency.", "supervision.", "failure_policy.")
-"""Tables and keys of the config that a resume may change. Of these only `run.epochs` changes bits."""
+"""Tables and keys of the config that a resume may change. Of these only `run.epochs` changes the bits of a run."""
 SEALED = (
     "run_id",
     "task_file_sha256",
@@ -52,7 +53,7 @@ SEALED = (
     "hash_seed",
     "text_hash",
 )
-"""Further fields that must be equal in `run.json` and the journal. The path of the task's file may differ."""
+"""Other fields that must be equal in `run.json` and the journal. The path of the task's file may differ."""
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -166,8 +167,9 @@ def _read(message: type[M], entry: Entry, run_dir: Path) -> M:
 
 
 def _settled(identity: Identity) -> dict[str, object]:
-    """Return the config by dotted key. It has the length of a round even if the task set it, because a resume stores
-    the length in the config."""
+    """Return the config by dotted key. It contains the length of a round even if the task set this length, because a
+    resume stores the length in the config.
+    """
     chosen = identity.config.run.round_steps
     round_steps = chosen if chosen is not None else identity.fence_steps[1]
     return {**flattened(identity.config), "run.round_steps": round_steps}

@@ -21,7 +21,7 @@ DEFAULT_PARENT = Path("runs")
 LEASE = "lease"
 JOURNAL = re.compile(r"journal-\d+\.log")
 LITTER = re.compile(r"\.(run\.json|summary\.json|journal-\d+\.log)\.[0-9a-f]+\.tmp")
-"""Names of temporary files that a killed writer may leave."""
+"""Name patterns of temporary files that a killed writer may leave."""
 WRITTEN = re.compile(
     r"lease|run\.json|summary\.json|report\.html|journal-\d+\.log|faults-\d+\.jsonl"
     r"|checkpoints|telemetry|field_reports|emergency"
@@ -139,7 +139,8 @@ def _refuse_links(field: str, path: Path) -> None:
 
 
 def misplaced(path: Path) -> dict[str, str]:
-    """Return the files and folders of a run that have another type, such as a pipe, with the found type in words.
+    """Return the files and folders of a run that have a wrong type, such as a pipe in place of a file, with a
+    description of each.
 
     Symbolic links are followed, because a run may be read through them.
 
@@ -163,7 +164,7 @@ def _kind_of(path: Path) -> str | None:
 
 
 def refuse_misplaced(path: Path) -> None:
-    """Raises: RunDirectoryError: a file or folder of the run has another type; see `misplaced`."""
+    """Raises: RunDirectoryError: a file or folder of the run has a wrong type; see `misplaced`."""
     with refusing("RUN", path):
         found = misplaced(path) if path.is_dir() else {}
     for name, what in found.items():
@@ -221,7 +222,7 @@ def journals(path: Path) -> dict[int, Path]:
 
 
 def generation_of(journal: Path) -> int:
-    """Return the generation in the name of a journal."""
+    """Return the generation that the file name of a journal contains."""
     return int(journal.stem.rpartition("-")[2])
 
 

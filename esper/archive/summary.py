@@ -32,7 +32,7 @@ class SeedFate(Message):
 
 class Summary(BaseModel):
     """The result of a run, as in `--json`, `summary.json` and the journal. Times are in seconds. A loss is computed
-    over the whole shard, or is a mean over evaluation batches: see docs/figures.md.
+    over the whole shard, or is a mean over evaluation batches; see docs/figures.md.
     """
 
     model_config = ConfigDict(frozen=True)

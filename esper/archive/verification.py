@@ -13,8 +13,9 @@ from esper.tolaria.checkpoint_file import verify_all
 
 
 def verdicts(path: Path, commits: Sequence[CheckpointWritten]) -> list[dict[str, Any]]:
-    """Return the verdict of `verify_all` for each checkpoint of a run. Checkpoints that the run drops meanwhile are
-    left out."""
+    """Return the verdict of `verify_all` for each checkpoint of a run. Checkpoints that the run drops during the
+    verification are left out.
+    """
     found = verify_all(checkpoints_folder(path), commits)
     bad = still_kept(path, {one["file"] for one in found if not one["ok"]})
     return [one for one in found if one["ok"] or one["file"] in bad]

@@ -74,7 +74,7 @@ def make_incubator(survey: Survey, key: RunKey, halted: Callable[[], bool] = nev
 def make_tamiyo(survey: Survey, key: RunKey, clock: Clock, policy: Policy | None = None) -> Tamiyo:
     """Return Tamiyo with `policy`, which may choose any ramp.
 
-    None: a `HeuristicPolicy`, whose ramps take `growth.ramp_steps`.
+    None: a `HeuristicPolicy`, whose ramps have `growth.ramp_steps` steps.
     """
     config, growth = survey.config, survey.config.growth
     return Tamiyo(

@@ -19,7 +19,7 @@ _SIZES = re.compile(r"torch\.Size\((\[[^]]*\])\)")
 
 @contextmanager
 def broadcasts_refused() -> Iterator[None]:
-    """Make a broadcast in a loss of torch an error within the block.
+    """Within the block, a loss of torch that broadcasts raises an error.
 
     Raises:
         TaskError: a loss of torch broadcasts. The error names both shapes.

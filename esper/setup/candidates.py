@@ -1,4 +1,4 @@
-"""The place of each candidate in a planned run, and the reason if the run is too short to grow."""
+"""Finds the place of each candidate in a planned run, and the reason if the run is too short to grow."""
 
 from __future__ import annotations
 
@@ -87,7 +87,9 @@ def why_nothing_grows(survey: Survey) -> str | None:
 
 
 def settings_that_suffice(survey: Survey) -> list[str]:
-    """Return settings as KEY=VALUE. Each is the smallest change of its key with which a seed can germinate."""
+    """Return settings as KEY=VALUE. Each setting alone is the smallest change of its key after which a seed can
+    germinate.
+    """
     epochs = survey.config.run.epochs or survey.task.epochs
     tried = (
         ("run", "epochs", range(epochs + 1, epochs + MOST_MORE_EPOCHS)),
@@ -100,7 +102,7 @@ def settings_that_suffice(survey: Survey) -> list[str]:
 
 
 def _first_enough(survey: Survey, table: str, key: str, values: Iterable[int]) -> Iterator[int]:
-    """Yield the first value with which a seed can germinate. Yield nothing if no value is enough."""
+    """Yield the first value after which a seed can germinate. Yield nothing if there is no such value."""
     for value in values:
         section = getattr(survey.config, table).model_copy(update={key: value})
         config = survey.config.model_copy(update={table: section})

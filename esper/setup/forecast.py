@@ -26,8 +26,8 @@ from esper.setup.survey import Survey
 
 WARM_UP_STEPS, TIMED_STEPS = 2, 6
 TIMED_PROBES_EVERY = 3
-"""Every third candidate is probed. The others are assumed to take as long, because probing all would take too much
-time."""
+"""Every third candidate is probed. A probe of each other candidate is assumed to take as long, because probing all
+candidates would take too much time."""
 
 
 def forecast(survey: Survey) -> dict[str, Any]:
@@ -75,8 +75,8 @@ def _twin_steps(survey: Survey) -> int:
 
 
 def _tournament_flops(survey: Survey, seeds: list[int]) -> float:
-    """Return the FLOPs of probes, heats and evaluations of a tournament. The cheaper half of the seeds is assumed to
-    reach the second heat.
+    """Return the FLOPs of probes, heats and evaluations of a tournament. The half of the seeds with fewer FLOPs is
+    assumed to reach the second heat.
     """
     step, heats = survey.host_flops, _heats(survey, len(seeds))
     if not seeds:
@@ -137,7 +137,7 @@ class Timings:
 
     @property
     def fork(self) -> Work:
-        """The average over the forks of all candidates."""
+        """The average of the seconds over the forks of all candidates."""
         return Work(
             statistics.fmean(work.making_s for work in self.forks),
             statistics.fmean(work.step_s for work in self.forks),
@@ -187,8 +187,8 @@ def probes_s(measured: Timings, count: int, managers: int) -> float:
 
 
 def tournament_s(measured: Timings, heats: Sequence[int], managers: int) -> float:
-    """Return the seconds of a first tournament. The forks of the second heat count with the average seconds, because it
-    is not known which forks reach it.
+    """Return the seconds of a first tournament. It is not known which forks reach the second heat. So each fork of that
+    heat is assumed to take the average time.
     """
     forks = (measured.host, *measured.forks)
     whole = busiest([(number, work.making_s + work.heat(heats[0])) for number, work in enumerate(forks)], managers)
@@ -202,8 +202,8 @@ def tournament_s(measured: Timings, heats: Sequence[int], managers: int) -> floa
 def replica_s(measured: Timings, steps: int, managers: int, *, twin: bool) -> float:
     """Return the seconds of the first replica's incubation. Its control and the twin are trained at the same time.
 
-    The control has one seed then, and the replica's fork has two. The twin has number 0, because it is the control of
-    the first tournament. The numbers of the other forks follow those of that tournament.
+    The control of this incubation has one seed, the accepted seed. The replica's fork has two. The twin has number 0,
+    because it is the control of the first tournament. The two forks have the numbers after those of that tournament.
     """
     one, host = measured.fork, measured.host
     two = Work(one.making_s, 2 * one.step_s - host.step_s, 2 * one.evaluation_s - host.evaluation_s)

@@ -11,7 +11,7 @@ from esper.setup.wording import beside_limit
 
 
 class Refusal(Message):
-    """One reason of a gate to refuse seeds, and the number of seeds that it refused for this reason."""
+    """A reason for which a gate refused seeds, and the number of seeds that it refused for this reason."""
 
     gate: Gate
     reason: str
@@ -69,9 +69,10 @@ class GrowthLog(Message):
 
 
 RELATIVE = ("outperformed", "not_enough_steps")
-"""Reasons that G2 reports for every loser of a tournament. They do not explain why the winner did not stay."""
+"""Reasons that G2 reports for every candidate that lost a tournament. They do not explain why the winner did not
+stay."""
 PASSING = ("slots open later", "a tournament is in flight")
-"""Reasons to hold that occur in every run. They explain nothing."""
+"""Reasons to hold that occur in every run. They do not explain why a run ended without a seed."""
 
 
 def none_stayed(log: GrowthLog, tried: int, best: str, needed: str) -> str:

@@ -88,7 +88,9 @@ def _faults(task: Task) -> Iterator[tuple[str, object, str]]:
 
 
 def _made(task: Task) -> Iterator[tuple[str, object, str]]:
-    """Yield the fields that have an object in place of a function that makes it, or a class in place of an instance."""
+    """Yield the fields that have an object in place of a function that makes it, or a class in place of an instance of
+    the class.
+    """
     if isinstance(task.model, nn.Module):
         name = type(task.model).__name__
         yield "task.model", f"a {name}", f"give the function that builds it, such as `lambda: {name}(...)`"

@@ -32,13 +32,14 @@ SHARE = 1e-3
 """A movement of unchanged samples is ignored up to this share of the movement of the changed samples."""
 ROUNDINGS, LEAST = 2, 1e-6
 """A relative movement is ignored as rounding up to ROUNDINGS times the epsilon of the coarsest type in use, or up to
-LEAST if that is larger. A kernel that gathers samples, as in a mixture of experts, rounds differently if it gathers
-other samples.
+LEAST if that is larger. A mixture of experts, for example, has kernels that gather samples. These kernels round
+differently if they gather other samples.
 """
 SHOWN = 50
 """The outputs of changed samples must move by this multiple of the rounding limit. Otherwise the result is None."""
 INPUTS = 100
-"""A module counts as mixing if unchanged samples move this many times more in its output than in its inputs."""
+"""A module counts as mixing if the movement of unchanged samples in its output is more than this many times their
+movement in its inputs."""
 _KEY = 0x0DD_BA7C4
 
 
@@ -61,7 +62,7 @@ class Rows:
     values: Tensor
     """[B], double precision. [1] if the tensor has no row per sample."""
     size: float
-    """The magnitude with which a movement is compared."""
+    """The magnitude of the values. A movement is measured relative to it."""
 
     def verdict(self, after: Rows, unchanged: Tensor, rounding: float) -> bool | None:
         """Return whether the samples `unchanged` (booleans [B]) moved although only other samples were changed. None:
@@ -159,8 +160,8 @@ class _Look:
         return max(torch.finfo(dtype).eps for dtype in {torch.float32, *own, *map(named, names)})
 
     def _module(self, unchanged: Tensor, rounding: float) -> str:
-        """Return the module whose output depends on other samples although its inputs do not. Of several modules it is
-        the first that returned.
+        """Return the module whose output depends on other samples although its inputs do not depend on them. If there
+        are several modules, return the one whose call returned first.
         """
         host, calls = self.trainer.host, list[list[_Call]]()
         for change in (None, unchanged):
@@ -209,8 +210,9 @@ class _Call:
     returned: Sequence[Rows]
 
     def mixes(self, other: _Call, unchanged: Tensor, rounding: float) -> bool:
-        """Return whether the module mixes samples. `other` is a call whose samples were changed, but not those
-        `unchanged`."""
+        """Return whether the module mixes samples. `other` is the same call of the module after all samples except
+        `unchanged` were changed.
+        """
         given = list(zip(self.given, other.given, strict=False))
         returned = list(zip(self.returned, other.returned, strict=False))
         mixed = [one.shift(after, unchanged) for one, after in returned if one.verdict(after, unchanged, rounding)]

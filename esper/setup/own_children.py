@@ -1,4 +1,6 @@
-"""Refuses a network that calls each of its children, because the seeds of a finished network are among them."""
+"""Refuses a network whose forward calls all of its children, because in a finished network the seeds are children,
+too.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Checks, on copies of the parameters, that the state dicts of optimizer and scheduler contain their whole state.
 
-Its steps need no forward pass, so it takes more steps than `rehearsal.py`. Therefore it finds state that acts only
-every few steps, such as slow weights that are mixed in every tenth step.
+Its steps need no forward pass, so it takes more steps than `rehearsal.py`. Therefore it also finds state that has an
+effect only every few steps, such as slow weights that an optimizer mixes in every tenth step.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from esper.user_code.extra_state import state_of
 from esper.user_code.mends import mend_of
 
 STEPS = 13
-"""Steps before and after the restore. Slow weights usually act every 5, 6 or 10 steps."""
+"""Steps before and after the restore. Optimizers usually mix in slow weights every 5, 6 or 10 steps."""
 MOST_ELEMENTS = 1_000_000
 """Largest number of elements that are copied. If a host is larger, only its smallest parameters are copied."""
 

@@ -2,7 +2,7 @@
 
 A new build of the network loads the snapshot of a trained network, and both take the same next step. Afterwards their
 bits and their attributes must be equal, because otherwise forks, the twin and resumed runs would train differently from
-the original. A cache is accepted: an attribute that is equal again when both networks have seen the same batches.
+the original. A cache is accepted. It is an attribute that becomes equal when both networks have seen the same batches.
 
 The rehearsal ends with the third step. It does not find state that changes for the first time after that;
 `esper.tolaria.unkept` finds those attributes at the fences. If only some samples change the state of a data set, the
@@ -35,7 +35,8 @@ from esper.user_code.shared_state import check_shared, kinds_of, shared_by
 from esper.user_code.their_code import raise_as_theirs
 
 STEPS_BEFORE = 2
-"""Steps before the snapshot. After them the optimizer has its state, and any set-up in the first step is done."""
+"""Steps before the snapshot. After these steps the optimizer has its state, and a set-up in the first step is
+complete."""
 
 OTHER_BITS = "a restored network trains to different bits"
 NO_ATTRIBUTE = (
@@ -203,14 +204,14 @@ def taking_over() -> Iterator[None]:
 def blame_unkept(
     made: dict[str, Held], restored: dict[str, list[str]], now: dict[str, Held], repeated: dict[str, Held]
 ) -> None:
-    """Raise for an attribute that the restore did not set and that still differed after both networks took the same
-    step.
+    """Raise an error for an attribute that the restore did not set, if it still differed after both networks took the
+    same step.
 
-    Numbers and names are accepted if they differ between two builds and training does not change them: they may be
-    times or ids.
+    Some numbers and names differ between two builds, and training does not change them. They are accepted, because they
+    may be times or ids.
 
     Raises:
-        TaskError: training changed the attribute, or two builds have other values of it.
+        TaskError: training changed the attribute, or two builds have different values of it.
     """
     for field, paths in restored.items():
         stuck = set(different(now[field], repeated[field]))

@@ -83,7 +83,9 @@ def _attributes(seed: nn.Module) -> Held:
 
 
 def _run(seed: nn.Module, spec: SlotSpec) -> object:
-    """Run one forward pass in training mode. Each call has the same input and begins with the same random state."""
+    """Run one forward pass in training mode. Each call of this function uses the same input and begins with the same
+    random state.
+    """
     device = torch.device(spec.device)
     lower = named(spec.autocast) if spec.autocast is not None else None
     with (

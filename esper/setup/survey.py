@@ -81,7 +81,7 @@ class Survey:
     peak_share: float
     """Peak learning rate of a seed, relative to the initial rate of the task's optimizer."""
     varying: tuple[str, ...] = ()
-    """Slots whose output had other lengths, heights or widths in other batches of the trial."""
+    """Slots whose output had different lengths, heights or widths in different batches of the trial."""
     loss_depends_on_batch: bool | None = None
     """Whether the loss of a sample depends on the other samples of its batch. None: inconclusive."""
     mixing: Mixing = NOT_FOUND_OUT
@@ -106,8 +106,9 @@ class Survey:
 
     @property
     def last_germination(self) -> int:
-        """Last fence at which a seed of the heuristic can germinate and still be fossilised. It is below 0 if the run
-        is too short."""
+        """Last fence at which a seed of the heuristic can germinate and still be fossilised in this run. The number is
+        below 0 if the run is too short.
+        """
         return len(self.fence_steps) - 1 - self.fences_to_fossil
 
     def growth_window(self, shortest_ramp: int) -> GrowthWindow:
@@ -241,7 +242,7 @@ def _measured(
     fence_steps: tuple[int, ...],
     host: nn.Module,
 ) -> tuple[Survey, frozenset[str]]:
-    """Return the survey of one batch, and the slots that may be left out if a later check of them fails."""
+    """Return the survey of one batch, and the slots that are left out if they fail a later check."""
     parameters = list(host.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     host_crc32c, host_modules_sha256 = state_crc32c(tensors_of(host)), structure_digest(host)
@@ -290,10 +291,10 @@ def _step_flops(task: Task, host: nn.Module, inputs: Any, targets: Any) -> int: 
 
 
 def _rehearsed(survey: Survey, host: nn.Module, as_built: Held) -> Survey:
-    """Return the survey with the results of some training steps and of one evaluation of each shard.
+    """Return the survey, to which the results of some training steps and of one evaluation of each shard are added.
 
     Args:
-        as_built: State of `host` before its first step. A second host of the task must have the same state.
+        as_built: State of `host` before its first step. The state of a second host of the task must be equal to it.
     """
     task, config = survey.task, survey.config
     draft = replace(survey, data=cast(TaskData, Remembered(survey.data)))
@@ -323,8 +324,8 @@ def _rehearsed(survey: Survey, host: nn.Module, as_built: Held) -> Survey:
 
 
 def _tried(survey: Survey, optional: frozenset[str]) -> Survey:
-    """Return the survey with the results of a trial of growth. If the trial of a slot fails, the slot is left out,
-    unless `task.slots` names it in full.
+    """Return the survey, to which the results of a trial of growth are added. If the trial of a slot fails, the slot is
+    left out, unless `task.slots` names it in full.
 
     Raises:
         TaskError: the trial failed at a slot that `task.slots` names in full, at the last slot, or at no slot.

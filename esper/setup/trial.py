@@ -65,7 +65,7 @@ def try_growth(survey: Survey) -> tuple[str, ...]:
     Without growth the host has no candidates.
 
     Returns:
-        Slots whose output had other lengths, heights or widths in other batches.
+        Slots whose output had different lengths, heights or widths in different batches.
 
     Raises:
         TaskError: the user's code raised; a slot's output has other channels or another type in a later batch; or no
@@ -89,7 +89,7 @@ def try_growth(survey: Survey) -> tuple[str, ...]:
         try:
             trainer.train_to(min(STEPS, survey.total_steps))
             _look_for_calls(trainer, shapes)
-        except DivergenceUnrecoverable:  # accepted here, because it is not about shapes; the guard of a run reports it
+        except DivergenceUnrecoverable:  # accepted, because the trial checks only shapes; a run reports it
             return ()
         trainer.try_shards()
     if grows and survey.config.run.compile:
@@ -139,7 +139,7 @@ def cheapest_plans(survey: Survey) -> Iterator[tuple[GraftPlan, bytes]]:
     """Yield one plan for each slot, with its weights. The candidate is that with the fewest FLOPs, and its alpha is at
     the target from the first step.
 
-    Candidates that change the shape or the dtype are left out, because gate G0 refuses them.
+    Candidates whose output has another shape or dtype than the slot are left out, because gate G0 refuses them.
     """
     for spec in survey.specs:
         there = [pair for pair in survey.options if pair.slot == spec.path and _fits(survey, pair, spec)]
@@ -173,7 +173,8 @@ def _fits(survey: Survey, pair: Pair, spec: SlotSpec) -> bool:
 @contextmanager
 def _watching(host: nn.Module, specs: tuple[SlotSpec, ...], shapes: dict[str, list[tuple[int, ...]]]) -> Iterator[None]:
     """Record the output shape of each slot at every call, in `shapes`. Refuse an output that the seeds of the slot
-    could not take."""
+    cannot use as input.
+    """
 
     def look(spec: SlotSpec) -> Callable[[nn.Module, object, object], None]:
         def hook(_module: nn.Module, _args: object, whole: object) -> None:

@@ -48,8 +48,9 @@ def beside_control(gain: float) -> str:
 
 
 def beside_twin(z: float) -> str:
-    """Return in words how the network compares with its twin, for a network that no limit shows to be worse. `z` is
-    that of (twin - network)."""
+    """Return in words how the network compares with its twin. Call it only if no limit shows the network to be worse.
+    `z` is that of (twin - network).
+    """
     if math.isnan(z):
         return "the network cannot be compared with its twin"
     if z == 0:
