@@ -193,6 +193,11 @@ class EmergencyService:
         self._check()
         return left
 
+    def end_deliveries(self) -> None:
+        """End all deliveries. A `stop` in progress then waits for no sink. Call it in the event loop."""
+        for task in self._deliveries:
+            task.cancel()
+
     # -- in the worker's thread ---------------------------------------------------------------------------------------
 
     def _wake(self) -> None:

@@ -55,12 +55,23 @@ class HostedEmergency:
         self._call(self._service.start(reads_inbox))
 
     def stop(self, drain_s: float) -> Mapping[str, int]:
-        """See `EmergencyService.stop`. The thread ends, too. Call it once."""
+        """See `EmergencyService.stop`. The thread ends, too. Call it once.
+
+        If the wait is interrupted, for example by Ctrl-C, the wait for sinks ends and the queue is closed.
+        """
+        answer = self._begun(self._service.stop(drain_s), is_last=True)
         try:
-            return self._call(self._service.stop(drain_s), is_last=True)
+            return self._result(answer)
         finally:
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._loop.call_soon_threadsafe(self._service.end_deliveries)
+            asyncio.run_coroutine_threadsafe(self._end(), self._loop)
             self._thread.join()
+
+    async def _end(self) -> None:
+        """End the loop when all its other tasks have ended."""
+        if others := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(others)
+        self._loop.stop()
 
     def _run(self) -> None:
         try:
@@ -68,27 +79,31 @@ class HostedEmergency:
         finally:
             self._loop.close()
 
-    def _call(
+    def _call(self, work: Coroutine[Any, Any, T], signal_id: str = "") -> T:  # Any: what coroutines exchange
+        """Run a method in the thread, with the caller's context variables, and wait for it.
+
+        Raises:
+            EmergencyUnavailable: the service was stopped, or this process was forked and has no such thread.
+        """
+        return self._result(self._begun(work, signal_id), signal_id)
+
+    def _begun(
         self,
         work: Coroutine[Any, Any, T],  # Any: what coroutines exchange with their event loop
         signal_id: str = "",
         *,
         is_last: bool = False,
-    ) -> T:
-        """Run a coroutine in the thread, with the caller's context variables, and return its result.
-
-        Args:
-            is_last: If true, every later call is refused.
-
-        Raises:
-            EmergencyUnavailable: the service was stopped, or this process was forked and has no thread of the service.
-        """
+    ) -> Future[T]:
+        """Begin a method in the thread. If `is_last`, refuse every later call. Raises: EmergencyUnavailable."""
         with self._lock:
             if self._ended or not self._thread.is_alive():
                 work.close()
                 raise EmergencyUnavailable(signal_id)
             self._ended = is_last
-            answer: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
+            return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def _result(self, answer: Future[T], signal_id: str = "") -> T:
+        """Wait for the result of a method. Raises: EmergencyUnavailable: the thread has ended."""
         while not wait([answer], timeout=_LOOK_S).done:
             if not self._thread.is_alive():
                 raise EmergencyUnavailable(signal_id)

@@ -361,11 +361,12 @@ class EmergencyQueue(Closing):
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _begin(self, damage: tuple[Damage, ...]) -> None:
-        """Report the damage, drop deliveries to unknown subscribers, and fill the schedules."""
+        """Report the damage, drop deliveries to unknown subscribers, and fill the schedules and the reserve."""
         self.damage = damage
         self._tell_damage()
         for name, ids in self._strangers().items():
             self._drop(name, ids, "the subscriber is not configured any more")
+        self._fill_reserve()
         now, unix_s = self._clock.monotonic(), self._unix_s()
         for name, schedule in self._schedules.items():
             for held in self._state.held.values():
@@ -375,6 +376,15 @@ class EmergencyQueue(Closing):
                     schedule.add(held.signal, held.order, now + wait_s)
             ages = [max(0.0, unix_s - at) for at in self._state.attempts_of(name)]
             schedule.begin_window([now - age for age in ages if age < CAP_WINDOW_S])
+
+    def _fill_reserve(self) -> None:
+        """Reserve room for the acknowledgements of all signals in the queue. A full disk does not stop it."""
+        try:
+            self._reserve.grow(self._owed_bytes)
+        except StoreWriteFailed as error:
+            if not _is_full(error):
+                raise
+            severe("emergency_queue_disk_full", Severity.ERROR, doing=f"the reserve is too small: {error}")
 
     def _tell_damage(self) -> None:
         for found in self.damage[:_DAMAGE_TOLD]:
@@ -489,7 +499,7 @@ class EmergencyQueue(Closing):
         return sum(_ACKNOWLEDGED_BYTES + len(json.dumps(name)) + id_bytes for name in self._subscribers)
 
     def _unix_s(self) -> float:
-        return self._clock.now().timestamp()
+        return max(0.0, self._clock.now().timestamp())  # a clock without a battery may show a year before 1970
 
 
 def _is_full(error: StoreWriteFailed) -> bool:

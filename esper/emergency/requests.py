@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
 
 from esper.durable.files import atomic_write, make_folders, read_small
-from esper.errors import StoreCorrupt
+from esper.errors import StoreCorrupt, StoreWriteFailed
 from esper.leyline.base import Message
 from esper.leyline.signals import EmergencySignal, Level
 
@@ -90,6 +90,17 @@ def submit(folder: Path, request: Request) -> str:
 def waits(folder: Path, name: str) -> bool:
     """Return whether a request is still in the inbox."""
     return os.path.lexists(folder / INBOX / name)
+
+
+def withdraw(folder: Path, name: str) -> bool:
+    """Remove a request from the inbox. Return false if it is not there any more."""
+    try:
+        os.unlink(folder / INBOX / name)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise StoreWriteFailed(str(folder / INBOX / name), "removing a request") from error
+    return True
 
 
 def is_taken(folder: Path, name: str) -> bool:

@@ -75,7 +75,7 @@ class WebhookSink:
         headers = {**self._headers, "Idempotency-Key": quote(signal.signal_id, safe="-._~:/@+=,;!*()[]{}|")}
         limits = httpx.Timeout(self._config.read_s, connect=self._config.connect_s)
         async with (
-            httpx.AsyncClient(verify=self._tls, timeout=limits, follow_redirects=False) as client,
+            httpx.AsyncClient(trust_env=False, verify=self._tls, timeout=limits, follow_redirects=False) as client,
             client.stream("POST", self._address, headers=headers, content=as_json(signal)) as answer,
         ):
             read = 0

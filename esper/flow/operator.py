@@ -23,7 +23,17 @@ from esper.archive.run_directory import RunDirectory, emergency_folder, telemetr
 from esper.emergency.emergency_service import subscribers
 from esper.emergency.queue import EmergencyQueue
 from esper.emergency.reading import QUEUE
-from esper.emergency.requests import DropRequest, Request, RetryRequest, SignalRequest, is_taken, refusal, submit, waits
+from esper.emergency.requests import (
+    DropRequest,
+    Request,
+    RetryRequest,
+    SignalRequest,
+    is_taken,
+    refusal,
+    submit,
+    waits,
+    withdraw,
+)
 from esper.errors import ConfigError
 from esper.ground.clock import SystemClock
 from esper.ground.problems import first_problem
@@ -35,6 +45,9 @@ LOOK_S = 0.02
 """Seconds between two checks for the answer to a request."""
 IDS_OF_A_REQUEST = 64
 """Largest number of signals in one request."""
+
+
+_FINISHED = "the run has finished, and a resume of it reads no request"
 
 
 class Outcome(StrEnum):
@@ -103,6 +116,10 @@ def is_led(run_dir: Path) -> bool:
     return inspect_run(run_dir)["state"] in ("running", "open")
 
 
+def _has_finished(run_dir: Path) -> bool:
+    return bool(inspect_run(run_dir)["state"] == "finished")
+
+
 def _parts(signal_ids: Sequence[str]) -> list[tuple[str, ...]]:
     return [
         tuple(signal_ids[start : start + IDS_OF_A_REQUEST]) for start in range(0, len(signal_ids), IDS_OF_A_REQUEST)
@@ -112,11 +129,17 @@ def _parts(signal_ids: Sequence[str]) -> list[tuple[str, ...]]:
 def _request(run_dir: Path, request: Request, wait_s: float) -> Answer:
     """Write a request into the inbox. If a process leads the run, wait for its answer."""
     folder = emergency_folder(run_dir)
+    if _has_finished(run_dir):
+        return Answer(Outcome.REFUSED, _FINISHED)
     name = submit(folder, request)
     if not is_led(run_dir):
+        if _has_finished(run_dir) and withdraw(folder, name):
+            return Answer(Outcome.REFUSED, _FINISHED)
         return Answer(Outcome.WAITING, "no process leads the run; it is taken when the run is resumed")
     until = time.monotonic() + wait_s
     while waits(folder, name):
+        if not is_led(run_dir) and _has_finished(run_dir) and withdraw(folder, name):
+            return Answer(Outcome.REFUSED, _FINISHED)
         if time.monotonic() >= until:
             return Answer(Outcome.WAITING, f"it was not taken within {wait_s:g} s; it stays in the inbox")
         time.sleep(LOOK_S)

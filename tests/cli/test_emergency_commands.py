@@ -124,6 +124,12 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
+def test_a_signal_to_a_finished_run_is_refused_and_leaves_no_file(ended: Path, esper: Any) -> None:
+    told = esper(*signal(ended, "HALT"), code=3)
+    assert (told["state"], "finished" in told["why"]) == ("refused", True)
+    assert esper("queue", "list", ended)["inbox"] == 0
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from collections.abc import Mapping
@@ -12,10 +13,11 @@ from queues import signal
 from recording import Recording
 from services import opened, word_in
 
+from esper.emergency import hosting
 from esper.emergency.hosting import hosted
 from esper.errors import EmergencyQueueFull, EmergencyUnavailable
 from esper.ground.clock import SystemClock
-from esper.leyline.signals import Level
+from esper.leyline.signals import EmergencySignal, Level
 from esper.telemetry.context import use
 from esper.telemetry.setup import Telemetry
 
@@ -40,6 +42,31 @@ def test_signals_are_published_heard_and_delivered_from_plain_code(tmp_path: Pat
     assert sorted(sink.got) == ["a", "halt"]
     with pytest.raises(EmergencyUnavailable):
         host.publish(signal("later"))
+
+
+class Hanging:
+    name = "log"
+
+    async def send(self, one: EmergencySignal) -> None:
+        del one
+        await asyncio.Event().wait()
+
+
+def test_an_interrupted_stop_closes_the_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    host = hosting.HostedEmergency(opened(tmp_path, Hanging()))
+    host.start()
+    host.publish(signal("a"))
+    monkeypatch.setattr(hosting, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        host.stop(1e6)
+    monkeypatch.undo()
+    sink = Recording()
+    with hosted(opened(tmp_path, sink), 60.0, none_left):
+        pass
+    assert sink.got == ["a"]
 
 
 def test_every_thread_may_publish_and_nothing_is_lost(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,7 +24,7 @@ from esper.errors import DependencyViolationError, EmergencyQueueFull, RunDirect
 from esper.leyline.signals import EmergencySignal, Level
 from esper.telemetry.context import use
 from esper.telemetry.setup import Telemetry
-from esper.testing import telling
+from esper.testing import FakeClock, telling
 
 
 class SmallDisk(QuickDisk):
@@ -72,6 +73,33 @@ def test_what_was_accepted_is_acknowledged_on_a_full_disk(tmp_path: Path) -> Non
         disk.room_bytes = 600_000
         assert queue.publish(signal("later")) == len(ids) + 1
         assert (tmp_path / "reserve").stat().st_size > 0  # it is taken again
+
+
+def test_a_lost_reserve_is_filled_again_when_the_queue_is_opened(tmp_path: Path) -> None:
+    disk = SmallDisk(tmp_path, 600_000)
+    with opened(tmp_path, disk=disk) as queue:
+        queue.publish(signal("a"))
+    (tmp_path / "reserve").unlink()  # a copy of the log has none
+    with opened(tmp_path, disk=disk) as queue:
+        disk.room_bytes = used(tmp_path)
+        queue.acknowledge("conductor", ["a"])
+        disk.room_bytes = 600_000
+        queue.publish(signal("b"))
+    (tmp_path / "reserve").unlink()
+    disk.room_bytes = used(tmp_path) + 100  # for the lease
+    with opened(tmp_path, disk=disk) as queue:  # a full disk does not stop the opening
+        assert held(queue) == ["b"]
+
+
+def test_a_clock_before_1970_stops_no_attempt(tmp_path: Path) -> None:
+    class Early(FakeClock):
+        def now(self) -> datetime:
+            return datetime(1960, 1, 1, tzinfo=UTC)
+
+    with opened(tmp_path, FILE, clock=Early()) as queue:
+        queue.publish(signal("a"))
+        queue.attempt("file", ["a"])
+        assert queue.failed("file", "a", "down") is not None
 
 
 def test_a_full_disk_is_a_severe_event_and_stops_no_attempt(tmp_path: Path) -> None:

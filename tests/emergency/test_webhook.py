@@ -57,6 +57,16 @@ async def test_a_signal_is_posted_once_as_json_with_its_id_and_the_token() -> No
     assert (body["signal_id"], body["level"], body["reason"]) == ("one", "HALT", "why")
 
 
+async def test_the_proxy_of_the_environment_gets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving() as proxy, serving() as server:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy.address)
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        await hook(server.address).send(signal())
+    assert (len(server.requests), proxy.requests) == (1, [])
+
+
 async def test_an_id_that_no_header_can_hold_is_encoded() -> None:
     async with serving() as server:
         await hook(server.address).send(signal("ü\r\nX-Mine: 1 %0"))
