@@ -1,4 +1,4 @@
-"""esper: neural networks that grow while they train, by a runtime that never hides a failure.
+"""esper: neural networks that grow while they train, in a runtime that never hides a failure.
 
 `run` trains a `Task` under a `RunConfig`, `InProcess` or `OnRay`; `resume` continues a run from its directory; both
 return a `Result`. `load` returns the grown network of a run directory.

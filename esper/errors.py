@@ -58,9 +58,9 @@ class EsperError(Exception):
     """Base class of all errors of esper. `except EsperError` catches them and no other exception."""
 
     actor = ""
-    """Name of the called actor in which the error arose. Empty: it arose in no actor."""
+    """Name of the called actor in which the error arose. Empty: the error arose outside an actor."""
     process = 0
-    """Process id of that actor at that time. 0: it arose in no actor."""
+    """Process id of that actor at that time. 0: the error arose outside an actor."""
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle the error with its cause, which `BaseException` drops. The cause is part of the state, so that a chain
@@ -113,7 +113,7 @@ def repr_of(value: object) -> str:
 
 
 def in_a_line(error: BaseException) -> str:
-    """Return the class of an error and the first line of its text. Return only the class if there is no text."""
+    """Return the class of an error and the first line of its text. If the error has no text, return only the class."""
     lines = text_of(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
 
@@ -205,8 +205,9 @@ class CommandRejected(EsperError):
 
 
 class StageConflict(CommandRejected):
-    """The seed's recorded stage does not allow the commanded step. A policy must decide again from the present
-    state."""
+    """The seed's recorded stage does not allow the commanded step. The policy must decide again from the present
+    state.
+    """
 
 
 # -- judging and changing the host -------------------------------------------------------------------------------
@@ -295,9 +296,8 @@ class PolicyDeadlineExceeded(EsperError):
 
 
 class ProcessStateChanged(EsperError):
-    """A process-wide setting changed during the run. Results computed since then may have other bits.
-
-    A retry fails in the same way. The user's code must not change the setting, or must restore it before it returns.
+    """A process-wide setting changed during the run. Results that were computed after the change may have other bits. A
+    retry fails in the same way. The user's code must not change the setting, or must restore it before it returns.
     """
 
     def __init__(self, setting: str, expected: str, found: str, where: str) -> None:
@@ -328,7 +328,7 @@ class TheirCodeRaised(EsperError):
 
 class StateNotKept(EsperError):
     """Training changed state that no checkpoint saves: `attribute` of `holder`. `mend` tells how to change the user's
-    code. The fence was not committed; the fence before it was. A retry fails in the same way.
+    code. This fence was not committed, but the fence before it was committed. A retry fails in the same way.
     """
 
     def __init__(self, holder: str, attribute: str, fence: int, mend: str) -> None:
@@ -441,7 +441,9 @@ class TrainerRankLost(ActorLost):
 
 
 class ActorDoubtful(ActorError):
-    """The connection broke. It is unknown whether the call took effect, so the call must not be repeated."""
+    """The connection to the actor broke. It is unknown whether the call had an effect, so the call must not be
+    repeated.
+    """
 
 
 class CallDeadlineExceeded(ActorError):
@@ -487,8 +489,9 @@ class EmergencyQueueFull(EsperError):
 
 
 class EmergencyUnavailable(EsperError):
-    """This signal was refused, because the run is ending, or because the owner of the queue cannot be reached. In the
-    second case the signal may have been accepted. Signals that were accepted before are not lost."""
+    """This signal was refused because the run is ending. Or the owner of the queue cannot be reached, and it is unknown
+    whether the signal was accepted. Signals that were accepted before are not lost.
+    """
 
     def __init__(self, signal_id: str, why: str = "the run is ending and takes no signal any more") -> None:
         super().__init__(signal_id, why)
@@ -499,8 +502,9 @@ class EmergencyUnavailable(EsperError):
 
 
 class SinkFailed(EsperError):
-    """A sink did not confirm a signal; its receiver may have it nevertheless. It stays in the queue and is sent
-    again."""
+    """A sink did not confirm a signal. The signal stays in the queue and is sent again, although the receiver may have
+    got it.
+    """
 
     def __init__(self, sink: str, why: str) -> None:
         super().__init__(sink, why)

@@ -2,8 +2,9 @@
 time.
 
 Only the run's config (`[[faults]]`) arms a point; the journal records the config. A fault fires when a process with its
-role passes its point for the n-th time. It fires again at the next passages, up to `times` in the whole run. Each
-firing is recorded in a file of the run before it happens, so that a restarted process does not fire it again.
+role passes its point for the n-th time. It fires again at the next passages, until it has fired `times` times in the
+whole run. Each firing is recorded in a file of the run before it happens, so that a restarted process does not fire it
+again.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ POINTS = {
     "tolaria.start": NOTHING,
     "tolaria.step": ROUND_AND_STEP,
 }
-"""The values that each fault point knows: `round`, `step`, both or neither. The part of the name before the dot is the
-role of the process that passes the point.
+"""The values that a process knows when it passes each fault point: `round`, `step`, both or neither. The part of the
+name before the dot is the role of the process that passes the point.
 """
 
 
@@ -88,12 +89,14 @@ class FaultSpec(Settings):
     rank: Annotated[int, Field(ge=0)] | None = None
     """Rank of the trainer. The only rank is 0."""
     round: Annotated[int, Field(ge=0)] | None = None
-    """Count only passages in the round that ends at this fence, or at the fence. None: in any round."""
+    """Count only passages in the round that ends at this fence, or at this fence itself. None: passages in any
+    round."""
     step: Annotated[int, Field(ge=0)] | None = None
-    """Count only passages before this optimizer step of the run, from 0. None: before any step."""
+    """Count only passages directly before this optimizer step of the run. The first step is 0. None: passages before
+    any step."""
     generation: Annotated[int, Field(ge=1)] | None = None
-    """Fire only in processes that were started in this generation of the run. A restart begins a generation. None: in
-    any process.
+    """Fire only in processes that were started in this generation of the run. A restart begins a generation. None: fire
+    in processes of any generation.
     """
     passage: Annotated[int, Field(ge=1)] = 1
     """Number of the counted passage at which the fault fires first. Each process counts from 1."""
@@ -126,7 +129,9 @@ class Firing(BaseModel):
 
 
 class Firings:
-    """The firings of a run, in a file that its processes share. Without a file, the firings of this process."""
+    """The firings of a run, in a file that all processes of the run share. Without a file, the firings of this process
+    only.
+    """
 
     def __init__(self, path: Path | None = None) -> None:
         self._path, self._here = path, list[Firing]()
@@ -173,8 +178,9 @@ class _Armed:
         self.index, self.spec, self.actor, self.passages = index, spec, actor, 0
 
     def due(self) -> Firing | None:
-        """Return the firing of this passage, which the caller must claim. None: too few passages have counted so
-        far."""
+        """Return the firing of this passage. The caller must claim it before the fault may fire. None: this passage
+        comes before the first at which the fault fires.
+        """
         if self.passages < self.spec.passage:
             return None
         spec = self.spec

@@ -42,8 +42,9 @@ class Task:
         train: Map-style data set: `len(train)`, and `train[i]` -> (input, target). Random numbers must come from the
             seeded global generators.
         valid: As `train`. Its loss is measured at the end of a run. No decision depends on it.
-        loss: (output, target) -> scalar tensor, the mean over the batch. Samples may depend on each other in it, as in
-            a contrastive loss. Figures are then means over evaluation batches of 256 samples; see docs/figures.md.
+        loss: (output, target) -> scalar tensor, the mean over the batch. The loss of a sample may depend on the other
+            samples of its batch, as in a contrastive loss. Figures are then means over evaluation batches of 256
+            samples; see docs/figures.md.
         test: As `train`. Its loss is measured before the first step and at the end. Default: a tenth of `train`.
         pick: As `train`. Candidates are ranked on it. Default: a tenth of `train`.
         gate: As `train`. The best candidate of a tournament is judged on it. Default: a tenth of `train`. Samples that
@@ -61,8 +62,8 @@ class Task:
         group: Index of a sample -> int, which is equal for correlated samples, such as lines of one file. Gates then
             count groups instead of samples, and need 128 groups in pick and in gate (`growth.min_samples`). Not needed
             for a data set with a method `group_of`. Default: no groups.
-        optimizer: (parameters) -> torch.optim.Optimizer. Called for the network, and again for each seed. esper sets
-            the learning rate of a seed: a warm-up, times a cosine that falls to a tenth. Default: AdamW with lr 3e-3.
+        optimizer: (parameters) -> torch.optim.Optimizer. Called for the network, and again for each seed. Its
+            learning rate for a seed is a warm-up times a cosine that falls to a tenth. Default: AdamW with lr 3e-3.
         scheduler: (optimizer, steps of the run) -> scheduler, stepped once after each optimizer step. Default: none.
         collate: (list of samples) -> (input, target), batch first. Default: torch's `default_collate`.
         input_output: (model, input) -> output, for a model that is not called as `model(input)`, or returns more than

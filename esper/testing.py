@@ -24,7 +24,7 @@ EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class FakeClock:
-    """A clock whose time changes only by calls of `move`."""
+    """A clock whose time changes only if `move` is called."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -54,7 +54,7 @@ def until(happened: Callable[[], object], every_s: float = 0.002) -> None:
 
 
 def fail_with(error: BaseException, cause: BaseException | None = None) -> NoReturn:
-    """Raise an error from a frame in a file of esper."""
+    """Raise an error whose traceback ends in a file of esper."""
     raise error from cause
 
 
@@ -81,7 +81,7 @@ def telling(*names: str, **fields: object) -> Callable[[BaseException], bool]:
 
 
 class ScriptedPolicy:
-    """A policy that returns given answers in turn. An answer that is an exception is raised. `asked` has the states
+    """A policy that returns given answers in turn. If an answer is an exception, it is raised. `asked` has the states
     that the policy received.
 
     Args:

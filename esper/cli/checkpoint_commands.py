@@ -62,7 +62,7 @@ def verify(run_dir: RunArgument, as_json: JsonOption = False) -> int:
 
 def _unvouched(run_dir: Path, found: Remains) -> list[dict[str, Any]]:
     """Return a verdict for each checkpoint file of a damaged run, if no readable record names the file."""
-    if not found.damaged:  # in a readable run, a file that no record names was not committed
+    if not found.damaged:  # in a readable run, a file without a record was not committed
         return []
     named = {written.file for written in committed(found.entries)}
     files = sorted(file.name for file in checkpoints_folder(run_dir).glob("fence-*.pt") if file.name not in named)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class CommandSpec(NamedTuple):
-    """One row of the table. It describes a command whose module is not loaded yet."""
+    """One row of the table. It describes a command without loading its module."""
 
     place: str
     """`module:attribute` of its function, or of the typer app that has its sub-commands."""

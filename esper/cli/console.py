@@ -15,8 +15,8 @@ NARROWEST = 20
 
 
 WIDE = 160
-"""Width of the console in columns, if the output is no terminal and COLUMNS is not set. With 80, the default of rich,
-tables would break names in two."""
+"""Width of the console in columns, if the output is not a terminal and COLUMNS is not set. With the default of rich, 80
+columns, tables would wrap long names."""
 
 
 class PlainConsole(Console):

@@ -1,6 +1,7 @@
 """`esper signal` sends an emergency signal to a run. `esper queue` lists, retries or drops signals in a run's queue.
 
-Exit codes: 0 done, or waiting in the inbox; 1 a part of the queue cannot be read; 2 wrong input; 3 refused.
+Exit codes: 0 the request was carried out, or waits in the inbox; 1 a part of the queue cannot be read; 2 wrong input; 3
+refused.
 """
 
 from __future__ import annotations

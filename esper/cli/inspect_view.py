@@ -27,8 +27,9 @@ def place(found: Mapping[str, Any]) -> str:
 
 
 def losses(found: Mapping[str, Any]) -> Table:
-    """Return a table of the test losses of a finished run, and the reason if no seed stayed in it. The table has no
-    rows until the run has ended."""
+    """Return a table of the test losses of a finished run, and the reason if no seed stayed in it. Before the run has
+    ended, the table has no rows.
+    """
     shown, end, twin = grid(), found["test_loss"], found["twin_test_loss"]
     if end is not None:
         start = found["start_test_loss"]
@@ -43,7 +44,7 @@ def losses(found: Mapping[str, Any]) -> Table:
 def seeds(found: Mapping[str, Any]) -> Table:
     """Return a table of the seeds that G2 judged, that are in the network, or that still train.
 
-    The table leaves out seeds that were culled before G2. The function `beaten` counts these.
+    The table leaves out seeds that were culled before G2. The function `beaten` counts these culled seeds.
     """
     shown = table("seed", "slot", "blueprint", "blend", "stage", "gain", "z", figures=("stage", "gain", "z"))
     for seed in found["seeds"]:

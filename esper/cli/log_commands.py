@@ -105,8 +105,8 @@ def _logs(path: Path) -> list[Path]:
 
 
 def _read(log: Path, *, named: bool) -> Iterator[Frame | LoadError]:
-    """Read a log. A file that was found in a folder and is not a framed log counts as damage, so that other logs are
-    still shown.
+    """Read a log. If `path` was found in a folder and is not a framed log, it counts as damage, so that the other logs
+    of the folder are still shown.
 
     Raises:
         ConfigError: the file is not a framed log that this program can read, and the command line named it (`named`).

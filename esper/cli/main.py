@@ -54,7 +54,8 @@ def common(
 def main() -> None:
     """Entry point: run the command line and exit with its code.
 
-    A run on actors is a child process. If the child dies without a report, its parent reports the death.
+    A run on actors is a child process. If the child process dies without a report, the parent process reports its
+    death.
     """
     hold_standard_descriptors()
     words = sys.argv[1:]
@@ -92,8 +93,9 @@ def _add_commands(words: list[str]) -> None:
 
 
 def _setting_of(option: str | None) -> str:
-    """Return a hint for an unknown option that is the last part of a config key, such as `--epochs`. Return "" for
-    other options."""
+    """Return a hint for an unknown option whose name is the last part of a config key, such as `--epochs`. Return ""
+    for other options.
+    """
     from esper.config.joined import config_keys  # imported here because only this error needs it
 
     name = (option or "").lstrip("-").replace("-", "_")

@@ -52,7 +52,7 @@ class _Stream:
     def __init__(self, stream: TextIO, name: str, *, goes_on: bool) -> None:
         self._stream, self._name, self._mute, self._goes_on = stream, name, False, goes_on
         self.lost = False
-        """True if a write failed. A reader that closed its pipe does not count."""
+        """True if a write failed. A closed pipe of a reader does not count as a failure."""
 
     def __getattr__(self, name: str) -> Any:  # Any: an attribute of the stream
         return getattr(self._stream, name)
@@ -119,8 +119,8 @@ def guarded(*, goes_on: bool = True) -> Iterator[None]:
     """Within the block, writing to standard output and standard error never raises.
 
     Args:
-        goes_on: Whether the command does more than print. If so, a line on standard error reports a reader that closed
-            the pipe.
+        goes_on: True if the command has other effects than output. In that case, if a reader closes the pipe, a line on
+            standard error reports that.
     """
     if isinstance(sys.stdout, _Stream):
         yield

@@ -80,9 +80,7 @@ def padding(found: Mapping[str, Any]) -> list[str]:
 
 
 def companions(found: Mapping[str, Any]) -> list[str]:
-    """Return notes if the loss of a sample depends on the other samples of its batch, because of the loss or the
-    network.
-    """
+    """Return notes if the loss or the network makes the loss of a sample depend on the other samples of its batch."""
     means = f"losses are means over evaluation batches of {EVALUATION_BATCH} samples (docs/figures.md)"
     notes = []
     if found["loss_depends_on_batch"]:
@@ -114,7 +112,9 @@ def _compute(found: Mapping[str, Any]) -> str:
 
 
 def _waits(found: Mapping[str, Any]) -> str:
-    """Return a line of measured times: the time of a step, and the seconds that the trainer waits."""
+    """Return a line of forecast times, from measurements: the time of a step, and the seconds that the trainer
+    waits.
+    """
     said = f"measured: {number(1e3 * found['step_s'], 1)} ms a step of the host"
     if found["fence_wait_first_s"] is None:
         return said

@@ -145,8 +145,8 @@ def leaving_on_sigterm() -> Iterator[None]:
 def _signals(drain: Drain) -> Iterator[None]:
     """Within the block, SIGTERM and SIGHUP request an end of the run at the next fence, and Ctrl-C interrupts it.
 
-    A second Ctrl-C within `SAME_REQUEST_S` is ignored, so that it does not disturb the cleanup. A later Ctrl-C
-    interrupts again, because other code may have swallowed the first interrupt. A SIGHUP that was ignored before
+    A second Ctrl-C within `SAME_REQUEST_S` is ignored, so that it does not disturb the cleanup. A Ctrl-C after that
+    time interrupts again, because other code may have caught the first interrupt. A SIGHUP that was ignored before
     (`nohup`) stays ignored.
     """
     last_s = -math.inf
@@ -250,5 +250,5 @@ def _kept(run_dir: Path, found: Remains) -> str:
 
 
 def _tells(entry: Entry, facts: dict[str, Any]) -> bool:
-    """Return whether a record is the journal's report of this failure."""
+    """Return whether a record of the journal reports this failure."""
     return entry.kind is RecordKind.RUN_FAILED and entry.body.items() >= facts.items()

@@ -1,4 +1,4 @@
-"""Tables whose cells wrap on a narrow terminal: no text is cut."""
+"""Tables whose cells wrap on a narrow terminal, so that no text is cut off."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def table(*headers: str, figures: Sequence[str] = (), title: str | None = None, 
     """Return a table with a line under its headers.
 
     Args:
-        figures: Headers of columns that never wrap, because they have numbers or short words.
+        figures: Headers of columns that never wrap, because their cells have numbers or short words.
     """
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", caption=caption)
     made.caption_justify = "left"

@@ -104,8 +104,9 @@ class Terminal:
         self._hold = hold
 
     def answer(self, answer: Answer) -> None:
-        """Print the seeds that were grafted, fossilised, not accepted or culled from the host, with the figures that
-        decided."""
+        """Print the seeds that were grafted, fossilised, not accepted or culled from the host, with the measured values
+        that decided.
+        """
         if answer.order is not None:
             self._hold = None
         told = {report.seed_id: report for report in answer.gates}
@@ -197,7 +198,7 @@ def _name(seed: SeedState) -> str:
 
 
 def _news(step: Transition, report: GateReport | None, *, replica: bool) -> str:
-    """Return the message for a transition. It is empty if the transition is not shown."""
+    """Return the message for a transition. The text is empty if the transition is not shown."""
     checks = {check.name: check for check in report.checks} if report is not None else {}
     if step.after is Stage.BLENDING:
         if replica:
@@ -330,7 +331,9 @@ def _time(result: Summary) -> str:
 
 
 def _of_replicas(seeds: Sequence[SeedFate]) -> str:
-    """Return the end of a caption. It is empty if no replica in the table is worse than its control."""
+    """Return the end of a caption, which explains replicas that are worse than their controls. It is empty if the table
+    has no such replica.
+    """
     if not any(seed.replica_of and seed.stage in IN_HOST and not (seed.gain or 0.0) > 0 for seed in seeds):
         return ""
     return "; a replica need not beat its control: it stays unless it is shown to be harmful (docs/growth.md)"

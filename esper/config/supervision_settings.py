@@ -36,7 +36,7 @@ class FailurePolicy(Settings):
 
     Raises:
         ConfigError: the class is unknown, or is in `NO_SWITCH`. For an unknown class the error has the nearest name,
-        for a class in `NO_SWITCH` the reason.
+            for a class in `NO_SWITCH` the reason.
     """
 
     ActorLost: Reaction = Field("restart", description="the process of an actor other than the trainer ended or hung")

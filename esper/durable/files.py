@@ -62,8 +62,9 @@ class Disk:
         return os.listdir(folder)
 
     def lock(self, descriptor: int) -> None:
-        """Take the exclusive lock, or raise `BlockingIOError` at once. The system releases the lock when the process
-        ends."""
+        """Take the exclusive lock, or raise `BlockingIOError` at once if another process has it. The system releases
+        the lock when the process ends.
+        """
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def unlock(self, descriptor: int) -> None:
@@ -240,7 +241,7 @@ class DirectoryLease:
         self._descriptor: int | None = None
 
     def acquire(self) -> None:
-        """Take the lease, or fail at once. It must not be called again before `release`.
+        """Take the lease, or fail at once. This method must not be called again before `release`.
 
         Raises:
             RunDirectoryError: another process has the lease (its pid and host are in the error), or the folder is

@@ -28,7 +28,7 @@ from esper.ground.workplace import fixed
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """The content of a log: its records, the damage between them, and the torn tail.
+    """The content of a log: its records, the damage between the records, and the torn tail.
 
     A torn tail is an incomplete record that an interrupted append left at the end. Damage to the last record looks the
     same.
@@ -45,8 +45,9 @@ class FramedLog(Closing):
 
     Attributes:
         path: Absolute path of the file.
-        errors: Damage between records that was found when the log was opened. It is still in the file.
-        torn_tail: Damage after the last good record. It was cut off when the log was opened. None: there was no damage.
+        errors: Damage between records that was found when the log was opened. The damage is still in the file.
+        torn_tail: Damage after the last good record. The damaged part was cut off when the log was opened. None: there
+            was no damage.
     """
 
     def __init__(self, path: Path, descriptor: int, first: int, disk: Disk) -> None:
@@ -102,14 +103,15 @@ class FramedLog(Closing):
 
         Raises:
             StoreWriteFailed: the record was not acknowledged, and was removed from the file. The log stays usable,
-                unless the sync or that removal failed; then every later append raises this error. It is also raised if
-                another program removed, replaced or changed the file since the last append. Then nothing was written.
+                unless the sync or that removal failed; then every later append raises this error. The error is also
+                raised if another program removed, replaced or changed the file since the last append. In that case
+                nothing was written.
         """
         return self.append_many([(kind, payload)])[0]
 
     def append_many(self, records: Sequence[tuple[int, bytes]]) -> range:
-        """Append `(kind, payload)` records with one sync. They are durable on return. If a crash comes before that,
-        none, some or all of them may be there.
+        """Append `(kind, payload)` records with one sync. They are durable on return. After a crash before the return,
+        the log may have none, some or all of these records.
 
         Returns:
             Their sequence numbers.
@@ -249,7 +251,8 @@ class FramedLog(Closing):
     def _take_back(self, error: BaseException, syncing: bool) -> None:
         """Cut the file back to its last good record. If the cut may not be durable, refuse all later records.
 
-        A failed sync is not repeated, because the kernel may drop its dirty pages and report success for the next sync.
+        A failed sync is not repeated, because the kernel may have dropped the pages that were not written, and a second
+        sync would then report success.
         """
         if syncing:
             self._failure = error

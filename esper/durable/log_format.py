@@ -134,7 +134,9 @@ def _next_magic(file: BinaryIO, start: int, size: int) -> int:
 
 
 def count_magics(file: BinaryIO) -> int:
-    """Return about how many frames may begin in a file: how often a reader stops there, at most."""
+    """Return approximately the largest number of places in a file at which a frame may begin. A reader stops at each of
+    these places.
+    """
     count = 0
     while chunk := file.read(_SEARCH_MOST_BYTES):
         count += chunk.count(_FRAME_MAGIC)

@@ -28,7 +28,7 @@ _LITTER = re.compile(r"\.[0-9]{20}\.log\.[0-9a-f]{16}\.tmp")
 class SegmentedLog(Closing):
     """A log in segments that one thread of one process has open for appending. `SegmentedLog.open` makes it.
 
-    After a write failure that cannot be repaired, it refuses all records until it is closed and opened again.
+    After a write failure that cannot be repaired, the log refuses all records until it is closed and opened again.
     """
 
     def __init__(
@@ -73,7 +73,9 @@ class SegmentedLog(Closing):
 
     @property
     def torn_tail(self) -> tuple[Path, LoadError] | None:
-        """The last segment, and the damage after its last good record that was cut off when it was opened."""
+        """The last segment, and the damage after the last good record of that segment. The damage was cut off when the
+        segment was opened.
+        """
         return (self._active.path, self._active.torn_tail) if self._active.torn_tail else None
 
     @property
@@ -102,7 +104,7 @@ class SegmentedLog(Closing):
     def rotate(self) -> None:
         """Close the last segment and begin a new segment. If the last segment has no record, nothing is done.
 
-        All records of the closed segment are then durable.
+        Afterwards all records of the closed segment are durable.
 
         Raises:
             StoreWriteFailed: the new segment could not be begun. If its file exists nevertheless, the log refuses

@@ -18,14 +18,14 @@ from esper.errors import StoreCorrupt, StoreWriteFailed
 ALGORITHM = "crc32c"
 
 _CHUNK_BYTES = 2**20
-"""Bytes per piece. A piece is so small that it is still in the CPU cache when it is written, after its checksum was
-computed. Other threads can run between two pieces.
+"""Bytes per piece. A piece is small enough to be in the CPU cache both when its checksum is computed and when it is
+written. Other threads can run between two pieces.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """Arguments of `open_verified` for a file: its length in bytes, its checksum, and the algorithm."""
+    """Arguments of `open_verified` for a file: its length in bytes, its checksum, and the algorithm of the checksum."""
 
     length: int
     crc: int
@@ -148,5 +148,7 @@ def _verify(file: BinaryIO, path: Path, length: int, crc: int) -> None:
 
 
 def _extend(crc: int, data: memoryview) -> int:
-    """Continue a checksum. The library accepts no memoryview, but it accepts a numpy array over the same memory."""
+    """Continue a checksum. The CRC library does not accept a memoryview, but it accepts a numpy array over the same
+    memory.
+    """
     return int(google_crc32c.extend(crc, np.frombuffer(data, np.uint8)))

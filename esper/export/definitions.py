@@ -42,7 +42,7 @@ class Source:
         return cls(name, lines, module.__package__ or "", nodes)
 
     def text(self, node: ast.stmt, leave_out: set[str]) -> str:
-        """Return the text of a definition, without the decorators whose names are in `leave_out`."""
+        """Return the source text of a definition, without the decorators whose names are in `leave_out`."""
         start = node.lineno
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             decorators = [one for one in node.decorator_list if _root(one) not in leave_out]
@@ -91,7 +91,7 @@ class Definitions:
         return self._taken.get(name) == module
 
     def free(self, name: str) -> str:
-        """Return a name that is not used in the text: `name`, with `_network` appended as often as needed."""
+        """Return a name that is not used in the text. It is `name`, with `_network` appended until it is unused."""
         while name in self._taken:
             name += "_network"
         return name

@@ -38,8 +38,8 @@ from esper.tolaria.host_building import call_model
 from esper.user_code.their_code import refused_as_theirs
 
 ROWS = (3, 5)
-"""Number of samples in the traced batch, and in a second batch. The sizes differ because a program must work for every
-batch size.
+"""Number of samples in the traced batch, and in a second batch of the check. The sizes differ because an exported
+program must work for every batch size.
 """
 
 
@@ -120,13 +120,13 @@ def _check_place(run_dir: Path, place: Path, format: Format) -> None:
         with tempfile.NamedTemporaryFile(dir=ground, prefix=f".{place.name}.", suffix="-probing.tmp"):
             pass  # as long as the name of a draft, so that a name that is too long is refused here
     except OSError as error:
-        if error.errno not in FULL:  # not an error here; the write reports a full disk
+        if error.errno not in FULL:  # no error here, because the write reports a full disk
             mend = f"it cannot be made in {ground} ({error.strerror}); choose another"
             raise ConfigError("to", str(place), mend) from error
 
 
 def _draft(place: Path) -> Path:
-    """Return a new name in the same folder. The export has this name until it is checked."""
+    """Return a new name in the same folder. The export has this name until the check has passed."""
     return place.with_name(f".{place.name}.{secrets.token_hex(8)}.tmp")
 
 
@@ -162,14 +162,14 @@ def _inputs(loaded: Loaded) -> list[Any]:  # Any: whatever the user's model take
 
 
 class CalledAs(nn.Module):
-    """A module that calls a network in the same way as its task."""
+    """A module that calls a network in the same way as its task does."""
 
     def __init__(self, network: nn.Module, task: Task) -> None:
         super().__init__()
         self.network, self._call = network, task.input_output
 
     def forward(self, inputs: Any) -> Any:
-        """Return the output of the task's `input_output`. Not called if the task has none."""
+        """Return the output of the task's `input_output`. Not called if the task has no `input_output`."""
         assert self._call is not None, "without it the network is called directly"
         return self._call(self.network, inputs)
 
@@ -187,7 +187,8 @@ def _check_outputs(loaded: Loaded, batches: list[Any], play: Play, tolerance: fl
 
 
 def _difference(expected: Any, found: Any) -> float:  # Any: leaves of whatever the user's model gives
-    """Return the largest difference, divided by the largest absolute value. It is 0 only if the outputs are equal."""
+    """Return the largest difference between two outputs, divided by the largest absolute value, or by 1 if that is
+    larger. The result is 0 only if the outputs are equal."""
     if not isinstance(expected, Tensor):
         return 0.0 if expected == found else float("inf")
     found = torch.as_tensor(found)
@@ -227,8 +228,9 @@ def _publish(draft: Path, place: Path) -> None:
 
 
 def play_torch(file: Path, loaded: Loaded) -> Play:
-    """Run the exported file. Return the network that it builds, as a module that is called in the same way as the
-    task."""
+    """Run the exported file, and return the network that it builds. The returned module calls the network in the same
+    way as the task does.
+    """
     scope: dict[str, Any] = {"__name__": "network", "__file__": str(file)}
     exec(compile(file.read_bytes(), str(file), "exec"), scope)  # this process has just written the text
     (build,) = scope["__all__"]

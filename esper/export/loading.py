@@ -59,7 +59,7 @@ def load(
 ) -> nn.Module:
     """Load the grown network of a run, on the CPU and in evaluation mode, with the same bits as in its trainer.
 
-    The seeds are submodules, under the names that the run used. The network can be moved, copied, saved and trained
+    The seeds are submodules, with the same names as in the run. The network can be moved, copied, saved and trained
     like any module, and called by many threads. The run is only read, and may be in progress.
 
     Args:

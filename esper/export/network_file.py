@@ -1,6 +1,7 @@
 """Writes the text of `network.py`, which rebuilds a grown network with torch and without esper.
 
-Names that users choose, such as that of a run or a module, are in the text as literals made by `ascii`.
+Users choose some names, such as those of a run or a module. The text contains these names as string literals that
+`ascii` made.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ def network_file(
 ) -> str:
     """Return the text of a Python file that rebuilds a grown network around its host's factory.
 
-    The function is `build`, or `build_network` if a definition of the user has the name `build`. `__all__` has its
-    name.
+    The function that rebuilds the network is `build`, or `build_network` if a definition of the user has the name
+    `build`. `__all__` contains the name of this function.
 
     Args:
         modules: `structure_digest` of the host.

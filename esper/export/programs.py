@@ -74,8 +74,9 @@ def play_export(data: bytes) -> Play:
     """Load an exported program from the bytes of its file.
 
     Raises:
-        TaskError: torch cannot read the file that it wrote, now or at the first call. For example, torch writes module
-            names into Python source without escapes, so a quote or a backslash in a name breaks the source.
+        TaskError: torch cannot read the file that it wrote. The error is raised here, or at the first call of the
+            program. For example, torch writes module names into Python source without escapes, so a quote or a
+            backslash in a name breaks the source.
     """
     with _refused("torch.export.load"):
         module = torch.export.load(io.BytesIO(data)).module()

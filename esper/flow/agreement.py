@@ -43,7 +43,9 @@ def check_agreement(
 
 
 def _check_plans(host: HostSnapshot, registry: RegistryState, told: Sequence[Entry]) -> None:
-    """Check that the host has applied Kasmina's plans and no others, and that its topology is their result."""
+    """Check that the host has applied all plans of Kasmina and no other plans. Check also that its topology is the
+    result of these plans.
+    """
     given = [plan for one in registry.commands if one.answer is not None for plan in one.answer.as_given().plans]
     _check_equal("plans that were applied", _by_id(plan for plan, _ in host.receipts.values()), _by_id(given))
     receipts = {key: receipt.model_dump(mode="json") for key, (_, receipt) in host.receipts.items()}
@@ -90,8 +92,9 @@ def _check_stages(host: HostSnapshot, registry: RegistryState, told: Sequence[En
 
 
 def _check_forks(written: CheckpointWritten, saved: FenceState, registry: RegistryState) -> None:
-    """Check the twin's step and seeds. Check also that an origin is stored if, and only if, the order in flight began
-    at an earlier fence."""
+    """Check the twin's step and seeds. Check also the origin, which is the snapshot from which the order in flight
+    began. It must be stored if the order began at an earlier fence, and must be absent otherwise.
+    """
     twin, origin, steps = saved.incubation["twin"], saved.incubation["origin"], saved.incubation["twin_steps"]
     _check_equal("a twin is kept", twin is not None, registry.twin_kept)
     _check_equal("twin_steps is a number of steps", type(steps) is int and 0 <= steps <= written.step, True)
@@ -103,8 +106,9 @@ def _check_forks(written: CheckpointWritten, saved: FenceState, registry: Regist
 
 
 def _until(written: CheckpointWritten, entries: Sequence[Entry]) -> list[Entry]:
-    """Return the journal entries before the beginning of this save. Empty: the journal has no record of that
-    beginning."""
+    """Return the journal entries before the record of the beginning of this save. Empty: the journal has no such
+    record.
+    """
     begun = list(takewhile(lambda entry: not _begins(entry, written), entries))
     return begun if len(begun) < len(entries) else []
 

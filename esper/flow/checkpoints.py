@@ -54,7 +54,7 @@ class FenceState:
 
 
 Trial = Callable[[CheckpointWritten, FenceState], None]
-"""A function that raises if a run cannot be resumed from a checkpoint. It does not change the run."""
+"""A function that raises an error if a run cannot be resumed from a checkpoint. It does not change the run."""
 
 
 def _state_of(written: CheckpointWritten, content: Content) -> FenceState:
@@ -119,8 +119,8 @@ class Checkpoints(Closing):
             in_flight.result()
 
     def give_up(self) -> None:
-        """Wait for the end of the save in flight after its trainer died. When this returns, the save is committed, or
-        it never will be.
+        """Wait for the end of the save in flight after its trainer died. When the method returns, the save is committed
+        or will never be committed.
 
         Raises:
             StoreWriteFailed: the checkpoint could not be written to disk.
@@ -180,9 +180,8 @@ class Checkpoints(Closing):
 
     @property
     def fences(self) -> tuple[int, ...]:
-        """The fences whose checkpoint can be loaded after the save in flight has ended, in ascending order.
-
-        The progress of that save does not change the result.
+        """The fences whose checkpoint can be loaded after the save in flight has ended, in ascending order. The result
+        is the same before and after the end of that save.
         """
         fences = {written.fence for written in self._committed}
         if self._in_flight is not None and self._begun is not None:
@@ -204,8 +203,9 @@ class Checkpoints(Closing):
             self._drop_old()
 
     def _drop_old(self) -> None:
-        """Unlink all checkpoints but the newest `keep` and that of fence 0. A restore uses that of fence 0 if no other
-        loads."""
+        """Unlink all checkpoints except the newest `keep` and the checkpoint of fence 0. If no other checkpoint loads,
+        a restore uses the checkpoint of fence 0.
+        """
         old = self._committed[: -self.config.keep]
         dropped = [written for written in old if written.fence != 0]
         self._remove([self._folder / written.file for written in dropped])

@@ -13,8 +13,8 @@ from esper.ground.secret_file import read_secret
 
 FIELD = "ray.command_key_file"
 LEAST_BYTES, MOST_BYTES = 32, 4096
-"""Bounds of the length of a key. A key shorter than a SHA-256 is easier to guess than the signature. A file beyond the
-upper bound is no key."""
+"""Bounds of the length of a key. A key that is shorter than a SHA-256 is easier to guess than a signature. A longer
+file than the upper bound is not a key file."""
 MAKE = "make a key with: (umask 077; openssl rand -hex 32 > FILE)"
 
 
@@ -45,6 +45,8 @@ def without_key_file(config: RunConfig) -> RunConfig:
 
 
 def word_without_key_file(word: str) -> str:
-    """Return a word of a command line without the path of the key file, for the run directory."""
+    """Return a word of a command line for the run directory. If the word contains the path of the key file, the path is
+    removed.
+    """
     before, named, _ = word.partition(FIELD)
     return f"{before}{FIELD}=..." if named else word

@@ -1,5 +1,6 @@
-"""The components of a run, and the port that watches and restarts their processes. In one process that port does
-nothing."""
+"""The components of a run, and the port through which their processes are watched and restarted. For a run in one
+process, the implementation of this port does nothing.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +15,9 @@ from esper.leyline.ports import Decider, Inbox, Incubation, LiveHost, Registrar
 class Crew(Protocol):
     """Watches and restarts the processes of a run.
 
-    Call order: `mend` at the beginning of each fence, `passed` at its end. After an error of an actor: `lost` first;
-    then, in the next generation of the journal, `revive`. `died_starting` and `replaced` may be called at any time;
-    they return each death once.
+    Call order: `mend` at the beginning of each fence, and `passed` at its end. After an error of an actor, `lost` is
+    called first. Then the next generation of the journal begins, and `revive` is called. `died_starting` and `replaced`
+    may be called at any time. They return each death once.
     """
 
     def counted(self, name: str) -> int:
@@ -37,13 +38,14 @@ class Crew(Protocol):
         ...
 
     def lost(self, error: EsperError, fence: int | None) -> Lost:
-        """Return the processes that have died. Call it after a call of a process raised `error`, and `revive` next.
+        """Return the processes that have died. Call this method after the call of a process raised `error`. Call
+        `revive` next.
 
         Args:
             fence: The last fence that the run passed. None: it has passed no fence.
 
         Raises:
-            EsperError: `error` itself, if no restart answers it.
+            EsperError: `error` itself, if processes are not restarted after it.
             RestartIntensityExceeded: one process died too often.
         """
         ...

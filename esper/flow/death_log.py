@@ -50,17 +50,18 @@ class DeathLog:
                 count("esper.actor.restarts", role=role)
 
     def await_first_step(self, over_at: float) -> None:
-        """Remember that the first step after the last journaled recovery is still to come. The recovery ended at
-        `over_at` (Unix time)."""
+        """Record that no step has ended yet since the last journaled recovery. The recovery ended at `over_at` (Unix
+        time).
+        """
         self._stepless = len(self.recoveries) - 1, over_at
 
     def time_first_step(self, first_step_at: Callable[[], float | None]) -> None:
-        """When the first step after the last recovery has ended, journal the recovery again, with the seconds to that
-        step.
+        """If the first step after the last recovery has ended, journal the recovery again, with the seconds until the
+        end of that step.
 
         Args:
-            first_step_at: Returns the Unix time at which the trainer's first step ended; None before that. Called only
-                as long as that time is unknown.
+            first_step_at: Returns the Unix time at which the trainer's first step ended. It returns None as long as no
+                step has ended, and is called only until the time is known.
         """
         if self._stepless is not None and (at := first_step_at()) is not None:
             place, over_at = self._stepless

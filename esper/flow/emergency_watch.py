@@ -46,8 +46,8 @@ class SignalWatch:
     def hear_out(self) -> None:
         """Close the queue and journal the signals that it holds. Call it last, before the run ends.
 
-        A HALT is not taken here, because it would stop nothing: it stays in the queue, and stops the next resume. The
-        signals behind it stay, too.
+        A HALT is not removed from the queue here, because the run ends anyway. It stays in the queue and stops the next
+        resume. The signals after it stay, too.
         """
         self.inbox.close()
         while (signals := self.inbox.pending()) and all(signal.level < Level.HALT for signal in signals):
@@ -73,13 +73,14 @@ class SignalWatch:
 
     @property
     def _next_fence(self) -> int:
-        """The next fence. It is the fence of a signal that is read between two fences."""
+        """The next fence. A signal that is read between two fences is recorded with this fence."""
         return self.at.fence + 1 if self.at.fence is not None else 0
 
     def _read(self, fence: int) -> EmergencySignal | None:
-        """Take the signals that wait, at most `SIGNALS_AT_A_FENCE` and one batch more. Return the first HALT, or None.
+        """Read the waiting signals, and stop after the batch in which `SIGNALS_AT_A_FENCE` is reached. Return the first
+        HALT, or None.
 
-        `fence`: the fence from which the level of the signals is in force.
+        `fence`: the first fence for which the level of the signals counts.
         """
         read, halts = 0, list[EmergencySignal]()
         while read < SIGNALS_AT_A_FENCE and (signals := self.inbox.pending()):

@@ -92,8 +92,9 @@ def resume(
     ```
 
     The run may be resumed in another place than before (`on`), for example in this process instead of on Ray. A run
-    that has ended is not run again, unless `settings` makes it longer. Its result is returned; the network is loaded on
-    first use of `result.network`. Signals that its sinks have not got are sent to them.
+    that has ended is not run again, unless `settings` makes it longer. The result of the ended run is returned, and its
+    network is loaded on first use of `result.network`. Emergency signals that the sinks of the run have not confirmed
+    are sent again.
 
     Args:
         run_dir: A run directory, or a snapshot of a run.

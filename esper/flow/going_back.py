@@ -1,6 +1,6 @@
-"""Restores a whole run to an earlier fence: after a death, for a rollback, and when a run is resumed.
-
-It also stores the states to restore. Each checkpoint is stored in memory here, and on disk by `esper.flow.checkpoints`.
+"""Restores a whole run to an earlier fence: after a death, for a rollback, and when a run is resumed. It also stores
+the states to restore. This module stores the state of each checkpoint in memory; `esper.flow.checkpoints` stores it on
+disk.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from esper.telemetry.metrics import count
 T = TypeVar("T")
 
 MOST_RETURNS = 10
-"""Largest number of returns that are commanded at one fence. A policy that goes back for the same reason again and
-again would never end its run.
+"""Largest number of commands to go back that are obeyed at one fence. Without this limit, a policy that goes back for
+the same reason again and again would never end its run.
 """
 
 
@@ -50,7 +50,8 @@ class Cause(StrEnum):
     ROLLBACK = "rollback"
     """Everything since a checkpoint is taken back."""
     RESUME = "resume"
-    """Another process executed the run before. Its generation is already superseded, and every component is new."""
+    """The run is resumed in a new process. The generation of the earlier process is already superseded, and every
+    component is new."""
 
 
 class Phase(StrEnum):
@@ -63,7 +64,8 @@ class Phase(StrEnum):
     DECIDED = "decided"
     """The fence to restore is known."""
     SUPERSEDED = "superseded"
-    """The journal has a new generation. Records of the old generation after that fence are not valid any more."""
+    """The journal has a new generation. Records of the old generation after the fence to restore are not valid any
+    more."""
     REVIVED = "revived"
     """Every process is up and refuses messages of older generations. Some components may be restored already."""
 
@@ -96,10 +98,10 @@ class GoingBack:
     beginning: FenceState | None = None
     """The state before fence 0. None: it was not stored yet, and is still the state of every component."""
     returns: Counter[int] = field(default_factory=Counter)
-    """Fence -> how often this process obeyed a command to go back that was given there."""
+    """Fence -> number of commands to go back that were made at this fence and obeyed in this process."""
 
     def enter(self, phase: Phase) -> None:
-        """Enter a phase. `NEXT` must allow this phase after the present phase."""
+        """Enter a phase, which `NEXT` must allow after the present phase."""
         assert phase in NEXT[self.phase], f"the phase cannot change from {self.phase} to {phase}"
         self.phase = phase
 
@@ -224,7 +226,7 @@ class GoingBack:
         self.roll_back(Tier.FAST if self.memory is not None and self.memory.fence == to else Tier.FULL, to)
 
     def roll_back(self, tier: Tier, to_fence: int | None = None) -> None:
-        """Restore a checkpoint without a death.
+        """Take the run back to a checkpoint although no process has died.
 
         Args:
             to_fence: Fence of the checkpoint. For the fast tier it must be the fence of the copy in memory. None: the
@@ -253,8 +255,9 @@ class GoingBack:
             raise RollbackDeadlineExceeded(tier, elapsed_s, budget_s)
 
     def _stored(self, fence: int | None) -> FenceState:
-        """Load the checkpoint of a fence. None: the last checkpoint. Drop the copy in memory, which may be of a later
-        fence. Otherwise a death in the restore would restore that copy."""
+        """Load the checkpoint of a fence. None: the last checkpoint. The copy in memory is dropped, because it may be
+        of a later fence, and would be restored after a death during this restore.
+        """
         to = self.checkpoints.load_latest() if fence is None else self.checkpoints.load(fence)
         self.memory = None
         return to
@@ -296,10 +299,10 @@ class GoingBack:
     def _restore(self, saved: FenceState) -> None:
         """Restore every component in the generation of the journal: host, Kasmina, Tamiyo, incubation, in this order.
 
-        The host comes first because its state in memory may be missing, which must be found before another component
-        changes. Incubation comes last because it begins at once with the order that the restored Kasmina returns. If
-        that order began at this fence, incubation needs a snapshot of the restored host. Tamiyo comes before incubation
-        so that no process is at work if Tamiyo refuses its state.
+        The host comes first because its state in memory may be missing. In that case the restore must fail before
+        another component changes. Incubation comes last because it begins at once to work on the order that the
+        restored Kasmina returns. If that order began at this fence, incubation needs a snapshot of the restored host.
+        Tamiyo comes before incubation so that no process is at work if Tamiyo refuses its state.
         """
         generation, began_s, components = self.journal.generation, time.monotonic(), self.components
         with span("esper restore", role="conductor", fence=saved.fence, generation=generation):

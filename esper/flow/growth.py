@@ -1,6 +1,6 @@
 """Growth at a fence: a tournament ends, seeds enter their next stage or are removed, and another tournament begins.
 
-Each change is requested from Kasmina, journaled, and applied by the trainer before the next request.
+Kasmina is asked for one change at a time. Each change is journaled and applied by the trainer before the next request.
 """
 
 from __future__ import annotations
@@ -108,8 +108,9 @@ class Growth:
             self.components.incubator.begin(changed.answer.order, changed.weights, snapshot)
 
     def _sent(self, command: Command) -> Command:
-        """Journal a command and return it. A command is journaled before Kasmina gets it, so that the journal has every
-        command that took effect."""
+        """Journal a command and return it. A command is journaled before Kasmina gets it, so that the journal contains
+        every command that had an effect.
+        """
         self.journal.write(RecordKind.COMMAND, command)
         return command
 

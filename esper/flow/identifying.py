@@ -70,7 +70,7 @@ def check_same_policy(policy: str, began: Identity) -> None:
 
 
 def check_same_task(survey: Survey, began: Identity) -> None:
-    """Raises: TaskError: the task's network, data or training differ from those that the run began with."""
+    """Raises: TaskError: the task's network, data or training differ from those at the beginning of the run."""
     mend = "resume it with the task that the run began with; each build of the task must be the same"
     if began.orders_texts_otherwise:
         mend = f"{mend}; {_how_to_hash_alike(began)}"
@@ -96,10 +96,8 @@ def check_same_task(survey: Survey, began: Identity) -> None:
 
 
 def _same_rehearsal(survey: Survey, began: Identity) -> bool:
-    """Return whether the rehearsal gave the same weights as when the run began.
-
-    True if the weights cannot be compared, because equal bits are not promised, or because a run of another length has
-    another schedule.
+    """Return whether the rehearsal gave the same weights as when the run began. Return True if the weights cannot be
+    compared: if equal bits are not promised, or if the run has another length and so another schedule.
     """
     promised = began.config.run.device == "cpu" and began.cpu == cpu_type()
     if began.rehearsed_crc32c is None or not promised or survey.total_steps != began.total_steps:
@@ -116,7 +114,7 @@ def _how_to_hash_alike(began: Identity) -> str:
 def same_loss(now: float | None, began: Identity) -> bool:
     """Return whether two first losses are the same.
 
-    They are compared to the bit on device cpu and the same type of processor, else within `ROUNDING`.
+    On device cpu and the same type of processor they must have the same bits. Otherwise they may differ by `ROUNDING`.
     """
     before = began.first_loss
     if now is None or before is None or (began.config.run.device == "cpu" and began.cpu == cpu_type()):

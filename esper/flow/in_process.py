@@ -31,7 +31,7 @@ from esper.user_code.task_reference import Reference
 
 STARTS = ("emergency.start", "kasmina.start", "tamiyo.start", "tolaria.start")
 ONE_PROCESS = {"": {point for point in faults.POINTS if point not in STARTS}}
-"""Fault points of a run in one process. The key is the name of the process, which is empty."""
+"""Fault points of a run in one process. The key is the name of the process. The only process has an empty name."""
 
 
 class InProcessLauncher:
@@ -48,7 +48,7 @@ class InProcessLauncher:
         self._trainer: Trainer | None = None
 
     def fault_points(self, config: RunConfig) -> Mapping[str, set[str]]:
-        """Return the same fault points under every config."""
+        """Return the fault points, which are the same under every config."""
         del config
         return ONE_PROCESS
 

@@ -30,7 +30,7 @@ class Launcher(Protocol):
     """Name of the conductor's process in fault points."""
     clock: Clock
     policy: str
-    """Class and version of the policy that decides."""
+    """Class and version of the policy of the run."""
 
     def fault_points(self, config: RunConfig) -> Mapping[str, set[str]]:
         """Return the fault points that each process of a run with this config passes, by the name of the process."""

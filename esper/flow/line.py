@@ -29,7 +29,8 @@ from esper.telemetry.context import span, trace_id
 class Line:
     """One run, fence by fence.
 
-    Call order: `begin` at the start and after the run went back; then, for each fence, `round`, or `train` and `hold`.
+    Call order: `begin` at the start, and again after the run went back. Then, for each fence, call either `round`, or
+    `train` and then `hold`.
     """
 
     components: Components
@@ -62,7 +63,7 @@ class Line:
         while self.passed < self.last:
             self.round()
         self.checkpoints.settle()
-        self._hear(self.last + 1)  # fence `last` was held before, without these signals
+        self._hear(self.last + 1)  # these signals arrived after fence `last` was held
 
     def begin(self) -> None:
         """Hold fence 0, unless the run has passed it."""

@@ -19,7 +19,7 @@ TAKEN = frozenset({errno.ENOENT, errno.ESTALE})
 """Error numbers of a file or folder that was removed or replaced."""
 
 CLOCK = frozenset({"stale", "future"})
-"""Reasons of a refused command whose cause is a clock that jumped, or a machine that slept."""
+"""Reasons of a refused command that are due to a clock that jumped, or to a machine that was suspended."""
 
 STEPS: tuple[tuple[type[BaseException], str], ...] = (
     (errors.RunDirectoryError, "make the directory usable, then esper resume {run}"),

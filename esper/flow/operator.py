@@ -59,7 +59,8 @@ class Outcome(StrEnum):
     """The request is in the inbox. The process that leads the run, or the next resume, will carry it out."""
     REFUSED = "refused"
     UNKNOWN = "unknown"
-    """It has left the inbox without an answer: somebody removed a file, or the answer could not be written."""
+    """The request has left the inbox without an answer: somebody removed its file, or the answer could not be
+    written."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def send(
     """Send a signal to a run. It is durable on return.
 
     Args:
-        wait_s: Longest wait in seconds until the process that leads the run has taken the signal.
+        wait_s: Longest wait, in seconds, for the process that leads the run to accept the signal.
 
     Raises:
         RunDirectoryError, StoreCorrupt: the folder has no run, or its `run.json` cannot be read.
@@ -102,7 +103,9 @@ def send(
 
 
 def retry(run_dir: Path, signal_ids: Sequence[str], wait_s: float) -> tuple[Answer, ...]:
-    """Make dead letters due again. Return one answer for each `IDS_OF_A_REQUEST` signals. Raises: as in `send`."""
+    """Make dead letters due again (a dead letter is a signal that esper no longer tries to deliver). Return one answer
+    for each `IDS_OF_A_REQUEST` signals. Raises: as in `send`.
+    """
     return _ordered(run_dir, [RetryRequest(ids=ids) for ids in _parts(signal_ids)], wait_s)
 
 

@@ -33,8 +33,8 @@ class OnRay:
     Args:
         embedded: An `actors.embedded_ray.EmbeddedRay` that is already up. It stays up after the run. By default the run
             starts a Ray instance and ends it.
-        policy: Replaces the policy that the config names. It is pickled once, and each process that decides makes it
-            from these bytes.
+        policy: Replaces the policy that the config names. It is pickled once. Each process that makes decisions loads
+            it from these bytes.
     """
 
     embedded: object | None = None

@@ -20,8 +20,8 @@ from esper.leyline.signals import Level
 from esper.leyline.state import RegistryView, RoundState, TrainingState
 
 COMPONENTS, FORKS = frozenset({"line", "kasmina", "tamiyo"}), frozenset({"twin", "origin", "twin_steps"})
-"""Parts that the state of a fence must have beside the host. COMPONENTS are those of the components, FORKS those of
-incubation."""
+"""Parts that the state of a fence must have in addition to the host. COMPONENTS are the parts of the components, FORKS
+the parts of incubation."""
 
 
 class LineState(Message):
@@ -59,7 +59,7 @@ class Position:
     fence: int | None = None
     """The last fence that was passed. None: no fence was passed yet."""
     start: Mapping[str, float] = field(default_factory=dict)
-    """Means over the test shard before the first step."""
+    """Mean loss and metrics over the test shard before the first step."""
     view: RegistryView | None = None
     """Kasmina's present registry. None: no fence was held yet."""
     checkpoints: tuple[int, ...] = ()
@@ -82,7 +82,9 @@ class Position:
         return LineState(tally=self.tally.state(), level=self.level, start=dict(self.start)).model_dump_json()
 
     def become(self, fence: int | None, own: LineState, view: RegistryView | None) -> None:
-        """Take over the state of a fence. The count of rollbacks never shrinks, and no signal is forgotten."""
+        """Take over the state of a fence. The count of rollbacks never decreases, and the levels of later signals are
+        kept.
+        """
         self.fence, self.start, self.view = fence, own.start, view
         self.level = self.levels.at(fence) if fence is not None else None
         rollbacks = self.tally.rollbacks

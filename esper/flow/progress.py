@@ -21,7 +21,7 @@ class Progress(Protocol):
         ...
 
     def found(self, what: str) -> None:
-        """Something to report: damage that a resume found, or a change of the emergency level."""
+        """Report a finding: damage that a resume found, or a change of the emergency level."""
         ...
 
     def working(self, what: str) -> None:

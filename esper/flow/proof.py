@@ -95,7 +95,9 @@ def prove(run_dir: Path, progress: Progress) -> Proof:
 
 
 def _check_sound(run_dir: Path, past: Past) -> None:
-    """Raises: StoreCorrupt: the run directory is damaged. This must not be reported as a different result."""
+    """Raises: StoreCorrupt: the run directory is damaged. A damaged directory must not be reported as a different
+    result.
+    """
     check_sound(run_dir, past)
     for found in verdicts(run_dir, past.commits):
         if not found["ok"]:
@@ -121,8 +123,8 @@ def _check_repeatable(run_dir: Path, past: Past) -> None:
 
 
 def _no_proof(run_dir: Path, began: Identity, found: str) -> RunDirectoryError:
-    """Return the error for a repetition that differs, if its process iterates over sets of texts in another order than
-    the run.
+    """Return the error for a repetition with other results, if this process iterates over sets of texts in another
+    order than the process of the run.
     """
     seed = began.hash_seed
     mend = f"start this command with {VARIABLE}={seed}" if seed is not None else f"no {VARIABLE} was set when it began"
@@ -138,8 +140,9 @@ def _policies(past: Past) -> Iterator[str]:
 
 
 def _undisturbed(past: Past, place: Path) -> RunConfig:
-    """Return the run's config without faults, with a checkpoint at every fence, because a stop of the run may have made
-    a checkpoint at any fence."""
+    """Return the run's config without faults and with a checkpoint at every fence. Every fence needs a checkpoint
+    because a stop of the run may have made a checkpoint at any fence.
+    """
     config = past.identity.config
     own = {
         "run": config.run.model_copy(update={"dir": str(place)}),

@@ -41,8 +41,8 @@ class Result(Summary):
         It is never None. If the run had ended before `esper.resume`, the network is loaded here, on first use.
 
         Raises:
-            Exception: as `esper.load`, if the network is loaded here. One of them is TaskError: the task was not given
-                to `esper.resume`, and not found by its reference.
+            Exception: as `esper.load`, if the network is loaded here. For example TaskError, if the task was not given
+                to `esper.resume` and was not found by its reference.
         """
         if self._network is None:
             self._network = load(self._place, task=self._task, fence=self.rounds)

@@ -1,7 +1,7 @@
 """Begins, resumes and ends a run, in one process or on Ray. Its rounds and fences are in `line.py`.
 
-After its journal is open, a run journals everything that decides its course, and its end. If a run fails earlier, its
-directory contains only `run.json`.
+When its journal is open, a run journals everything on which its results depend, and its end. If a run fails earlier,
+its directory contains only `run.json`.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ class Conductor:
 
         Raises:
             TaskError: the network or the data differ from those at the beginning of the run.
-            ConfigError: another policy has decided for the run; or the run has a new length that moves its fences, or
-                that has no fence at a checkpoint. Nothing was written.
+            ConfigError: another policy has decided for the run; or the run has a new length, with which its fences are
+                at other steps or a checkpoint is at no fence. Nothing was written.
             RestoreImpossible: checkpoints were committed and none of them loads.
             EsperError: the run failed; its directory has the journal and the checkpoints up to the failure.
         """
@@ -162,7 +162,7 @@ class OpenRun:
     checkpoints: Checkpoints
     telemetry: Telemetry
     past: Past | None
-    """Valid history of a run that is resumed; None: the run is new."""
+    """Valid history of a run that is resumed. None: the run is new."""
     saved: FenceState | None = None
     """State to resume from. None: the run is new, or the state was restored and its memory is freed."""
 
@@ -196,7 +196,7 @@ class OpenRun:
         return summary
 
     def _tell_undelivered(self) -> None:
-        """Report the signals that sinks have not got. The components are down."""
+        """Report the signals that sinks have not confirmed. Call it when the components are down."""
         for line in undelivered(emergency_folder(self.path)):
             self.conductor.progress.found(line)
 
@@ -284,7 +284,8 @@ class OpenRun:
 
 
 def _check_surroundings(config: RunConfig) -> bytes:
-    """Check what a run reads beside its config: environment variables, the sinks' secrets, and the key of commands.
+    """Check the inputs of a run outside its config: environment variables, the secrets of the sinks, and the key of
+    commands.
 
     Returns:
         The key.

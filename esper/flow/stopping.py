@@ -20,7 +20,8 @@ class Drain:
     _interruptible: bool = False
     """True while the run is starting. A request then raises KeyboardInterrupt."""
     _interrupted: bool = False
-    """True after a request raised KeyboardInterrupt. It distinguishes this exception from that of the user's Ctrl-C."""
+    """True after a request raised KeyboardInterrupt. It shows that this exception does not come from the user's
+    Ctrl-C."""
 
     def ask(self) -> None:
         """Request a stop at the next fence. Safe in a signal handler.

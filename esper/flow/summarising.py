@@ -40,7 +40,9 @@ def summarise(
 
 
 def with_deaths(summary: partial[Summary], line: Line, past: Past | None) -> partial[Summary]:
-    """Add the restarts to a summary, and journal the last of them. Call it after the last call of a process."""
+    """Add the restarts to a summary, and journal the last of them. Call this function when no process will be called
+    any more.
+    """
     line.deaths.tell()
     restarts = line.deaths.restarts + (past.restarts if past is not None else 0)
     return partial(summary, restarts=restarts, recoveries=tuple(line.deaths.recoveries))

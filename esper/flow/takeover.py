@@ -1,8 +1,8 @@
 """Takes over a run that is resumed. The order of the steps ensures that the run has one owner at any moment.
 
 `esper.archive.history` has read the valid history before. Until SUPERSEDED is durable, the run belongs to its last
-owner. One change is made before that: checkpoints that cannot be restored are moved to quarantine, because `sweep`
-would remove them with the other invalid files.
+owner. Only one change is made before that. Checkpoints that cannot be restored are moved to quarantine, because `sweep`
+would otherwise remove them together with all other invalid files.
 """
 
 from __future__ import annotations

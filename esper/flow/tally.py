@@ -13,8 +13,8 @@ from esper.leyline.base import Message
 from esper.setup.growth_log import GrowthLog
 
 Amount = Annotated[int, Field(ge=0, le=10**30)]
-"""A count. The limit is far above the counts of any run. It is far below the largest float, so that sums can be
-converted to float.
+"""A count. The limit is far above the counts of any run. It is also far below the largest float, so that sums of counts
+can be converted to float.
 """
 Elapsed = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 """Seconds."""

@@ -1,7 +1,7 @@
 """Tries a checkpoint before a run is taken over. It restores every part of the checkpoint into fresh components, then
 discards them.
 
-Checksums show that a file has the bytes that were written. Only a trial shows that the components can read these bytes.
+Checksums show only that a file has the bytes that were written. A trial shows that the components can read these bytes.
 """
 
 from __future__ import annotations

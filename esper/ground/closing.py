@@ -1,4 +1,4 @@
-"""Reports the first failure. A later failure, while something is closed or reported, becomes a note on the first."""
+"""Reports the first failure. If closing or reporting then fails, too, the later failure becomes a note on the first."""
 
 from __future__ import annotations
 

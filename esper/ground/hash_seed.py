@@ -13,12 +13,13 @@ VARIABLE = "PYTHONHASHSEED"
 OURS = 0
 """Hash seed of processes that esper starts, if the user has set no seed."""
 _AT_START = os.environ.get(VARIABLE)
-"""The variable at the start of the process. Later changes have no effect on the process."""
+"""The value of the variable at the start of the process. Later changes of the variable have no effect on the
+process."""
 SECRET_BYTES = 24
 
 
 def hash_seed() -> int | None:
-    """Return the hash seed of this process. None: it is random and cannot be passed to another process."""
+    """Return the hash seed of this process. None: the hash seed is random and cannot be passed to another process."""
     given = _given()
     return given if given is not None and _secret() == _secret_of(given) else None
 

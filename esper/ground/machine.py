@@ -31,7 +31,9 @@ def process_began(pid: int) -> int | None:
 
 
 def is_alive(pid: int) -> bool:
-    """Return whether a process runs. It works also if the system hides the process's files in /proc from this user."""
+    """Return whether a process runs. The result is right even if the system hides the process's files in /proc from
+    this user.
+    """
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -30,7 +30,7 @@ def mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:  # Any: an in
 
 
 def tensors(value: Any) -> Iterator[Tensor]:  # Any: see `mapped`
-    """Yield every tensor that `mapped` would replace, in order."""
+    """Yield every tensor that `mapped` would replace, in the same order."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping | tuple | list):

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Signals that request an end. They end a child that has no handler yet."""
+"""Signals that request an end. These signals end a child that has no handler for them yet."""
 PASSED_ON = (*ENDING, signal.SIGUSR1, signal.SIGUSR2)
-"""Signals that the parent sends on to the child. Signals of a terminal are not sent on, because both processes receive
-them."""
+"""Signals that the parent sends on to the child. A signal from a terminal is not sent on, because both processes
+receive it from the terminal."""
 FROM_KERNEL = 128
 """`si_code` of a signal from a terminal."""
 PR_SET_PDEATHSIG = 1

@@ -45,7 +45,7 @@ PLAIN = {
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem of an input. It has the path of the field, the message, and the value of the field."""
+    """One problem of an input. It consists of the path of the field, the message, and the value of the field."""
 
     place: tuple[str | int, ...]
     message: str
@@ -77,7 +77,7 @@ def problems(error: ValidationError, within: str = "") -> list[Problem]:
 
 
 def _in_words(first: Any) -> str:  # Any: an `ErrorDetails` of pydantic's core
-    """Return what the input must be. If the kind of problem is not in `PLAIN`, it is the message of pydantic or of the
+    """Return what the input must be. If the kind of problem is not in `PLAIN`, return the message of pydantic or of the
     validator.
     """
     if first["type"] in PLAIN:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_python: Any = random._inst  # it has no public name; `random.seed` is its method
+_python: Any = random._inst  # this base class has no public name; `random.seed` is a method of its subclass
 _seed_python: Callable[[int], None] = super(random.Random, _python).seed
 
 
@@ -48,7 +48,8 @@ def seed_on_cpu(key: int) -> None:
     """Seed the global generators of python, numpy and torch's CPU with one key.
 
     torch's default generator is seeded directly, because `torch.manual_seed` also looks for accelerators and takes a
-    hundred times as long. Python's is seeded without `random.seed`, which first looks for the type of its argument.
+    hundred times as long. Python's generator is seeded without `random.seed`, because that function first checks the
+    type of its argument, which takes time.
     """
     _seed_python(key)
     _python.gauss_next = None

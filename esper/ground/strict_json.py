@@ -1,5 +1,6 @@
-"""JSON that every parser accepts. Infinities and NaN become null; the key `not_finite` has "nan", "inf" or "-inf" for
-each null."""
+"""JSON that every parser accepts. Infinities and NaN become null. The key `not_finite` has "nan", "inf" or "-inf" for
+each such null.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +23,8 @@ def strict_json(found: Mapping[str, Any], indent: int | None = None) -> str:
 
 
 def not_finite(found: Any) -> Any:  # Any: JSON values
-    """Return "nan", "inf" or "-inf" for each value of nested JSON values that is not finite, in the same nesting.
-    Empty: all values are finite.
+    """Return "nan", "inf" or "-inf" for each number in nested JSON values that is not finite. The result has the same
+    nesting. Empty: all values are finite.
     """
     if isinstance(found, float):
         return {} if math.isfinite(found) else str(found)

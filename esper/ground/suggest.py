@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Callable, Iterable
 
 ALIKE = 0.6
-"""Smallest `difflib` ratio of two names that count as near. The ratio of equal names is 1. With 0.6, two errors in six
-letters are near.
+"""Smallest `difflib` ratio of two names that count as near. The ratio of equal names is 1. With 0.6, a name with two
+errors in six letters still counts as near.
 """
 
 LISTED = 8

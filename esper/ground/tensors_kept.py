@@ -17,7 +17,7 @@ def tensors_kept(model: nn.Module, others: Iterable[Tensor] = ()) -> Iterator[No
 
     A forward may change a parameter in place (a moving average, a codebook), register a tensor or a module, or replace
     a buffer by a tensor of another shape. If a tensor of a module was replaced or resized, the other attributes of the
-    module are restored, too, because one of them may be the length of the buffer.
+    module are restored, too, because one of them may contain the length of this tensor.
 
     Args:
         others: Tensors outside the model whose values are restored, too.

@@ -1,5 +1,6 @@
-"""The base of relative paths. It is the working directory in which a command or call began, even if it changes
-later."""
+"""The base of relative paths. It is the working directory in which a command or call began, even if the process changes
+its working directory later.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from esper.errors import ConfigError
 
 @dataclass
 class _Workplace:
-    """The working directory in which the outermost block began."""
+    """The working directory at the beginning of the outermost block."""
 
     folder: Path
     given: dict[Path, Path] = field(default_factory=dict)
@@ -31,7 +32,7 @@ def from_here() -> Iterator[None]:
     outer block."""
     try:
         token = _began.set(_began.get() or _Workplace(workplace()))
-    except ConfigError:  # the code that needs the folder raises the error
+    except ConfigError:  # no error here, because the code that needs the folder raises it
         yield
         return
     try:

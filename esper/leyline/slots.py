@@ -49,7 +49,7 @@ class SlotSpec(Message):
 
         Args:
             shape: The shape that one sample's output had. If it has another number of dimensions than the slot, the
-            slot's own shape is returned.
+                slot's own shape is returned.
         """
         if len(shape) != len(self.shape):
             return self.shape
