@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from esper.archive.run_directory import (
 from esper.durable.files import DISK, make_folders, remove_folder, sync_folder
 from esper.durable.segments import segments
 from esper.emergency.reading import QUEUE
+from esper.emergency.requests import INBOX, MOST_BYTES
 from esper.errors import CheckpointCorrupt, RunDirectoryError, StoreCorrupt, StoreWriteFailed
 from esper.ground.closing import at_the_end
 from esper.leyline.checkpoint_record import CheckpointWritten
@@ -119,12 +121,25 @@ def _copy_words(run_dir: Path, draft: Path) -> None:
         make_folders(reports_folder(draft))
         for file in reports_folder(run_dir).iterdir():
             _copy_file(file, reports_folder(draft) / file.name)
+    _copy_inbox(emergency_folder(run_dir) / INBOX, emergency_folder(draft) / INBOX)
     queue = emergency_folder(run_dir) / QUEUE
     if queue.is_dir():
         make_folders(emergency_folder(draft) / QUEUE)
         for file in segments(queue):
             with suppress(FileNotFoundError):  # the run has compacted the log: a newer segment has its signals
                 _copy_file(file, emergency_folder(draft) / QUEUE / file.name)
+
+
+def _copy_inbox(inbox: Path, copy: Path) -> None:
+    """Copy the requests that wait. The queue is copied later, so a request that is taken meanwhile is in the copy."""
+    if not inbox.is_dir():
+        return
+    make_folders(copy)
+    for file in inbox.iterdir():
+        with suppress(FileNotFoundError):  # the run has taken it
+            status = file.lstat()
+            if stat.S_ISREG(status.st_mode) and status.st_size <= MOST_BYTES and not file.name.startswith("."):
+                _copy_file(file, copy / file.name)
 
 
 def _copied(written: CheckpointWritten, run_dir: Path, draft: Path) -> bool:

@@ -20,7 +20,7 @@ from esper.archive.history import Past, read_past
 from esper.archive.run_directory import checkpoints_folder
 from esper.cli.main import exit_code
 from esper.durable.files import Disk
-from esper.errors import CheckpointCorrupt, RunDirectoryError
+from esper.errors import CheckpointCorrupt, EmergencyStop, RunDirectoryError
 from esper.flow.progress import Quiet
 from esper.flow.result import Result
 from esper.flow.tally import Tally
@@ -58,6 +58,14 @@ def test_a_copy_is_a_run_that_goes_on_to_the_same_bits(
     assert (code, told["fences"]) == (0, [0, 3, 4])
     assert told["snapshot"] == f"{stopped}-fence-4"
     assert resume(Path(told["snapshot"])).weights_sha256 == undisturbed.weights_sha256
+
+
+def test_a_copy_has_the_requests_that_wait_in_the_inbox(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert esper(capsys, "signal", str(stopped), "--level", "HALT", "--reason", "smoke")[0] == 0
+    os.mkfifo(stopped / "emergency" / "inbox" / "pipe")
+    _, told, _ = esper(capsys, "snapshot", str(stopped))
+    with pytest.raises(EmergencyStop):
+        resume(Path(told["snapshot"]))
 
 
 def test_a_damaged_run_is_not_copied_as_if_it_were_sound(stopped: Path, tmp_path: Path) -> None:
