@@ -73,7 +73,7 @@ class ActorStart:
         return up, died
 
     def give_up(self) -> None:
-        """End all actors that are starting, and all that start later. `start` then raises."""
+        """End all actors that are starting, and all that start later. After this call, `start` raises."""
         self._given_up = True
         self._end_begun()
 

@@ -1,6 +1,6 @@
 """The class of actors that call the coroutines of a component's object.
 
-Ray runs all messages of such an actor in one event loop, so a coroutine that waits does not delay other messages. The
+Ray runs all messages to this actor in one event loop, so a coroutine that waits does not delay other messages. The
 actor has no concurrency groups, because Ray would run each group in another event loop.
 """
 
@@ -40,7 +40,7 @@ class AsyncShell(BaseShell):
         """Accept messages of a newer generation, and refuse messages of all other generations.
 
         Raises:
-            DependencyViolationError: `generation` is not newer than the present one.
+            DependencyViolationError: `generation` is not newer than the present generation.
         """
         return self._rebound(generation)
 

@@ -1,6 +1,6 @@
 """Handles of a run's actors. A handle has the methods of a port. Each call is sent as one message."""
 
-# mypy assumes that a class is instantiated. Here a port, which is a Protocol, only lists the methods of a handle.
+# mypy assumes that a class is instantiated. A port is a Protocol, and here it only lists the methods of a handle.
 # mypy: disable-error-code="type-abstract"
 
 from __future__ import annotations

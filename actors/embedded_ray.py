@@ -54,7 +54,7 @@ class EmbeddedRay(Closing):
         """Start Ray with CPUs for `slots` working actors. First, remove the folders of this user's killed runs.
 
         Args:
-            threads: Number of threads of each actor. An actor with another number takes longer to start.
+            threads: Number of threads of each actor. An actor with another number of threads takes longer to start.
             run_dir: Directory of the run, for the report of a sudden end. None: this Ray may have several runs.
 
         Raises:

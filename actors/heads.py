@@ -19,7 +19,7 @@ class Heads:
             self._processes += ((name, pid),)
 
     def gone(self) -> str:
-        """Return a description of the first process that has ended. "": both run."""
+        """Return a description of the first process that has ended. "": both are running."""
         return next((f"{name} (process {pid}) has ended" for name, pid in self._processes if not is_alive(pid)), "")
 
     def check(self) -> None:

@@ -36,7 +36,7 @@ def tolaria(sent: SentSurvey, key: RunKey, word: Path) -> HostedTrainer:
 
 
 def tamiyo(sent: SentSurvey, key: RunKey, policy: SentPolicy | None = None) -> Tamiyo:
-    """Make Tamiyo with the user's policy, or with the config's."""
+    """Make Tamiyo with the user's policy. If there is none, use the policy that the config names."""
     survey = sent.open()
     return make_tamiyo(survey, key, SystemClock(), policy.load() if policy is not None else None)
 
@@ -76,7 +76,7 @@ class HostedTrainer:
 class HostedForks:
     """Forks by name, in one manager's process.
 
-    Call order: `open` makes a fork; `close` or `close_all` drops it. `abandon` is called in another thread, also while
+    Call order: `open` makes a fork; `close` or `close_all` drops it. `abandon` is called in another thread, even while
     a method runs. The other methods are called one at a time.
     """
 

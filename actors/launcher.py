@@ -1,4 +1,4 @@
-"""A run across processes on Ray. Its results have the same bits as those of a run in one process."""
+"""A run across processes on Ray. Its results have the same bits as the results of a run in one process."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ END_WITHIN_S = 2.0
 def end_users_of(folder: Path) -> None:
     """Kill the processes of this session that use a folder. Wait at most `END_WITHIN_S` for their ends.
 
-    Processes of Ray also end by themselves after the end of their Ray, within about a minute.
+    Without this function, processes of Ray end about a minute after the end of their Ray.
     """
     limit = time.monotonic() + END_WITHIN_S
     while (users := [pid for pid in _processes() if _uses(pid, folder)]) and time.monotonic() < limit:

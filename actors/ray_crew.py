@@ -39,9 +39,9 @@ class RayCrew:
     The lock `_changing` guards reports of deaths and starts of actors: `_supervisor`, `remotes`, the process of each
     remote, and `_start`. Items are added to `_died_starting` and `_replaced` under the lock. The line's thread removes
     them without the lock. Only the line's thread writes `_whole`, `_generation` and `_fence`, each by one assignment.
-    When the whole run goes back, this thread sets `_whole` under the lock. A replacement that has begun then ends
-    first, and no other replacement begins. `end` gives up starts without the lock, because the thread with the lock may
-    be waiting for the starts.
+    When the whole run goes back, this thread sets `_whole` under the lock. So a replacement that has begun ends first,
+    and no other replacement begins. `end` gives up starts without the lock, because the thread with the lock may be
+    waiting for the starts.
     """
 
     def __init__(self, actors: RunActors, look: Callable[[], None]) -> None:
@@ -54,7 +54,7 @@ class RayCrew:
         self._start = ActorStart(config.ray, self._supervisor, look)
         self._changing = threading.RLock()
         self._whole = True
-        """True while the whole run is started, restored or ended. No actor is replaced alone then."""
+        """True while the whole run is started, restored or ended. During this time, no actor is replaced alone."""
         self._generation, self._fence = actors.key.generation, 0
         self.patience_s = config.ray.collective_timeout_s
         """Seconds without progress after which an actor is ended."""
@@ -65,7 +65,8 @@ class RayCrew:
     @property
     def _replaceable(self) -> tuple[Remote, ...]:
         """The actors that can be replaced while all other actors continue: the managers, the spare, and the emergency
-        actor, whose queue is on disk."""
+        actor, because its queue is on disk.
+        """
         names = (*manager_names(self._actors.config), SPARE, "emergency")
         return tuple(self.remotes[name] for name in names if name in self.remotes)
 

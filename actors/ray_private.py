@@ -38,8 +38,8 @@ HEADS = ("gcs_server", "raylet")
 """Ray's names of its two essential processes: the control store and the raylet."""
 ASK_AGAIN_S = 0.1
 LOOK_ONCE_MS = 1
-"""The shortest possible wait for a port, in ms. Ray then waits 100 ms, and no other thread of this process runs in that
-time."""
+"""The shortest possible wait for a port, in ms. Even with this value, Ray waits 100 ms. No other thread of this process
+runs in that time."""
 
 
 class Watcher(Protocol):
@@ -117,7 +117,7 @@ def guarded_start(watcher: Watcher, limit_s: float) -> Iterator[None]:
     raylet is dead. Ray would wait 30 s for the port of its control store, and no other Python thread could run in that
     time. Ray would end this process 60 s after the death of its control store. In this context, a wait lasts until
     `limit_s` or until the watcher raises, and other threads run meanwhile. While Ray connects this process, Ray's own
-    limits apply, because no Python code could end a wait then.
+    limits apply, because no Python code could end a wait in this phase.
 
     Args:
         limit_s: Monotonic time until which Ray waits for its control store and its raylet.
@@ -126,15 +126,15 @@ def guarded_start(watcher: Watcher, limit_s: float) -> Iterator[None]:
     wait_for_port: Callable[..., int] = node.wait_for_persisted_port  # type: ignore[attr-defined]
     connect: Callable[..., object] = _raylet.CoreWorker  # type: ignore[attr-defined]
 
-    def add(command: Any, process_type: str, *rest: Any, **named: Any) -> Any:  # Any: Ray's
+    def add(command: Any, process_type: str, *rest: Any, **named: Any) -> Any:  # Any: a type of Ray
         made = start_process(command, process_type, *rest, **named)
         watcher.add(process_type, made.process.pid)
         return made
 
-    def look_for_port(*where: Any, **named: Any) -> int:  # Any: Ray's
+    def look_for_port(*where: Any, **named: Any) -> int:  # Any: a type of Ray
         return wait_for_port(*where, **{**named, "timeout_ms": LOOK_ONCE_MS})
 
-    def join(*arguments: Any, **named: Any) -> object:  # Any: Ray's
+    def join(*arguments: Any, **named: Any) -> object:  # Any: a type of Ray
         watcher.check()
         read_environment_again()
         return connect(*arguments, **named)
@@ -155,10 +155,10 @@ def guarded_start(watcher: Watcher, limit_s: float) -> Iterator[None]:
         _raylet.CoreWorker = connect  # type: ignore[attr-defined]
 
 
-def _asked_until(limit_s: float, ask: Callable[..., Any], watcher: Watcher) -> Callable[..., Any]:  # Any: Ray's
+def _asked_until(limit_s: float, ask: Callable[..., Any], watcher: Watcher) -> Callable[..., Any]:  # Any: a type of Ray
     """Return a function that calls `ask` again while a process is not up yet, at most until `limit_s`."""
 
-    def asked(*which: Any, **named: Any) -> Any:  # Any: Ray's
+    def asked(*which: Any, **named: Any) -> Any:  # Any: a type of Ray
         while True:
             try:
                 return ask(*which, **named)

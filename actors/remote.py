@@ -150,13 +150,15 @@ class Remote:
 
     @property
     def counters(self) -> dict[str, int]:
-        """The actor's counters, summed over all its processes. Of each process, the last answer counts."""
+        """The actor's counters, summed over all its processes. For each process, the counters in its last answer are
+        used.
+        """
         with self._counting:
             return dict(self._outlived + Counter(self.process.counters))
 
     def ask(
         self, method: str, *arguments: object, group: str | None = None, process: Process | None = None
-    ) -> Any:  # Any: as the method
+    ) -> Any:  # Any: the method's result
         """Call a method, and wait for its answer as long as the actor shows progress.
 
         Args:
@@ -171,7 +173,7 @@ class Remote:
         here = process or self.process
         return self._opened(here, self._wait(here, self._send(here, "call", method, arguments, **self._in(group))))
 
-    def ask_within(self, deadline_s: float, method: str, *arguments: object) -> Any:  # Any: as the method
+    def ask_within(self, deadline_s: float, method: str, *arguments: object) -> Any:  # Any: the method's result
         """Call a method, and wait at most `deadline_s` for its answer. After the deadline, kill the process.
 
         Raises:
@@ -193,13 +195,13 @@ class Remote:
     def rebind(self, generation: int) -> None:
         """Make the actor accept only messages of a newer generation. A running method does not delay this."""
         here = self.process
-        rebound: Any = here.actor.rebind.options(**self._in("ctl")).remote(generation)  # Any: Ray's
+        rebound: Any = here.actor.rebind.options(**self._in("ctl")).remote(generation)  # Any: a type of Ray
         self._wait(here, rebound)
         self.generation = generation
 
     def reference(
         self, method: str, *arguments: object, process: Process | None = None
-    ) -> list[ray.ObjectRef[Any]]:  # Any: as the method
+    ) -> list[ray.ObjectRef[Any]]:  # Any: the method's result
         """Call a method, wait for its result, and return a reference to it.
 
         This process owns the result, so the result stays valid after the end of the actor.
@@ -222,7 +224,9 @@ class Remote:
         return told["EndTime"] / 1000 if told.get("EndTime") else None
 
     def check(self) -> None:
-        """Check the present process. Raises: ActorLost: the process has ended. The error has Ray's reason."""
+        """Check the present process. Raises: ActorLost: the process has ended. The error contains the reason that Ray
+        reports.
+        """
         here = self.process
         if process_began(here.pid) != here.began:
             self._wait(here, here.actor.pid.remote())
@@ -233,18 +237,18 @@ class Remote:
 
     def _send(
         self, here: Process, entry: str, method: str, arguments: tuple[object, ...], **options: object
-    ) -> Any:  # Any: Ray's
+    ) -> Any:  # Any: a type of Ray
         """Send a message. Return a reference to the answer, or a list of `num_returns` references."""
         remote = getattr(here.actor, entry).options(**options)
         return remote.remote(method, Envelope(self.generation, traceparent()), arguments)
 
-    def _opened(self, here: Process, reply: Reply) -> Any:  # Any: as the method
+    def _opened(self, here: Process, reply: Reply) -> Any:  # Any: the method's result
         with self._counting:  # several threads get answers in any order; the largest counters are the newest
             here.counters = max(here.counters, reply.counters, key=lambda counters: sum(counters.values()))
         return reply.value
 
     def _wait(self, here: Process, *sent: ray.ObjectRef[Any]) -> Reply:
-        """Wait for all references that one call returned. Return the reply, which is the last."""
+        """Wait for all references that one call returned. Return the value of the last, the reply."""
         patience = Patience(self._patience_s, time.monotonic())
         try:
             while ray.wait(list(sent), num_returns=len(sent), timeout=LOOK_EVERY_S)[1]:

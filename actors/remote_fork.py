@@ -80,7 +80,7 @@ class RemoteFork:
             return self._snapshot
         return self.manager.reference("snapshot", self.name, process=self.process)
 
-    def _ask(self, method: str, *arguments: object) -> Any:  # Any: as the method
+    def _ask(self, method: str, *arguments: object) -> Any:  # Any: the method's result
         return self.manager.ask(method, self.name, *arguments, process=self.process)
 
 

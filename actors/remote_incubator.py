@@ -145,7 +145,7 @@ class RemoteIncubator:
             self._twin.fork.make()
 
     def abandon(self) -> None:
-        """Give up the running tournament and every fork, also the twin. Wait for the end of all running work."""
+        """Give up the running tournament and every fork, including the twin. Wait for the end of all running work."""
         if self._undone():
             self._ask_the_living("abandon", True, group="ctl")
             while running := self._undone():  # running work may start more work

@@ -98,7 +98,7 @@ class BaseShell:
         """Accept messages of a newer generation, and refuse messages of all other generations.
 
         Raises:
-            DependencyViolationError: `generation` is not newer than the present one.
+            DependencyViolationError: `generation` is not newer than the present generation.
         """
         if generation <= self._spec.generation:
             raise DependencyViolationError(
@@ -111,7 +111,7 @@ class BaseShell:
         totals = {name: sum(rows.values()) for name, rows in self._telemetry.counters.snapshot().items()}
         return {name: total for name, total in totals.items() if total}
 
-    def _method(self, name: str, envelope: Envelope) -> Callable[..., Any]:  # Any: as the method
+    def _method(self, name: str, envelope: Envelope) -> Callable[..., Any]:  # Any: the method's result
         """Return a method of the component's object.
 
         Raises:
@@ -152,7 +152,7 @@ class Shell(BaseShell):
         """Accept messages of a newer generation, and refuse messages of all other generations.
 
         Raises:
-            DependencyViolationError: `generation` is not newer than the present one.
+            DependencyViolationError: `generation` is not newer than the present generation.
         """
         return self._rebound(generation)
 
@@ -173,7 +173,7 @@ class Shell(BaseShell):
         """
         return self._do(method, envelope, arguments), Reply(None, self._counted())
 
-    def _do(self, method: str, envelope: Envelope, arguments: tuple[Any, ...]) -> Any:  # Any: as the method
+    def _do(self, method: str, envelope: Envelope, arguments: tuple[Any, ...]) -> Any:  # Any: the method's result
         found = self._method(method, envelope)
         with self._serving(envelope):
             return found(*arguments)
@@ -195,7 +195,8 @@ def sendable_errors(role: str) -> Iterator[None]:
 def sendable(error: BaseException, role: str) -> BaseException:
     """Return the error with its causes. An error that cannot be sent is replaced by an `ActorError` with its text.
 
-    A chain of causes with a loop is cut before it repeats. After `CAUSES_SENT` errors a chain is cut, with a note.
+    A chain of causes with a loop is cut before it repeats. A chain is cut after `CAUSES_SENT` errors, and gets a note
+    about the cut.
     """
     *chain, last = itertools.islice(causes(error), CAUSES_SENT)
     if last.__cause__ is not None and len(chain) == CAUSES_SENT - 1:

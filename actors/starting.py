@@ -35,7 +35,7 @@ def start(
     leaves processes behind. A second signal, the deadline, or the death of a process ends the start.
 
     Args:
-        give_up: Function that ends the started processes. `begin` then fails, or its thread is abandoned.
+        give_up: Function that ends the started processes. After this, `begin` fails, or its thread is abandoned.
         ended: Event that is set when the processes are no longer needed. The thread must run until then, because the
             system ends the processes together with the thread.
         gone: Function that describes the essential process that has ended. "": all run.

@@ -3,7 +3,7 @@
 Reports change the states of the children. `Supervisor.take_plan` computes the next starts and ends from the states. So
 a report that comes twice, late, or during a restart does not change the number of restarts.
 
-Source: Erlang/OTP's supervisor (restart strategies, maximum restart intensity); the check for progress is esper's.
+Source: Erlang/OTP's supervisor (restart strategies, maximum restart intensity); esper added the check for progress.
 """
 
 from __future__ import annotations

@@ -26,7 +26,9 @@ from esper.user_code.task_reference import Reference, import_task, locate
 
 @dataclass(frozen=True)
 class TaskSource:
-    """A task that can be sent. If it has a reference, each process imports the task, which registers its blueprints."""
+    """A task that can be sent. If it has a reference, each process imports the task. The import registers the task's
+    blueprints.
+    """
 
     reference: Reference
     path: tuple[str, ...]

@@ -1,8 +1,8 @@
 """Reports the end of this process if the process itself cannot report it.
 
 If a process of Ray has ended, Ray's core may end this process in C++ ("Failed to register worker to Raylet", "Failed to
-connect to GCS within 60 seconds"). No Python code runs then. In a command of esper, the parent process prints the
-report (`esper.ground.parent`). In other programs, a separate shell process prints it.
+connect to GCS within 60 seconds"). In this case no Python code runs. In a command of esper, the parent process prints
+the report (`esper.ground.parent`). In other programs, a separate shell process prints it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from esper.ground.exit_codes import STRICT_FAILURE
 
 ENDED = "its process ended before it could report the reason: a process of Ray died, or the system ended it"
 SCRIPT = 'trap "" INT TERM HUP; read -r word || printf "%s\\n" "$1" >&2'
-"""Shell script. It prints its argument if its input ends without a line, which means that the process has ended without
+"""Shell script. It prints its argument if its input ends without a line. This means that the process has ended without
 `close`."""
 
 

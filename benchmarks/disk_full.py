@@ -1,10 +1,11 @@
 """Times from the first write that a full disk refuses to the end of the process, in one process and on actors.
 
-Each repetition has another size of the disk, from 4 KiB up, and another store of the run on this disk. Each repetition
-makes a run in one process and a run on actors. A line for each run is printed to standard error, with the load of the
-machine. docs/durability.md has figures of one day. tests/durable/test_full_disk.py checks that a run ends with a typed
-error and is resumed to the same bits. This file uses the kit of that test. The kit mounts tmpfs in a new namespace,
-which needs a permission. A repetition took about 80 s on two busy cores. `--repetitions 20` tries every size.
+Each repetition has another size of the disk, from 4 KiB up. It also puts another store of the run on this disk, for
+example the journal. Each repetition makes a run in one process and a run on actors. A line for each run is printed to
+standard error, with the load of the machine. docs/durability.md has figures of one day. tests/durable/test_full_disk.py
+checks that a run ends with a typed error and is resumed to the same bits. This file uses the kit of that test. The kit
+mounts tmpfs in a new namespace. This needs a permission. A repetition took about 80 s on two busy cores. `--repetitions
+20` tries every size.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ ENDED, OTHER_ENDS = 3, {0: "had room", 2: "was not begun"}
 
 
 def measure(repetitions: int) -> Outcome:
-    """Measure as many sizes as repetitions, first in one process, then on actors."""
+    """Measure as many sizes as there are repetitions, first in one process, then on actors."""
     print("| where | store | bytes | ended by | to the end (s) | load |\n|---|---|---|---|---|---|", file=sys.stderr)
     with scratch() as folder:
         told = {way: _runs(folder / way.replace(" ", "-"), way, some_sizes(repetitions)) for way in WAYS}

@@ -4,7 +4,7 @@ Calls are timed in whole runs of a small task in one process, with default telem
 a graft is compared with fences of the same runs at which no seed was due. The time of a fence includes the observation
 of the host, the command, its judgement, the journal, and the change of the host. A graft builds and tries the seed's
 module. It is also measured on the transformer of the text task. Wall and CPU seconds are measured. A command is
-admitted several times in succession: the first time takes longer, because the preceding training has filled the caches
+admitted several times in succession. The first time takes longer, because the preceding training has filled the caches
 of the processor.
 """
 

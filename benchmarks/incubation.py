@@ -44,7 +44,7 @@ TRAINERS_CORE, *OTHER_CORES = sorted(os.sched_getaffinity(0))
 
 ALONE: dict[str, Any] = {"growth.enabled": False}
 NEVER_ACCEPTED: dict[str, Any] = {"growth.margin": 10.0}
-"""Settings with which no seed is accepted: the gain would have to be ten times the control's loss."""
+"""Settings with which no seed is accepted, because the gain would have to be ten times the control's loss."""
 
 
 def pin(pid: int, cores: set[int]) -> None:

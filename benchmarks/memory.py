@@ -62,7 +62,7 @@ def own_bytes() -> int:
 
 
 def tidied() -> int:
-    """Free unused memory, and return the bytes of the rest."""
+    """Free unused memory, and return the number of bytes that are still in use."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     return own_bytes()

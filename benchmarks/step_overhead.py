@@ -102,7 +102,8 @@ def _trained(survey: Survey, halted: Callable[[], bool], repetition: int) -> dic
 
 
 def _calls_of_a_step(survey: Survey, halted: Callable[[], bool]) -> tuple[int, int]:
-    """Count the calls of functions, Python's and built-in, in a step of the trainer and in one of the bare loop.
+    """Count the calls of Python functions and built-in functions, in a step of the trainer and in a step of the bare
+    loop.
 
     The counts are the same on a busy machine.
     """

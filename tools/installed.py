@@ -1,6 +1,6 @@
 """Asserts, in a clean environment, that the named packages are imported from the installed wheel.
 
-Run it with `python -I`: packages in the working directory and user packages are then not imported.
+Run it with `python -I`, so that packages in the working directory and user packages are not imported.
 """
 
 from __future__ import annotations

@@ -19,13 +19,14 @@ NOTHING_SELECTED = 5
 PARTS_OF_RUNS = ("actors", "cli", "durable", "kasmina", "tolaria", "zoo")
 """Test folders of one part of `make test`. Their tests take as long as all other tests together."""
 STARTING = ("embedded", "launch_tiny", "mark.integration")
-"""Names of fixtures or marks. A file of tests/actors with one of them starts Ray."""
+"""Names of fixtures or marks. If a file of tests/actors contains one of these names, its tests start Ray."""
 
 
 def parts(target: str, root: Path = ROOT) -> dict[str, list[str]]:
     """Return the arguments of pytest for the two processes. Together they run every test once.
 
-    For `check`, one part has the files that start actors, the other has the rest. For `test`, both take equally long.
+    For `check`, one part has the test files that start actors, and the other part has all other files. For `test`, both
+    parts take equally long.
     """
     if target == "check":
         starting = [str(path.relative_to(root)) for path in sorted((root / "tests").rglob("test_*.py")) if starts(path)]
@@ -83,7 +84,7 @@ def run(target: str, options: list[str]) -> dict[str, int]:
 
 
 def passed(codes: dict[str, int]) -> bool:
-    """Return whether no part failed and at least one had a test with the marks."""
+    """Return whether no part failed, and at least one part had a test with the marks."""
     return 0 in codes.values() and set(codes.values()) <= {0, NOTHING_SELECTED}
 
 

@@ -18,7 +18,9 @@ Names = Annotated[tuple[str, ...], Strict(False)]
 
 
 class BlueprintChoice(Settings):
-    """The blueprints to try in some slots: those in `only`, or all that fit the slot except those in `exclude`."""
+    """The blueprints to try in some slots: the blueprints in `only`; or all blueprints that fit the slot, except the
+    blueprints in `exclude`.
+    """
 
     only: Names | None = None
     exclude: Names | None = None
@@ -32,7 +34,7 @@ def _table(value: object) -> object:
 
 
 def _with_key(value: object) -> object:
-    """Return a choice in full: a bare list of names becomes `only`.
+    """Return a choice as a table. A bare list of names becomes the value of `only`.
 
     Raises:
         ValueError: the value must be a list of names, or a table with exactly one of `only` and `exclude`. The list

@@ -30,7 +30,7 @@ class CommandBuilder:
         """Return the command to germinate the decision's pairs in one tournament.
 
         Raises:
-            DependencyViolationError: the run id is missing (#13).
+            DependencyViolationError: the run id is missing.
         """
         _check_run(state, Operation.GERMINATE)
         fence, step = state.fence, state.training.step
@@ -63,7 +63,7 @@ class CommandBuilder:
             logits: The policy's logits for the seed, if its blend uses logits.
 
         Raises:
-            DependencyViolationError: the run id is missing (#13).
+            DependencyViolationError: the run id is missing.
         """
         operation = Operation.FOSSILIZE if seed.stage is Stage.PROBATIONARY else Operation.ADVANCE
         # A seed without a recorded blend is from an earlier version of esper, with RESIDUAL as its only mode.
@@ -86,7 +86,7 @@ class CommandBuilder:
         """Return a command for each change of a learning rate in a decision, in the decision's order.
 
         Raises:
-            DependencyViolationError: the run id is missing (#13).
+            DependencyViolationError: the run id is missing.
         """
         return tuple(
             self._build(
@@ -104,7 +104,7 @@ class CommandBuilder:
         """Return the command to go back to the decision's fence.
 
         Raises:
-            DependencyViolationError: the run id is missing (#13).
+            DependencyViolationError: the run id is missing.
         """
         return self._build(
             state,

@@ -76,7 +76,7 @@ def parse_report(payload: bytes | str) -> FieldReport:
     """Return the field report in a JSON text.
 
     Raises:
-        FieldReportInvalid: a required value, for example `issued_at`, is missing or wrong (#12).
+        FieldReportInvalid: a required value, for example `issued_at`, is missing or wrong.
     """
     try:
         return FieldReport.model_validate_json(payload)
@@ -87,7 +87,7 @@ def parse_report(payload: bytes | str) -> FieldReport:
 
 
 def load_reports(folder: Path) -> LoadedReports:
-    """Return every readable report of a store. Damaged or invalid entries are skipped, counted and listed (#11).
+    """Return every readable report of a store. Damaged or invalid entries are skipped, counted and listed.
 
     After a restart, a run writes some reports again, with the same ids. The last report of each id is returned.
     """

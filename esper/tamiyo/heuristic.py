@@ -1,4 +1,4 @@
-"""The default policy: a tournament over the eligible pairs, then replicas of its winner.
+"""The default policy: first a tournament between the eligible pairs, then replicas of the winner.
 
 Incubation selects a good pair. More seeds of that pair help, too: six seeds bring most of the gain of a grown network
 (docs/growth.md). So the policy repeats the winner until a replica fails, the slot is full, or `growth.replicas` is
@@ -20,7 +20,7 @@ from esper.leyline.state import RoundState, SeedState
 RETRY_FENCES, SETTLED_RETRY_FENCES = 3, 12
 """Numbers of fences for which a tried pair rests: before the host has an accepted seed, and afterwards.
 
-Measured with run seeds 1-3 on the text task: if the rest stays 3 fences after a winner and its replicas, no further
+Measured with run seeds 1-3 on the text task: if the rest is 3 fences even after a winner and its replicas, no further
 seed is accepted, and the incubation costs 1.6 to 1.9 times as much. Without a winner, only another try can grow the
 host.
 """

@@ -1,4 +1,4 @@
-"""The state of Tamiyo in a checkpoint: the field reports for the policy."""
+"""The state of Tamiyo in a checkpoint. It has the field reports for the policy."""
 
 from __future__ import annotations
 

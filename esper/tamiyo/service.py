@@ -99,11 +99,11 @@ class Tamiyo:
         or if a figure is beyond its limit of risk.
 
         Raises:
-            NoSeedCandidates: there are eligible pairs, and the policy chose none of them (#14).
+            NoSeedCandidates: there are eligible pairs, and the policy chose none of them.
             DependencyViolationError: the policy chose a pair that is not eligible, or its decision is malformed or
                 contradicts itself; see `esper.tamiyo.decision_checks`.
             PolicyDeadlineExceeded: the policy took longer than `policy.deadline_s`. The call is not interrupted.
-            PolicyFailed: the policy raised an error, which is the cause (#15).
+            PolicyFailed: the policy raised an error. That error is the cause of the PolicyFailed.
             ProcessStateChanged: the policy changed a process-wide setting of torch.
         """
         with span("tamiyo decide", role="tamiyo", fence=state.fence, policy=self._policy.name):

@@ -34,7 +34,7 @@ STRIDE = CONTEXT + 1  # inputs and targets overlap in all but one character
 
 SHARES = {"train": 0.38, "pick": 0.25, "gate": 0.25, "valid": 0.06, "test": 0.06}
 """Share of the files in each shard. Half of the files are for judging seeds, because a gate needs many files."""
-EVALUATED = 2_048  # windows of validation and test: an evaluation of a whole shard takes about a second
+EVALUATED = 2_048  # windows of valid and of test, so that evaluating a whole shard takes about a second
 BATCH, EPOCHS, EPOCH_SAMPLES = 16, 8, 1_200  # 600 steps
 LEAST_FILES = {"train": 1, "pick": 140, "gate": 140, "valid": 1, "test": 1}  # pick and gate: a fence draws 128
 LEAST_WINDOWS = {"train": EPOCH_SAMPLES, "pick": 140, "gate": 140, "valid": EVALUATED, "test": EVALUATED}

@@ -79,7 +79,7 @@ def span(name: str, /, role: str | None = None, **attributes: object) -> Iterato
             yield opened
         except GeneratorExit:  # a reader may close a generator early; this is not a failure
             raise
-        except BaseException as error:  # also for interrupts: the trace must show how the work ended
+        except BaseException as error:  # also after interrupts, because the trace must show how the work ended
             _record(opened, error)
             raise
 
@@ -98,8 +98,7 @@ def continue_from(traceparent: str) -> Iterator[None]:
     Args:
         traceparent: The text from `traceparent()`. "": the sender had no span, and the present parent is used.
 
-    Raises:
-        DependencyViolationError: the text is neither empty nor a W3C traceparent. The block did not run.
+    Raises: DependencyViolationError: the text is not empty, and is not a W3C traceparent. The block did not run.
     """
     if not traceparent:
         yield

@@ -87,7 +87,7 @@ class Telemetry(Closing):
 class _OsIds(IdGenerator):
     """Ids from the operating system.
 
-    With the SDK's generator, which uses `random`, tracing would change the bits of a run.
+    The SDK's generator uses `random`, so with this generator tracing would change the bits of a run.
     """
 
     def generate_span_id(self) -> int:

@@ -24,8 +24,9 @@ def depends_on_batch(measure: Loss, seen: Seen) -> bool | None:
     half. Every call of `measure` gets copies, and the random streams are restored afterwards.
 
     Returns:
-        True if the losses differ. None if the comparison is impossible: the batch has one sample, an output or target
-        does not have one row per sample, or `measure` draws random numbers or fails on half of the batch.
+        True if the losses differ. None if the comparison is impossible, because the batch has only one sample, an
+        output or target does not have one row per sample, or `measure` draws random numbers or fails on half of the
+        batch.
     """
     values = [*tensors(seen.output), *tensors(seen.target)]
     if seen.samples < 2 or any(one.dim() == 0 or len(one) != seen.samples for one in values):

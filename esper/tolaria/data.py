@@ -309,7 +309,7 @@ def _resolve_shards(task: Task) -> dict[str, Shard]:
 
 
 def _split_off(task: Task, missing: list[str]) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
-    """Split `train` into the missing shards and the rest for training. Return name -> indices.
+    """Split `train` into the missing shards, and use the rest for training. Return name -> indices.
 
     The split never divides a group. It is the same for every run seed.
     """
@@ -329,7 +329,7 @@ def _split_off(task: Task, missing: list[str]) -> dict[str, np.ndarray[Any, np.d
 
 
 def _grouping(task: Task, samples: Samples) -> Callable[[int], int] | None:
-    own = getattr(samples, "group_of", None)  # groups of the data set take precedence over those of the task
+    own = getattr(samples, "group_of", None)  # the data set's groups take precedence over the task's groups
     return own if own is not None else task.group
 
 

@@ -257,7 +257,8 @@ class GrownHost:
         self._set_mode(training=True)
 
     def try_update(self) -> None:
-        """Check a restored state by one step of every optimizer, on gradients of ones, and of the scheduler.
+        """Check a restored state by one step of every optimizer and of the scheduler. Every entry of the gradients is
+        1.
 
         The step changes the weights. Afterwards the host must not be used until `become` loads a snapshot.
 
@@ -300,10 +301,11 @@ class GrownHost:
             self.graft(plan, weights)
 
     def restore(self, snapshot: HostSnapshot, generation: int) -> None:
-        """Load a snapshot and continue in a new generation. Plans of older generations are then refused.
+        """Load a snapshot and continue in a new generation. From this call on, plans of older generations are refused.
 
         Raises:
-            DependencyViolationError: `generation` is older than this trainer's, or `become` raised it.
+            DependencyViolationError: `generation` is older than the generation of this trainer, or `become` raised the
+                error.
         """
         self._refuse_below(self._settings.generation, generation)
         self.become(snapshot)
@@ -324,12 +326,13 @@ class GrownHost:
         return self._saver.copy_state(self._view(), self._settings.generation).record
 
     def roll_back(self, generation: int) -> StateCopied | None:
-        """Load the last state that `copy_state` or `save` copied, in a new generation.
+        """Load the last state that `copy_state` or `save` copied, and begin a new generation.
 
         Return None if no state was copied.
 
         Raises:
-            DependencyViolationError: the generation is not newer than this trainer's. Nothing was changed.
+            DependencyViolationError: the generation is not newer than the generation of this trainer. Nothing was
+                changed.
         """
         start, held = time.monotonic(), self._saver.held
         if held is None:

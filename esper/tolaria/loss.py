@@ -24,7 +24,7 @@ WANTED = "task.sample_loss, (output, target) -> [B], or -> (losses [B], weights 
 
 
 def batch_loss(loss: Loss, output: Any, target: Any) -> Tensor:
-    """Return the scalar mean loss of a batch, on the device of the outputs (#22).
+    """Return the scalar mean loss of a batch, on the device of the outputs.
 
     Raises:
         LossDeviceMismatch: outputs and targets are on different devices.
@@ -38,7 +38,8 @@ def batch_loss(loss: Loss, output: Any, target: Any) -> Tensor:
 
 
 def sample_loss(task: Task) -> Loss:
-    """Return the function of sample losses: `task.sample_loss`, else a function made of `task.loss` with `reduction`.
+    """Return the function of sample losses. It is `task.sample_loss`, or is made from `task.loss` by the setting
+    `reduction`.
 
     The function returns losses [B], or (losses [B], weights [B]) if the weights of samples may differ; see
     `sample_losses`.
@@ -87,7 +88,7 @@ def _check_not_broadcast(losses: Tensor, output: Any, target: Any) -> None:
 
 
 def broadcast_refused(output: str, target: str) -> TaskError:
-    """Return the error for an output and a target of different shapes, which torch would broadcast in the loss."""
+    """Return the error for an output and a target of different shapes. In the loss, torch would broadcast them."""
     mend = "torch broadcasts them, so samples meet the targets of others; give both the same shape"
     return TaskError("task.loss", f"output {output}, target {target}", f"{mend}, such as target.reshape(output.shape)")
 
@@ -146,8 +147,8 @@ def sample_losses(measure: Loss, output: Any, target: Any, batch: int) -> Weight
 def check_mean(task: Task, output: Any, target: Any, found: Weighted, batch: str) -> None:
     """Refuse a task if its loss of a batch is not the weighted mean of its sample losses.
 
-    Otherwise a run would train on one loss, but report and judge by another. The tolerance is the square root of the
-    dtype's precision times the mean absolute loss. The absolute values are used because losses of both signs may
+    Otherwise a run would train on one loss, but would report and judge another loss. The tolerance is the square root
+    of the dtype's precision times the mean absolute loss. The absolute values are used because losses of both signs may
     cancel.
 
     Args:

@@ -65,7 +65,8 @@ class MeasuredHost(GrownHost):
 
     @contextmanager
     def _state_kept(self) -> Iterator[None]:
-        """Restore after the block what forward passes change: parameters, buffers, and extra states of modules.
+        """Restore after the block everything that forward passes change: parameters, buffers, and extra states of
+        modules.
 
         In the block, stateful data sets continue from their state in training. Their state in training is not changed.
         """
@@ -285,7 +286,7 @@ class MeasuredHost(GrownHost):
 
     @contextmanager
     def _watching(self, inputs: Any) -> Iterator[None]:
-        """In the block, a forward pass of `inputs` records what `audit` needs. Outside of the block a forward pass
+        """In the block, a forward pass of `inputs` makes the records for `audit`. Outside of the block a forward pass
         records nothing and is faster.
         """
         settled = {plan.seed_id for plan in self._editor.topology()} - self._judged.keys()
@@ -301,7 +302,7 @@ class MeasuredHost(GrownHost):
         A slot may be skipped by chance in some steps.
 
         Raises:
-            TaskError: neither the last step nor a forward of the next `MOST_SKIPPED` batches called a seed.
+            TaskError: a seed was not called in the last step, nor in the forwards of the next `MOST_SKIPPED` batches.
         """
         for step in range(self.step, self.step + MOST_SKIPPED):
             self._uncalled = {seed_id for seed_id in self._uncalled if not self._editor.calls(seed_id)}

@@ -1,7 +1,7 @@
 """The optimizers and schedulers of one host: an optimizer for the host, and a separate optimizer for each seed.
 
-The task's factory makes all these optimizers. Because they are separate, growth changes neither the moments nor the
-scheduler of the host's optimizer, and a culled seed's state is deleted with the seed
+The task's factory makes all these optimizers. Because they are separate, growth does not change the moments and the
+scheduler of the host's optimizer, and the state for a culled seed is deleted with the seed
 (docs/adr/0003-one-optimizer-per-seed.md).
 """
 

@@ -19,7 +19,7 @@ Kinds = dict[Any, dict[str, object]]
 
 
 def check_groups(optimizer: Optimizer, stored: dict[str, Any]) -> None:
-    """Compare the groups of a stored state with those of the optimizer that will load it.
+    """Compare the groups of a stored state with the groups of the optimizer that will load the state.
 
     torch's `load_state_dict` compares only the number and sizes of the groups: it accepts permuted parameters, a group
     without hyperparameters, and a learning rate that is text.
@@ -55,7 +55,7 @@ def _alike(stored: Any, live: Any) -> bool:  # Any: a hyperparameter
 
 
 def check_steps(optimizer: Optimizer, updates: int, *, stepped: bool) -> None:
-    """Take one step on gradients of ones, and compare the types and shapes of the state before and after the step.
+    """Take one step with gradients of 1, and compare the types and shapes of the state before and after the step.
 
     A step of an optimizer from torch.optim never changes types or shapes. Other optimizers may change them, so for
     other optimizers only an error of the step is found.

@@ -41,7 +41,8 @@ class HostSnapshot:
     scheduler: dict[str, Any] | None
     seed_optimizers: dict[str, dict[str, Any]]
     best_round: float | None
-    """Lowest mean training loss of a round since the last removal of a seed. None before the first round since then."""
+    """Lowest mean training loss of a round since the last removal of a seed. None: no round has ended since the
+    removal."""
     receipts: Receipts
     leaks: dict[str, tuple[str, ...]]
     """Seed id -> host parameters that the seed's gradient reached in an audit. Empty: audits found none."""
@@ -109,7 +110,8 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
 
     Raises:
         DependencyViolationError: the groups differ from those of the optimizer; nothing was changed. Or
-            `load_state_dict` failed, or changed the shape or dtype of a tensor; the optimizer's state is then invalid.
+            `load_state_dict` failed, or changed the shape or dtype of a tensor. In this case the state of the optimizer
+            is invalid.
     """
     copies: Copies = []
     check_groups(optimizer, state)

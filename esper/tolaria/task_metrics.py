@@ -92,8 +92,8 @@ class Metric:
             batches: The batches that were added. They are used only if `at_once`.
 
         Raises:
-            TaskError: the metric returned no value on any batch; or one value on the first batch, and several on all
-                batches joined.
+            TaskError: the metric returned no value on any batch; or it returned one value on the first batch, but
+                several values on all batches joined.
         """
         if not self.at_once:
             values = torch.cat([value.reshape(-1) for value in self.values])
@@ -120,7 +120,7 @@ class Metric:
             raise TaskError(self.where, f"{needed / 2**30:.1f} GiB of outputs", mend)
 
     def check_mean(self, some: Sequence[Seen], mean: float) -> None:
-        """Refuse a metric that returns several values per batch, but not one per sample.
+        """Refuse a metric that returns several values for a batch, if these are not one value for each sample.
 
         A metric that draws random numbers is not checked, because its values differ in each call.
 
@@ -154,7 +154,8 @@ class Metric:
         """Call the metric on a batch, and return the values in double precision, on the CPU.
 
         Args:
-            fresh: True if no other code uses the batch. The batch is then not copied, and the metric may write into it.
+            fresh: True if no other code uses the batch. In this case the batch is not copied, and the metric may write
+                into it.
         """
         given, before = seen if fresh else seen.copied(), streams()
         with their_code(self.where, f"the metric on {seen.name}"):

@@ -79,7 +79,7 @@ class Trainer(MeasuredHost):
         self._round: int | None = None
         """Fence at which the present round ends, for fault points. None before the first round."""
         self._audited_now: set[str] = set()
-        """Ids of the seeds that were audited since the last round, or the last call of `train_to`, began."""
+        """Ids of the seeds that were audited since the start of the last round or of the last call of `train_to`."""
         self._last_step = 0
         """Step before which the present round, or call of `train_to`, ends."""
         self._unkept: Unkept | None = None

@@ -173,7 +173,7 @@ def hidden_in(folder: Path, files: Iterable[Path], task_file: Path | None = None
     """Yield each import in `files` that finds a module elsewhere, although `folder` has a module of the same name.
 
     Args:
-        task_file: The task's file, which is skipped: it is loaded under a special name (`TASK_FILE`), so no import
+        task_file: The task's file. It is skipped, because it is loaded under a special name (`TASK_FILE`), so no import
             refers to it.
     """
     names = {entry.name.partition(".")[0] for entry in folder.iterdir()}

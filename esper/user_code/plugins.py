@@ -20,7 +20,8 @@ IN_PROCESS = "run in one process (--in-process, or on=esper.InProcess())"
 
 
 def entries(group: str) -> list[EntryPoint]:
-    """Return the entry points of a group, by name. Esper's entry points come before those of other installed packages.
+    """Return the entry points of a group, by name. Esper's entry points come before the entry points of other installed
+    packages.
 
     If the metadata of a package is in the working directory, the package does not count as installed. Otherwise every
     command would run code that was copied into that directory.

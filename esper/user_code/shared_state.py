@@ -21,8 +21,8 @@ def shared_by(task: Task, kinds: Iterable[type] = (), modules: Modules | None = 
     """Return the digests of the task's functions, metrics and classes, and of the user's modules, by name.
 
     Args:
-        kinds: Classes of the user's objects (see `kinds_of`). They include classes that are defined in a function and
-            so are in no module's globals.
+        kinds: Classes of the user's objects (see `kinds_of`). They include classes that are defined in a function,
+            because these are in no module's globals.
         modules: The result of `reached_by`. None: it is computed here.
     """
     modules = reached_by(task) if modules is None else modules
@@ -56,7 +56,7 @@ def kinds_of(*parts: object) -> list[type]:
 def check_shared(before: dict[str, Held], after: dict[str, Held]) -> None:
     """Compare the shared state before and after a repetition of the same work.
 
-    A collection that only became longer counts as a log of calls, which has no effect on training. A deque that has
+    A collection that only became longer counts as a log of calls. A log has no effect on training. A deque that has
     reached its `maxlen` counts as a log, too.
 
     Raises:

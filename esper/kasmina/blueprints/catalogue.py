@@ -7,10 +7,10 @@ A user's own blueprint is a function with a decorator::
 
 The module maps the slot's output [B, ...] to an output of the same shape and dtype. The blend mode RESIDUAL adds this
 output to the slot's output, so it must be exactly 0 in a new module. The other modes replace a part of the slot's
-output by the module's. If `spec.causal`, the module must be causal; see `seed_modules.py`.
+output by a part of the module's output. If `spec.causal`, the module must be causal; see `seed_modules.py`.
 `esper.kasmina.judging.sanity` measures these properties.
 
-A factory or a module that cannot compute as planned calls `esper.fell_back`. The gates then refuse the seed.
+If a factory or a module cannot compute as planned, it calls `esper.fell_back`, and the gates refuse the seed.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Blueprint:
     name: str
     kinds: tuple[Kind, ...]
     risk: float
-    """0 (harmless) to 1, no unit: an estimate by the author. The default policy tries low risks first."""
+    """The author's estimate of the risk, from 0 (harmless) to 1. The default policy tries low risks first."""
     factory: Factory
     mesh: Mesh = slot_alone
 
@@ -82,7 +82,8 @@ class Blueprint:
             return self._make(spec, torch.device("cpu")).to(spec.device)
 
     def parameters(self, spec: SlotSpec) -> int:
-        """Return the number of parameters of a seed in this slot. The meta device is used: no memory is allocated.
+        """Return the number of parameters of a seed in this slot. No memory is allocated, because the meta device is
+        used.
 
         Raises:
             SeedBuildFailed: the factory does not run on the meta device.
@@ -94,7 +95,7 @@ class Blueprint:
         """Return the modelled FLOPs of forward and backward for `batch` samples, including the gradient of the input.
 
         Counts multiplications and additions of matrix products and convolutions, like torch. Other operations count 0.
-        The meta device is used: the number is the same on every machine.
+        The number is the same on every machine, because the meta device is used.
 
         Raises:
             SeedBuildFailed: the module does not run on the meta device.
@@ -161,7 +162,7 @@ class BlueprintRegistry:
 
 
 BLUEPRINTS = BlueprintRegistry()
-"""The built-in blueprints, and the user's blueprints, which the decorator adds."""
+"""The built-in blueprints, and the user's blueprints. The decorator adds the latter."""
 
 
 def blueprint(

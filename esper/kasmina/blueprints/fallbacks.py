@@ -89,7 +89,7 @@ def _told_by(module: nn.Module) -> tuple[str, ...]:
 
 
 class Told:
-    """The fallbacks of one seed: during its construction, and since the last `take`."""
+    """The fallbacks that one seed reported during its construction and since the last `take`."""
 
     def __init__(self, seed: nn.Module) -> None:
         """Make the record of a seed that has been built and has not run."""
@@ -98,9 +98,9 @@ class Told:
         self._when_built.update((module, _told_by(module)) for module in seed.modules())
 
     def take(self) -> tuple[str, ...]:
-        """Return the fallbacks of the construction and those since the last call.
+        """Return the fallbacks during the construction, and the fallbacks since the last call.
 
-        The fallbacks of the construction are returned by every call.
+        Every call returns the fallbacks during the construction.
         """
         found = fallbacks_told(self._seed)
         for module in self._seed.modules():

@@ -14,7 +14,7 @@ def dtype_of(spec: SlotSpec) -> torch.dtype:
 
 
 def parameter_dtype(spec: SlotSpec) -> torch.dtype:
-    """Return the dtype of a seed's parameters: float32 if the slot runs under autocast, else the slot's."""
+    """Return the dtype of a seed's parameters: float32 if the slot runs under autocast, else the dtype of the slot."""
     return dtype_of(spec) if spec.autocast is None else torch.float32
 
 

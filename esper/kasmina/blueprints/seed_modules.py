@@ -1,8 +1,8 @@
 """Modules that seeds of several kinds share.
 
 Every built-in seed maps h to a correction s of h's shape and dtype. The blend mode RESIDUAL adds s: `h + alpha * s`.
-The other modes replace a part of h by s (`esper.kasmina.host.formulas`). The last layer is `zeroed`: in a new seed s is
-exactly 0, and only the last layer has a gradient (Bachlechner et al., arXiv:2003.04887; Zhang et al., Fixup,
+The other modes replace a part of h by s (`esper.kasmina.host.formulas`). The last layer is `zeroed`, so in a new seed s
+is exactly 0, and only the last layer has a gradient (Bachlechner et al., arXiv:2003.04887; Zhang et al., Fixup,
 arXiv:1901.09321).
 
 Suffixes: B batch, C channels, H height, W width, T time or position, N heads, K channels per head.

@@ -68,8 +68,8 @@ class SlotHook:
 class SeedHolder(nn.Module):
     """The parent of all seeds of a network. It is not a layer, so a forward pass must not call it.
 
-    The forward pass of `nn.Sequential` calls each of its children. This module is then the last child, and returns its
-    argument. In any other network a call raises, because this module is not a layer of the network.
+    The forward pass of `nn.Sequential` calls each of its children. As the last of these children, this module returns
+    its argument. In any other network a call raises, because this module is not a layer of the network.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -77,7 +77,7 @@ class SeedHolder(nn.Module):
         self.passes = type(network).forward is nn.Sequential.forward
 
     def forward(self, value: Any) -> Any:  # Any: the output of the layer before it
-        """Return the argument. Raises: TypeError: the network's forward is not that of `nn.Sequential`."""
+        """Return the argument. Raises: TypeError: the network does not have the forward of `nn.Sequential`."""
         if not self.passes:
             raise TypeError(f"the network calls each of its children, also {PREFIX!r}, which is not a layer")
         return value

@@ -129,7 +129,7 @@ class _Host:
         """Return this host with the random seed (`key`) for which a forward in training mode calls the most slots.
 
         A model may skip layers at random. The search ends when a forward calls every slot, when the first `ALIKE`
-        forwards skip the same slots (the skipping is then not random), or after `MOST_KEYS` forwards.
+        forwards skip the same slots, which shows that the skipping is not random, or after `MOST_KEYS` forwards.
         """
         called: list[set[str]] = []
         for key in range(MOST_KEYS):
@@ -248,7 +248,9 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 
 def _only_output(path: str, outputs: list[object], mode: str) -> Tensor:
-    """Return a slot's single output. Raises: TaskError: not exactly one call, or not a finite floating tensor."""
+    """Return a slot's single output. Raises: TaskError: there is not exactly one call, or the output is not a finite
+    floating tensor.
+    """
     field = f"slot {path}"
     if not outputs:
         mend = "its forward is bypassed (a fused path, or .forward() called directly); name another module"

@@ -19,7 +19,7 @@ def residual(host: Tensor, seed: Tensor, weight: Tensor) -> Tensor:
     Returns:
         New tensor, [B, ...], host dtype.
 
-    Source: He et al. 2016, arXiv:1512.03385, sec. 3.1 (identity shortcut); the ramp of the weight is esper's.
+    Source: He et al. 2016, arXiv:1512.03385, sec. 3.1 (identity shortcut); esper added the ramp of the weight.
     """
     return host + weight * seed
 

@@ -50,9 +50,9 @@ class LastCall:
     cut: Node | None = None
     """Node of the autograd graph for the seed's input in a watched call. None: the input was detached."""
     changed: tuple[str, ...] | None = None
-    """Names of what a watched call changed outside the seed. None: no call was watched."""
+    """Names of everything outside the seed that a watched call changed. None: no call was watched."""
     shape: tuple[int, ...] | None = None
-    """Shape of the output for one sample. None: not called since the last observation."""
+    """Shape of the output for one sample. None: the seed was not called since the last observation."""
 
 
 class GraftedSeed(nn.Module):
@@ -142,7 +142,7 @@ class GraftedSeed(nn.Module):
         return output
 
     def _audit_call(self, before: Held, host: Tensor, given: Tensor, correction: Tensor) -> None:
-        """Record what a watched call changed, and the seed's input and output."""
+        """Record everything that a watched call changed, and the input and the output of the seed."""
         changed = different(before, self.record(self.plan))
         if held_by([given]) != held_by([host]):
             changed.append(f"output of {self.plan.slot}")
@@ -352,7 +352,7 @@ class SeedEditor:
             seed.train(training)
 
     def watch(self, on: bool, batch: object = None, leave_out: Collection[str] = ()) -> None:
-        """Start or stop recording what seeds change, for `audit`.
+        """Start or stop recording the changes that seeds make; `audit` uses the record.
 
         Args:
             batch: Input of the watched forward pass. The seeds must not change it.

@@ -11,7 +11,7 @@ Change = Callable[[Tensor], Tensor]
 
 _NOISE_KEY = 0x5EED_0B5E_55ED_CA5E
 """Seed of the noise. It is not a common number such as 0 or 42, because the user's data may be drawn with a common
-seed. The noise would then equal the data x, and x + x equals x after a normalization."""
+seed. In this case the noise equals the data x, and x + x equals x after a normalization."""
 
 
 def unchanged(x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Runs a new seed once before it is attached.
 
-A seed that cannot run then fails before the attachment, not in a training step.
+So a seed that cannot run fails before the attachment, not in a training step.
 """
 
 from __future__ import annotations

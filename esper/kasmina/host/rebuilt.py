@@ -65,7 +65,9 @@ def whole_state(network: nn.Module) -> dict[str, Any]:  # Any: see Content
 
 @torch.no_grad()
 def fill(network: nn.Module, state: Content) -> None:
-    """Copy a whole state into a network. Raises: ValueError: names, shapes or dtypes differ from the network's."""
+    """Copy a whole state into a network. Raises: ValueError: names, shapes or dtypes in the state differ from those in
+    the network.
+    """
     own, buffers = network.state_dict(), dict(network.named_buffers())
     if how := difference({**buffers, **own}, state):
         raise ValueError(f"this is another network than the one that grew: {how}")

@@ -66,7 +66,7 @@ class Matched:
         """Check that each pattern matches a slot, or a module with the same output as a slot.
 
         Raises:
-            TaskError: a pattern matches neither of them.
+            TaskError: a pattern matches no slot, and no module with the same output as a slot.
         """
         for pattern, paths in self.by_pattern.items():
             if paths <= self.left_out.keys() - self._repeated:

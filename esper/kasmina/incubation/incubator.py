@@ -81,7 +81,7 @@ class _Entry(Generic[F]):
         return found
 
     def observe(self, fence: int) -> None:
-        """Add what was observed of the candidate since the last call: its leaks and its fallbacks."""
+        """Add the leaks and the fallbacks of the candidate since the last call."""
         if self.plan is None:
             return
         for seen in self.fork.observe(fence, {}).seeds:
@@ -96,7 +96,7 @@ class _Entry(Generic[F]):
         return found
 
     def place(self) -> tuple[bool, float, str, str]:
-        """Return the sort key: the best mean gain first, not-a-number last.
+        """Return the sort key. The best mean gain comes first, and not-a-number comes last.
 
         Equal gains are ordered by (slot, blueprint).
         """
@@ -204,7 +204,7 @@ class Incubator:
         return result
 
     def keep_twin(self) -> None:
-        """Make the last tournament's control the run's twin."""
+        """Make the control of the last tournament the twin of the run."""
         assert self._control is not None, "no tournament has ended"
         self._twin, self._control = self._control, None
 
@@ -232,7 +232,7 @@ class Incubator:
         return {"twin": twin, "twin_steps": self._twin_steps, "origin": origin}
 
     def restore(self, state: Mapping[str, Any]) -> None:  # Any: see leyline's ports
-        """Load the twin of `state`, if it has one; else remove the twin. The pending order is dropped."""
+        """Load the twin of `state`. If `state` has no twin, remove the twin. The pending order is dropped."""
         self._pending = self._control = None
         self._twin = self._fork(state["twin"]) if state["twin"] is not None else None
         self._twin_steps = state["twin_steps"]
@@ -298,7 +298,7 @@ def _train_and_order(
     """Train the control and all forks up to `step`, and compare each fork with the control on the pick shard.
 
     Returns:
-        The forks that neither diverged nor have leaks, best first.
+        The forks without divergence and without leaks, the best first.
     """
     base, *losses = together([partial(entry.train_and_measure, step, fence) for entry in (control, *entries)])
     for entry, found in zip(entries, losses, strict=True):
@@ -347,8 +347,8 @@ def loss_variation(losses: list[float]) -> float:
     """Return the scatter of a fork's training losses in the second half of its steps, as a share of their mean.
 
     Scatter is the standard deviation about a straight line, so that a fast falling loss does not count as unstable. It
-    is not compared with the control's scatter: the loss of a control at chance level hardly varies, so every seed that
-    learns would count as unstable.
+    is not compared with the scatter of the control, because the loss of a control at chance level hardly varies. Every
+    seed that learns would count as unstable.
     """
     late = np.asarray(losses[len(losses) // 2 :])
     steps = np.arange(len(late))

@@ -251,7 +251,7 @@ def performance_status(seen: SeedObservation, cost_ratio: float, budget: float) 
 def _failed(gate: Gate, first: list[Check], seed_id: str, fence: int) -> GateReport | None:
     """Return a failed report if a check of fallbacks or of the stage fails, else None.
 
-    These checks come first: they fail the gate even if other evidence is missing.
+    These checks are made first, so they fail the gate even if other evidence is missing.
     """
     report = _report(gate, seed_id, fence, first)
     return None if report.passed else report

@@ -1,8 +1,8 @@
 """Measures shape, causality and sample independence of a seed for the gate G0.
 
 If a seed reads a later position or another sample, it can read the answer and appears to learn well. This is a leak.
-The last layer of a new seed is zero, which would hide a leak. So leaks are measured on a double-precision copy with
-random parameters.
+The last layer of a new seed is zero, so no leak would show. Therefore leaks are measured on a double-precision copy
+with random parameters.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class SeedSanity:
     shape: tuple[int, ...]
     """Shape of one sample's output. If the two modes differ, this is the shape that does not fit the slot."""
     slot_shape: tuple[int, ...]
-    """Shape of one sample of the slot's output, which is the seed's input."""
+    """Shape of one sample of the slot's output. This output is the seed's input."""
     dtype: str
     parameters: int
     parameter_bytes: int
@@ -106,7 +106,7 @@ def _probe(module: nn.Module, spec: SlotSpec, h: Tensor) -> SeedSanity:
 
 
 def _must_keep_samples_apart(spec: SlotSpec, training: bool) -> bool:
-    """Return whether samples are independent in the host in this mode. A seed must then not mix them."""
+    """Return whether samples are independent in the host in this mode. If they are, a seed must not mix them."""
     return spec.samples_independent or (not training and spec.samples_independent_evaluated)
 
 

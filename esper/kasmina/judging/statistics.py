@@ -13,8 +13,8 @@ from esper.leyline.evidence import PairedLosses, SampleLosses
 def paired(control: SampleLosses, seeded: SampleLosses) -> PairedLosses:
     """Compare two networks by `d_i = control_i - seeded_i` over the same samples.
 
-    If the losses have groups, d is averaged per group. `z = mean(d) / sqrt(var(d) / n)`, var with n - 1. If all d are
-    equal, z is 0 by definition, so that two identical networks do not pass as an improvement.
+    If the losses have groups, d is averaged per group. `z = mean(d) / sqrt(var(d) / n)`, where `var` divides by n - 1.
+    If all d are equal, z is 0 by definition, so that two identical networks do not pass as an improvement.
 
     Raises:
         EvidenceMissing: the losses are of different samples, or there are fewer than two samples.

@@ -285,8 +285,8 @@ def check_rule(command: Command, ledger: Ledger) -> None:
     """Check a command by the rule of its operation.
 
     Raises:
-        DependencyViolationError: a field is missing or malformed; or a field is set that the operation does not use,
-            which shows a mistake of the issuer.
+        DependencyViolationError: a field is missing or malformed; or a field is set that the operation does not use.
+            The latter shows a mistake of the issuer.
         StageConflict: the registry does not allow the operation now.
     """
     rule = RULES[command.operation]

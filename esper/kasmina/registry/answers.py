@@ -38,7 +38,8 @@ def record_of(
     """Return the first record of a candidate, at stage DORMANT.
 
     Args:
-        measured: None: the blueprint is unknown in this slot. The sizes are then 0, and G0 refuses the candidate.
+        measured: None: the blueprint is unknown in this slot. In this case the sizes are 0, and G0 refuses the
+            candidate.
     """
     probe = measured.sanity if measured is not None else None
     pair = roster.options.get((candidate.slot, candidate.blueprint_id))
@@ -127,7 +128,8 @@ def live_plan(
     facts: RunFacts,
     limits: GrowthConfig,
 ) -> GraftPlan:
-    """Return the plan for the live host: the same initial weights as in the fork, with the command's ramp.
+    """Return the plan for the live host. It has the initial weights of the plan for the fork, and the ramp of the
+    command.
 
     Args:
         drawn: The plan of the seed's fork, perhaps of an older generation.
@@ -173,7 +175,7 @@ def field_report(
 
 
 def in_generation(order: IncubationOrder, generation: int) -> IncubationOrder:
-    """Return the order with another generation number. The number is set in its plans, too."""
+    """Return the order with another generation number. The number is also set in the plans of the order."""
     plans = tuple(plan.model_copy(update={"generation": generation}) for plan in order.plans)
     return order.model_copy(update={"generation": generation, "plans": plans})
 

@@ -227,7 +227,8 @@ class Roster:
     def compared(self, z: float, fence: int) -> None:
         """Record z of (twin loss - live loss) at a fence for every seed that `shadowed` returns.
 
-        The fence after a removal is skipped, because the host's loss then shows the effect of the removed seed.
+        The fence after a removal is skipped, because the loss of the host at this fence shows the effect of the removed
+        seed.
         """
         if self._disturbed(fence):
             return

@@ -73,7 +73,7 @@ class RunRecords:
         return packed(state.model_dump_json())
 
     def restore(self, state: str, generation: int) -> None:
-        """Replace all records by those in `state`, in `generation`.
+        """Replace all records by the records in `state`. The new generation is `generation`.
 
         Raises:
             StoreCorrupt: the text is not a state of this run up to this generation; nothing was changed.

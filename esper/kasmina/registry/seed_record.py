@@ -56,7 +56,8 @@ class SeedRecord(Message):
     germinated_fence: int
     since_fence: int
     commanded: BlendSpec | None = None
-    """The blend of the GERMINATE command. None: the command was of an earlier version of esper, without a blend."""
+    """The blend of the GERMINATE command. None: the command is from an earlier version of esper, which had no blends.
+    """
     stage: Stage = Stage.DORMANT
     graft: Graft | None = None
     """The facts of the graft. None before the seed is grafted into the live host."""
@@ -108,7 +109,7 @@ class SeedRecord(Message):
 
 
 def tell_gate(report: GateReport, seed: SeedRecord) -> None:
-    """Count a judgement. A failed judgement also emits the severe events of its reasons."""
+    """Count a judgement. A failed judgement also reports the severe events for its reasons."""
     count("esper.gate.evaluations", gate=str(report.gate), passed=str(report.passed).lower())
     if report.passed:
         return

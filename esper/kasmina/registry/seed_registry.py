@@ -55,7 +55,7 @@ class SeedRegistry:
         return self._records.state()
 
     def restore(self, state: str, generation: int) -> None:
-        """Replace the present state by `state`, in `generation`.
+        """Replace the present state by `state`. The new generation is `generation`.
 
         Afterwards, commands and results of an older generation are refused, and new plans have the new generation. The
         order in flight, if any, must begin again from its first step. Replays within the same generation are still
