@@ -18,7 +18,7 @@ def survey() -> Survey:
 
 
 def test_an_identity_is_read_back_as_it_was_saved(tmp_path: Path) -> None:
-    identity = identify(survey(), "r", 1, Reference("m:t", Path(__file__)), EPOCH)
+    identity = identify(survey(), "r", 1, Reference("m:t", Path(__file__)), EPOCH, "Policy, version 1")
     identity.save(tmp_path)
     assert load_identity(tmp_path) == identity
     assert identity.task_file_sha256 == hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
@@ -27,5 +27,5 @@ def test_an_identity_is_read_back_as_it_was_saved(tmp_path: Path) -> None:
 
 
 def test_a_task_built_in_place_has_neither_name_nor_digest() -> None:
-    identity = identify(survey(), "r", 1, Reference(), EPOCH)
+    identity = identify(survey(), "r", 1, Reference(), EPOCH, "Policy, version 1")
     assert (identity.task, identity.task_file_sha256) == ("", None)

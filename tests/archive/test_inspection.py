@@ -42,13 +42,14 @@ def stopped(failed: Path, tmp_path: Path) -> Path:
 
 
 class Failing(HeuristicPolicy):
-    """The run's own policy, but it fails at fence 1. The policy of the resumed run has the same version."""
+    """The heuristic, but it fails at a fence."""
 
-    def __init__(self) -> None:
+    def __init__(self, at: int = 1) -> None:
+        self._at = at
         super().__init__(GROWTH.candidates, GROWTH.replicas, GROWTH.ramp_steps)
 
     def decide(self, state: RoundState, eligible: Sequence[Pair], past: Sequence[FieldReport]) -> Decision:
-        if state.fence == 1:
+        if state.fence == self._at:
             raise ValueError
         return super().decide(state, eligible, past)
 
@@ -119,7 +120,7 @@ def test_of_a_run_without_its_journal_nothing_is_made_up(stopped: Path) -> None:
 
 
 def test_how_a_run_stands_whose_newest_journal_is_lost_is_not_read_from_an_older_one(stopped: Path) -> None:
-    resume(stopped, tiny_task())
+    resume(stopped, tiny_task(), on=InProcess(policy=Failing(at=99)))
     journal_file(stopped, 2).write_bytes(b"lost")
     (stopped / "lease").write_text(f"pid {os.getpid()} on {socket.gethostname()}\n")
     assert inspect_run(stopped)["state"] == "running"
@@ -128,7 +129,7 @@ def test_how_a_run_stands_whose_newest_journal_is_lost_is_not_read_from_an_older
 
 
 def test_a_run_whose_older_journal_is_lost_is_shown_as_the_newest_says(stopped: Path) -> None:
-    resume(stopped, tiny_task())
+    resume(stopped, tiny_task(), on=InProcess(policy=Failing(at=99)))
     whole = inspect_run(stopped)
     journal_file(stopped, 1).write_bytes(b"lost")
     found = inspect_run(stopped)
