@@ -97,7 +97,7 @@ def notes_of(error: BaseException) -> tuple[object, ...]:
 
 
 def all_notes(error: BaseException) -> tuple[str, ...]:
-    """Return the notes of an error and of all its causes, those of the error first."""
+    """Return the notes of an error, followed by the notes of all its causes."""
     return tuple(text_of(note) for one in causes(error) for note in notes_of(one))
 
 

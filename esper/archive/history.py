@@ -211,7 +211,7 @@ def level_history(entries: Iterable[Entry], calm_fences: int) -> LevelHistory:
 
 
 def last_halt(entries: Iterable[Entry]) -> Entry | None:
-    """Return the first HALT that the run has read since it began or was last resumed. None: there is none."""
+    """Return the first HALT that the run has read since it began or was last resumed. None: it has read no HALT."""
     halt: Entry | None = None
     for entry in entries:
         if entry.kind in (RecordKind.RUN_STARTED, RecordKind.RUN_RESUMED):

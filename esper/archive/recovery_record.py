@@ -14,7 +14,8 @@ class Recovery(Message):
     """One recovery. Durations are in seconds, in the order of the phases.
 
     If another death interrupts a recovery, the phases that it did not finish are None, and a new recovery begins. An
-    actor that is replaced alone needs no restore; its work is repeated while training continues.
+    actor is *replaced alone* if all other actors continue. It needs no restore. Its work is repeated while training
+    continues.
     """
 
     actors: tuple[str, ...]

@@ -18,7 +18,7 @@ from esper.setup.growth_log import GrowthLog
 
 
 class SeedFate(Message):
-    """The outcome of one seed. `gain` and `z` are those of gate G2. They are None if G2 did not judge the seed."""
+    """The outcome of one seed. `gain` and `z` were measured at gate G2. They are None if G2 did not judge the seed."""
 
     seed_id: str
     slot: str

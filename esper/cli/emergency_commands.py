@@ -201,7 +201,9 @@ def _because(why: str) -> str:
 
 
 def _end(run_dir: Path, ids: list[str], answers: tuple[Any, ...], *, as_json: bool) -> int:
-    """Print the results of a request, and return the exit code. `answers` are those of `send`, `retry` or `drop`."""
+    """Print the results of a request, and return the exit code. `answers` were returned by `send`, `retry` or
+    `drop`.
+    """
     states = Counter(answer.outcome.value for answer in answers)
     whys = [answer.why for answer in answers if answer.why]
     state = next((one for one in ("refused", "unknown", "waiting", "taken") if states[one]), "taken")

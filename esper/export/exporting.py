@@ -1,7 +1,7 @@
 """Exports the grown network of a run to a file for use without esper: plain torch, `torch.export` or ONNX.
 
-The export is written under a temporary name, checked, and then renamed. The check compares its outputs on two batches
-with those of the run's network. No file is overwritten, and a failed export leaves no file.
+The export is written under a temporary name, checked, and then renamed. The check compares the outputs of export and
+network on two batches. No file is overwritten, and a failed export leaves no file.
 """
 
 from __future__ import annotations

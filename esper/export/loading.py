@@ -180,7 +180,7 @@ def build_network(task: Task, identity: Identity) -> nn.Module:
 
 
 def _load_checked(network: nn.Module, tensors: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
-    """Raises: TaskError: the network's tensors do not match those of the checkpoint. Nothing was copied."""
+    """Raises: TaskError: the tensors of network and checkpoint do not match. Nothing was copied."""
     if how := difference(tensors, kept):
         raise _other(network, how)
     load_tensors(tensors, kept)

@@ -44,7 +44,7 @@ class SignalWatch:
         self._set_level(fence)
 
     def hear_out(self) -> None:
-        """Close the queue and journal the signals that it holds. Call it last, before the run ends.
+        """Close the queue and journal the signals that are in it. Call it last, before the run ends.
 
         A HALT is not removed from the queue here, because the run ends anyway. It stays in the queue and stops the next
         resume. The signals after it stay, too.

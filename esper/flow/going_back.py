@@ -233,7 +233,7 @@ class GoingBack:
                 last checkpoint.
 
         Raises:
-            RollbackDeadlineExceeded: the rollback took longer than its limit. Everything was restored nevertheless.
+            RollbackDeadlineExceeded: the rollback took longer than its limit. The restore was complete.
             RestoreImpossible: no checkpoint was made yet; or, for the fast tier, the trainer's memory has no copy.
         """
         limits, began_s = self.checkpoints.config, time.monotonic()

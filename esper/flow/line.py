@@ -27,7 +27,7 @@ from esper.telemetry.context import span, trace_id
 
 @dataclass
 class Line:
-    """One run, fence by fence.
+    """Executes one run, fence by fence.
 
     Call order: `begin` at the start, and again after the run went back. Then, for each fence, call either `round`, or
     `train` and then `hold`.

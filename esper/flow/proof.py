@@ -69,8 +69,9 @@ def prove(run_dir: Path, progress: Progress) -> Proof:
 
     Raises:
         RunDirectoryError: the directory has no run, no round was finished, or the run cannot be repeated here. It
-            cannot be repeated if the versions or the processor are others, if a resume changed its length, if it used
-            a policy of the user's, or if an emergency signal stopped its growth. The error is also raised if the
+            cannot be repeated if other versions are installed, if the type of processor differs, if a resume changed
+            its length, if it used a policy of the user's, or if an emergency signal stopped its growth. The error is
+            also raised if the
             results differ and Python orders sets of texts differently in this process.
         StoreCorrupt: a journal or a checkpoint is damaged; nothing was compared.
         TaskError: the task cannot be found, or is not the task of the run.
@@ -191,7 +192,7 @@ class _Until:
 
 
 def compare(recorded: Past, repeated: Past) -> Proof:
-    """Compare every step's loss and every checkpoint's weights of a run with those of its repetition, in order."""
+    """Compare a run with its repetition: the loss of every step and the weights of every checkpoint, in order."""
     losses, losses_again = _losses(recorded), _losses(repeated)
     weights, weights_again = _weights(recorded), _weights(repeated)
     total, steps, fences = recorded.identity.total_steps, 0, 0

@@ -291,7 +291,7 @@ def _check_surroundings(config: RunConfig) -> bytes:
         The key.
 
     Raises:
-        ConfigError: one of them cannot be used.
+        ConfigError: one of these inputs cannot be used.
     """
     check_environment()
     check_sinks(config.emergency.sinks, os.environ)

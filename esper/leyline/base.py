@@ -42,7 +42,7 @@ LARGEST_INT = 2**53 - 1
 
 SMALLEST_FLOAT, LARGEST_FLOAT = 1e-100, 1e100
 """Bounds of floats in the config. Within these bounds, products and quotients of two floats are finite, and so are
-those of a float and a count or size.
+products and quotients of a float and a count or size.
 """
 Count = Annotated[int, Field(ge=0)]
 """A count, 0 or more."""

@@ -91,7 +91,7 @@ class HostEditor(Protocol):
         ...
 
     def observations(self) -> tuple[SeedObservation, ...]:
-        """Return each seed's observation since the last call. The next observations begin now."""
+        """Return what was observed of each seed since the last call of this method."""
         ...
 
 

@@ -44,8 +44,8 @@ class SlotSpec(Message):
         return 0 if self.kind is Kind.NCHW else -1
 
     def expected(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape that one sample's output should have. Layout and number of channels are the slot's, the
-        other sizes are those of `shape`.
+        """Return the shape that one sample's output should have. It has the layout and the number of channels of the
+        slot, and the other sizes of `shape`.
 
         Args:
             shape: The shape that one sample's output had. If it has another number of dimensions than the slot, the

@@ -203,7 +203,8 @@ def replica_s(measured: Timings, steps: int, managers: int, *, twin: bool) -> fl
     """Return the seconds of the first replica's incubation. Its control and the twin are trained at the same time.
 
     The control of this incubation has one seed, the accepted seed. The replica's fork has two. The twin has number 0,
-    because it is the control of the first tournament. The two forks have the numbers after those of that tournament.
+    because it is the control of the first tournament. The control and the fork have the next numbers after the forks of
+    that tournament.
     """
     one, host = measured.fork, measured.host
     two = Work(one.making_s, 2 * one.step_s - host.step_s, 2 * one.evaluation_s - host.evaluation_s)

@@ -17,7 +17,7 @@ class Refusal(Message):
     reason: str
     count: int
     figures: str
-    """The measured value of the last of these seeds, beside its limit."""
+    """The measured value of the seed that was refused last for this reason, and the limit of that value."""
 
 
 class HoldCount(Message):
@@ -27,7 +27,7 @@ class HoldCount(Message):
     detail: str
     count: int
     figures: str
-    """The figures at the last of these fences. Empty: the reason has no figures."""
+    """The figures at the last fence at which the reason applied. Empty: the reason has no figures."""
 
 
 class GrowthLog(Message):

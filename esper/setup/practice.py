@@ -65,7 +65,7 @@ def practise(task: Task, host: nn.Module, total_steps: int) -> Changing:
     """Load the state of a used optimizer into a new optimizer, step both with the same gradients, and compare them.
 
     Returns:
-        The attributes of optimizer and scheduler that the steps changed. All of them were restored.
+        The attributes of optimizer and scheduler that the steps changed. All these attributes were restored.
 
     Raises:
         TaskError: the optimizer or the scheduler has state that is not in its state dict, which the error names; or a

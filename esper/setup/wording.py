@@ -49,7 +49,7 @@ def beside_control(gain: float) -> str:
 
 def beside_twin(z: float) -> str:
     """Return in words how the network compares with its twin. Call it only if no limit shows the network to be worse.
-    `z` is that of (twin - network).
+    `z` is the z of the loss difference (twin - network).
     """
     if math.isnan(z):
         return "the network cannot be compared with its twin"
