@@ -1,6 +1,6 @@
 """Starts a run's actors, passes their handles to the line (`esper.flow.line`), and ends all actors.
 
-When a run has ended for any reason, none of its processes, sockets, folders and shared-memory files is left.
+When a run has ended for any reason, no process, socket, folder or shared-memory file of the run is left.
 """
 
 from __future__ import annotations

@@ -35,8 +35,8 @@ STUCK_AFTER_S = 40.0
 """Seconds that this process waits for a call into Ray after the death of Ray's server or raylet. Then it ends with a
 report.
 
-The number must be less than 60, because Ray's core would end the process without a message 60 s after its server's last
-answer.
+The number must be less than 60, because Ray's core would end the process without a message 60 s after the last answer
+of Ray's server.
 """
 
 

@@ -65,7 +65,7 @@ class RayCrew:
     @property
     def _replaceable(self) -> tuple[Remote, ...]:
         """The actors that can be replaced while all other actors continue: the managers, the spare, and the emergency
-        actor, because its queue is on disk.
+        actor. The queue of the emergency actor is on disk.
         """
         names = (*manager_names(self._actors.config), SPARE, "emergency")
         return tuple(self.remotes[name] for name in names if name in self.remotes)

@@ -18,9 +18,9 @@ from esper.errors import ActorDoubtful, ActorError, ActorLost, CallDeadlineExcee
 def unwrapped(error: BaseException, role: str, name: str = "") -> BaseException:
     """Return esper's exception for an exception of Ray. The exception of Ray becomes its cause.
 
-    Other exceptions are returned unchanged. If a method or the constructor of the actor raised an exception, the result
-    is that exception. Else it is `ActorLost` if the process has ended, `ActorDoubtful` if the connection broke and the
-    process may be running, and `CallDeadlineExceeded` if the answer is late. In other cases it is `ActorError`, for
+    Other exceptions are returned unchanged. If a method or the constructor of the actor raised an exception, this
+    exception is returned. Else it is `ActorLost` if the process has ended, `ActorDoubtful` if the connection broke and
+    the process may be running, and `CallDeadlineExceeded` if the answer is late. In other cases it is `ActorError`, for
     example if an exception cannot be sent.
     """
     if isinstance(error, RayTaskError):

@@ -30,7 +30,7 @@ from esper.telemetry.context import traceparent
 GONE_WITHIN_S = 1.0
 """Longest wait for the end of a process that Ray asked to exit, in seconds. A running process needs milliseconds."""
 DEAD_WITHIN_S = 30.0
-"""Longest wait for the end of a process after SIGKILL, in seconds. The wait is long if the machine is busy, or if the
+"""Longest wait for the end of a process after SIGKILL, in seconds. The end takes long if the machine is busy, or if the
 process is in a system call that cannot be interrupted."""
 LOOK_EVERY_S = 0.5
 """Seconds between two requests of a waiting caller for the actor's progress. A shorter interval slows down the actor; a

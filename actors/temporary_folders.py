@@ -1,8 +1,8 @@
 """Temporary folders outside the run directory. Each belongs to one process.
 
 If the process is killed, a later process removes the folder. A file in the folder names the process. The folder is
-removed only if it is certain that the process has ended: user, boot and process namespace in the file are those of this
-process, and no running process has the id and the start time in the file.
+removed only if it is certain that this process has ended. The file must name the user, boot and process namespace of
+the present process. No running process may have the id and the start time in the file.
 """
 
 from __future__ import annotations

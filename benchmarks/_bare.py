@@ -1,4 +1,6 @@
-"""The same training without esper: a plain loop, and a process that runs the plain loop beside a measured process."""
+"""The same training without esper: a plain loop, and a second process that runs the plain loop at the same time as a
+measured process.
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """Time of a supervised step in one process.
 
-With empty slots, it is compared with a bare loop; with a seed, with a bare loop in which the seed was inserted by hand.
-A supervised step has default telemetry, the guard, the check of the emergency word, and the checks at the end of each
-round. All loops train the same network on the same batches, in alternating rounds, and must end with the same bits. The
-rounds up to the graft are warm-up. CPU seconds are measured, too, because they can be compared on a busy machine.
+A step with empty slots is compared with a step of a bare loop. A step with a seed is compared with a bare loop in which
+the seed was inserted by hand. A supervised step has default telemetry, the guard, the check of the emergency word, and
+the checks at the end of each round. All loops train the same network on the same batches, in alternating rounds, and
+must end with the same bits. The rounds up to the graft are warm-up. CPU seconds are measured, too, because they can be
+compared on a busy machine.
 """
 
 from __future__ import annotations

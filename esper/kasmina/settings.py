@@ -18,8 +18,8 @@ Names = Annotated[tuple[str, ...], Strict(False)]
 
 
 class BlueprintChoice(Settings):
-    """The blueprints to try in some slots: the blueprints in `only`; or all blueprints that fit the slot, except the
-    blueprints in `exclude`.
+    """The blueprints to try in some slots. They are the blueprints in `only`, or all blueprints that fit the slot and
+    are not in `exclude`.
     """
 
     only: Names | None = None

@@ -66,7 +66,7 @@ class CommandBuilder:
             DependencyViolationError: the run id is missing.
         """
         operation = Operation.FOSSILIZE if seed.stage is Stage.PROBATIONARY else Operation.ADVANCE
-        # A seed without a recorded blend is from an earlier version of esper, with RESIDUAL as its only mode.
+        # A seed without a recorded blend is from an earlier version of esper. Its only mode was RESIDUAL.
         blend = seed.blend or BlendSpec(mode=BlendMode.RESIDUAL, ramp_steps=self.ramp_steps)
         mesh = seed.required_mesh
         if seed.stage is Stage.TRAINING:  # GERMINATE has the layers of all candidates; use the seed's layers

@@ -25,8 +25,8 @@ def coverage(state: RoundState) -> float:
 
 
 def loss_spike(state: RoundState) -> float | None:
-    """Return the rise of the round's mean loss over the lowest mean loss of an earlier round, as a share of the latter.
-    None in the first round.
+    """Return the rise of the round's mean loss over the lowest mean loss of an earlier round, divided by this lowest
+    loss. None in the first round.
     """
     now, best = state.training.train_loss, state.training.best_train_loss
     return None if now is None or best is None else (now - best) / abs(best) if best else None

@@ -50,7 +50,9 @@ _SYMBOLS = bytes(ALPHABET.index(c) if (c := chr(byte)) in ALPHABET else OTHER fo
 
 @dataclass(frozen=True)
 class Corpus:
-    """Encoded sources by path relative to their root, in order of path, and the paths of files that are not UTF-8."""
+    """Encoded sources by path, in order of path, and the paths of files that are not UTF-8. Paths are relative to the
+    root.
+    """
 
     sources: Mapping[str, bytes]
     left_out: tuple[str, ...]

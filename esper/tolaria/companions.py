@@ -20,8 +20,8 @@ batch, a contrastive loss changes by much more."""
 def depends_on_batch(measure: Loss, seen: Seen) -> bool | None:
     """Compare the losses of a batch's samples with their losses in the two halves of the batch.
 
-    A contrastive loss compares each sample with the other samples of its batch, so a sample's loss is different in a
-    half. Every call of `measure` gets copies, and the random streams are restored afterwards.
+    A contrastive loss compares each sample with the other samples of its batch, so the loss of a sample is different in
+    half of the batch. Every call of `measure` gets copies, and the random streams are restored afterwards.
 
     Returns:
         True if the losses differ. None if the comparison is impossible, because the batch has only one sample, an

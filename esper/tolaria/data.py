@@ -106,14 +106,16 @@ class TaskData:
         return self._order.steps_per_epoch
 
     def state(self) -> dict[str, Any]:
-        """Return a copy of the present state of each stateful data set, by the name of the first shard that uses it."""
+        """Return a copy of the present state of each stateful data set. The key is the name of the first shard that
+        uses the data set.
+        """
         return {name: copied(state_of(f"task.{name}", one), _copy) for name, one in self._stateful.items()}
 
     @contextmanager
     def at(self, state: Mapping[str, Any]) -> Iterator[None]:
         """Load a state into the stateful data sets for the block. Afterwards, load the state `made_with`.
 
-        All hosts in a process load from the same data set objects, so each host stores a separate state of them.
+        All hosts in a process load from the same data set objects. So each host stores its own state of these objects.
 
         Raises:
             DependencyViolationError: `state` belongs to other stateful data sets. Nothing was changed.

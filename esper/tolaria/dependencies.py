@@ -19,7 +19,7 @@ def check_plan(plan: HostPlan, weights: Weights, *, run_id: str, generation: int
 
     Raises:
         DependencyViolationError: an id is missing; the plan is for another run or generation; its slot is not in this
-            host; or its weights are absent or have another digest than the plan.
+            host; or its weights are missing, or do not have the digest in the plan.
     """
     what = f"plan for seed {plan.seed_id or '?'}"
     checks = [

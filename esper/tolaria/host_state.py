@@ -190,8 +190,8 @@ class GrownHost:
     def parts(self) -> dict[str, object]:
         """Return the objects whose state a checkpoint must save, by name.
 
-        These are the objects that fields of the task made (model, optimizer and, if there is one, scheduler), and the
-        module of each seed.
+        These are the objects that were made by fields of the task (model, optimizer, and scheduler if there is one),
+        and the module of each seed.
         """
         made = {"task.model": self.host, "task.optimizer": self._optimizer}
         if self._scheduler is not None:
@@ -290,7 +290,7 @@ class GrownHost:
     def _regrow(self, topology: Sequence[GraftPlan], weights: Weights) -> None:
         """Remove and graft seeds so that the topology becomes `topology`.
 
-        All seeds after the first difference are removed and grafted again, because a stack has its seeds in graft
+        All seeds after the first difference are removed and grafted again, because the seeds of a slot must be in graft
         order.
         """
         now = self._editor.topology()

@@ -45,7 +45,7 @@ def sample_loss(task: Task) -> Loss:
     `sample_losses`.
 
     Raises:
-        TaskError: the task has no `sample_loss`, and its loss has no `reduction`, or a reduction other than "mean" and
+        TaskError: the task has no `sample_loss`, and its loss has no `reduction`, or its `reduction` is not "mean" or
             "batchmean".
     """
     if task.sample_loss is not None:

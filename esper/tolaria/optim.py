@@ -1,8 +1,7 @@
 """The optimizers and schedulers of one host: an optimizer for the host, and a separate optimizer for each seed.
 
-The task's factory makes all these optimizers. Because they are separate, growth does not change the moments and the
-scheduler of the host's optimizer, and the state for a culled seed is deleted with the seed
-(docs/adr/0003-one-optimizer-per-seed.md).
+The task's factory makes all these optimizers. Because they are separate, growth changes nothing in the host's optimizer
+and scheduler, and the optimizer of a culled seed is deleted with the seed (docs/adr/0003-one-optimizer-per-seed.md).
 """
 
 from __future__ import annotations
@@ -150,8 +149,8 @@ def build_scheduler(task: Task, optimizer: Optimizer, total_steps: int) -> LRSch
     """Make the task's scheduler for an optimizer and a run of `total_steps` steps. None: the task has no scheduler.
 
     Raises:
-        TaskError: the factory did not return a torch scheduler, or returned a `ReduceLROnPlateau`, which needs a
-            measured value for each step.
+        TaskError: the factory did not return a torch scheduler, or returned a `ReduceLROnPlateau`. That scheduler needs
+            a measured value for each step.
     """
     if task.scheduler is None:
         return None

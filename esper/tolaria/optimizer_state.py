@@ -21,8 +21,8 @@ Kinds = dict[Any, dict[str, object]]
 def check_groups(optimizer: Optimizer, stored: dict[str, Any]) -> None:
     """Compare the groups of a stored state with the groups of the optimizer that will load the state.
 
-    torch's `load_state_dict` compares only the number and sizes of the groups: it accepts permuted parameters, a group
-    without hyperparameters, and a learning rate that is text.
+    torch's `load_state_dict` compares only the number and sizes of the groups. So it accepts permuted parameters, a
+    group without hyperparameters, and a learning rate that is text.
 
     Raises:
         DependencyViolationError: a group has other parameters, or a hyperparameter is missing or has another type.

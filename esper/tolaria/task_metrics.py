@@ -125,7 +125,8 @@ class Metric:
         A metric that draws random numbers is not checked, because its values differ in each call.
 
         Raises:
-            TaskError: the mean of the metric's values on all batches joined is not `mean`, the mean over the batches.
+            TaskError: `mean`, the mean over the batches, differs from the mean of the metric's values on all batches
+                joined.
         """
         try:
             whole = self._joined_batches(some)

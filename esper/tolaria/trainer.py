@@ -333,8 +333,8 @@ class Trainer(MeasuredHost):
             seeds: Seed id -> slot.
 
         Returns:
-            Seed id -> remains of the seed in this host, and results of three comparisons: of the slot's output (bit for
-            bit), of the `requires_grad` flags, and of the names.
+            Seed id -> remains of the seed in this host, and the results of comparing the slot's output (bit for bit),
+            the `requires_grad` flags, and the names.
         """
         fresh = Trainer(self._task, self._settings, self._data, self._make_editor)
         bare_hooks = {slot: len(fresh.host.get_submodule(slot)._forward_hooks) for slot in seeds.values()}

@@ -53,7 +53,7 @@ class TrainingOrder:
         """Return the draws of step `first` and of some steps after it.
 
         The last of these steps needs no later permutation than `first`. So the next permutation is computed only when a
-        step needs it, because the run may end before this step.
+        step needs it. The run may end before this step.
         """
         most = max(1, min(STEPS_AHEAD, SAMPLES_AHEAD // self._batch_size))
         lap = self._last_lap(first)

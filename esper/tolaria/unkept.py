@@ -238,9 +238,9 @@ class Unkept:
     def _comparisons(self) -> Iterator[Callable[[Trainer], object]]:
         """Yield forward passes for both hosts: on the next batch, on the batches of the round, and on task.test.
 
-        The attribute was changed by a batch of the round, or by a batch of the evaluation at the start of the run. If
-        the new host computes the same value from the same batches, and no loss differed before, the attribute is a
-        cache of seen data, such as a table for each input length.
+        The attribute was changed by a batch of the round, or by a batch of the evaluation at the start of the run. The
+        attribute counts as a cache of seen data if the new host computes the same value from the same batches, and no
+        loss differed before. An example is a table for each input length.
         """
         for step in (self._trainer.step, *range(self._first_step, self._trainer.step)):
             yield partial(_glance, step=step)

@@ -73,8 +73,8 @@ def target_weights(loss: Loss, target: object) -> Tensor | None:
 
     None: the loss is another function, or no target is ignored and there are no class weights.
 
-    Source: torch.nn.CrossEntropyLoss and NLLLoss, "mean": the sum of the losses over the sum of `weight[target]`,
-    both over the targets that are not `ignore_index`.
+    Source: torch.nn.CrossEntropyLoss and NLLLoss, "mean": the sum of the losses, divided by the sum of
+        `weight[target]`. Both sums are over the targets that are not `ignore_index`.
     """
     found = _class_weights(loss)
     if found is None or not isinstance(target, Tensor) or target.is_floating_point():

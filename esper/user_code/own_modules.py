@@ -52,8 +52,8 @@ def _is_value(key: str, value: object, reached: Modules) -> bool:
 def reached_by(task: Task) -> Modules:
     """Return the user's modules that the task's functions and classes can reach, by name.
 
-    These are the modules that define the task's functions and classes. From a reached module, more modules are reached:
-    each module in its globals, and each module that defines a function or class in its globals.
+    These are the modules that define the task's functions and classes. Further modules are reached from each of them:
+    the modules in its globals, and the modules that define the functions and classes in its globals.
     """
     waiting = list(_named_by(task))
     found: Modules = {}

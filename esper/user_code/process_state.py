@@ -268,8 +268,8 @@ def told_with_settings() -> Iterator[None]:
     Use it before a run has written anything.
 
     Raises:
-        TaskError: training or measuring changed a setting; or the user's code raised an error, and the default type or
-            device differed from esper's after the task was loaded.
+        TaskError: training or measuring changed a setting; or the user's code raised an error, and after the load of
+            the task the default type or device was not the one that esper sets.
     """
     try:
         yield

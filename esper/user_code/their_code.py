@@ -25,7 +25,9 @@ _LONGEST = 400
 
 
 class Call(str):
-    """A note on an exception of the user's code: the call that raised it, and the task's field with the code."""
+    """A note on an exception of the user's code. It names the call that raised the exception, and the field of the task
+    to which the code belongs.
+    """
 
     field: str
     call: str

@@ -28,10 +28,10 @@ def _conv_backward_flops(
     wanted: list[bool],
     **_: object,
 ) -> int:
-    """Count each wanted gradient, of the input or of the weight, like a forward pass.
+    """Count each computed gradient (of the input, of the weight) like a forward pass.
 
-    torch's formula (2.13) ignores `groups`: for a depthwise convolution over 32 channels it counts the backward as 33
-    forward passes, not as 2.
+    The formula of torch 2.13 ignores `groups`. For a depthwise convolution over 32 channels, it counts the backward
+    pass as 33 forward passes, not as 2.
     """
     return conv_flop_count(x, w, grad_out, transposed) * (wanted[0] + wanted[1])
 

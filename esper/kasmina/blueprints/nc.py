@@ -1,4 +1,4 @@
-"""Seeds for [B, C] and [B, T, C] that act on the last axis only: samples and positions stay separate."""
+"""Seeds for [B, C] and [B, T, C] that act on the last axis only, so samples and positions stay separate."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from esper.user_code.extra_state import extra_states_kept
 from esper.user_code.mends import mend_of
 from esper.user_code.their_code import refused_as_theirs
 
-Forward = Callable[[nn.Module, Any], Any]  # Any: the user's model chooses the types of inputs and outputs
+Forward = Callable[[nn.Module, Any], Any]  # Any: the user's model determines the types of inputs and outputs
 
 TOLERANCE = 1e-5
 """Largest change of an output, relative to its largest entry, that counts as rounding. The value is 100 times the
@@ -65,9 +65,9 @@ def dry_run(model: nn.Module, slots: Sequence[str], batch_input: Any, call: Forw
     forward. The model is not copied, because modules with weight norm cannot be copied.
 
     Causality is measured in evaluation mode, because dropout would hide a change of the output. A slot counts as causal
-    if each change of the input at one position changed the output only at this position or later, and at least one of
-    them changed the output. Sample independence is measured in both modes, because batch norm mixes samples in training
-    mode only.
+    if no change of the input at one position changed the output at an earlier position. At least one change must have
+    changed the output. Sample independence is measured in both modes, because batch norm mixes samples in training mode
+    only.
 
     Args:
         model: In the modes in which it trains. A module in evaluation mode stays in evaluation mode.
@@ -128,8 +128,9 @@ class _Host:
     def with_most_calls(self) -> _Host:
         """Return this host with the random seed (`key`) for which a forward in training mode calls the most slots.
 
-        A model may skip layers at random. The search ends when a forward calls every slot, when the first `ALIKE`
-        forwards skip the same slots, which shows that the skipping is not random, or after `MOST_KEYS` forwards.
+        A model may skip layers at random. The search ends when a forward calls every slot, or after `MOST_KEYS`
+        forwards. It also ends if the first `ALIKE` forwards skip the same slots, because then the skipping is not
+        random.
         """
         called: list[set[str]] = []
         for key in range(MOST_KEYS):
@@ -333,7 +334,8 @@ def _batch_size(batch_input: Any) -> int:  # Any: see Forward
 
 
 def _independent(host: _Host, before: Mapping[str, Tensor], *, training: bool) -> set[str]:
-    """Return the slots with independent samples in one mode: a change of one sample changed no other sample's output.
+    """Return the slots with independent samples in one mode: a change of one sample changed only the output of this
+    sample.
 
     Three samples (first, middle, last) are changed, one at a time.
 

@@ -121,7 +121,7 @@ class GraftedSeed(nn.Module):
     def _input(self, host: Tensor) -> Tensor:
         """Return the input of the seed. In a watched call it is a copy, so that the host's tensor stays as it is.
 
-        An input without a gradient is made contiguous, because torch's backward pass of GroupNorm ends the process if
+        An input without a gradient is made contiguous, because the backward pass of GroupNorm crashes the process if
         its input has the memory format `channels_last` and needs no gradient.
         """
         given = host.detach() if self.plan.isolated else host
@@ -244,8 +244,8 @@ class SeedEditor:
         """Attach a seed, and load its weights: the value of `weights` for the digest in the plan.
 
         Raises:
-            DependencyViolationError: the slot is unknown, the seed is grafted already, or `weights` lacks its weights;
-                the host is unchanged.
+            DependencyViolationError: the slot is unknown, the seed is grafted already, or its weights are not in
+                `weights`; the host is unchanged.
             SeedBuildFailed: the seed could not be built, loaded with its weights, or prewarmed; the host is unchanged.
             IsolationViolation: a tensor of the seed shares memory with the host or with another seed, or the seed
                 changed the host while it was built and prewarmed. The seed is not attached.

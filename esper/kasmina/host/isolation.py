@@ -74,9 +74,9 @@ def _place(tensor: Tensor) -> tuple[torch.device, int]:
 def record_of(host: nn.Module, seeds: Mapping[str, Tensor], batch: object) -> Held:
     """Return the digests of everything that the call of a seed must not change, by name.
 
-    The record has the attributes, modes and hooks of the host's modules; the values, gradients, hooks and
-    `requires_grad` of the tensors of the host and of other seeds; and the batch. It contains digests of values, so a
-    change through `Tensor.data` or numpy is found, too.
+    The record has the batch, and the attributes, modes and hooks of the host's modules. Of the tensors of the host and
+    of other seeds, it has the values, gradients, hooks and `requires_grad`. It contains digests of values, so a change
+    through `Tensor.data` or numpy is found, too.
 
     Args:
         seeds: The tensors of the other seeds, by name.

@@ -23,8 +23,8 @@ def chosen(
     A blueprint must fit the slot's kind, and every matching choice must allow it.
 
     Raises:
-        ConfigError: a choice matches no slot; it names a blueprint that is not registered or fits none of its slots; or
-            no blueprint is left for a slot.
+        ConfigError: a choice matches no slot; a choice names a blueprint that is not registered, or that fits no slot
+            of the choice; or no blueprint is left for a slot.
     """
     for pattern, choice in choices.items():
         _check(pattern, choice, specs, registry)

@@ -328,7 +328,7 @@ def _result(entry: _Entry[F], seed_id: str, control: _Entry[F], fence: int) -> F
 def _shared(one: nn.Module, other: nn.Module) -> tuple[str, ...]:
     """Return the names of the tensors whose memory two seeds of a blueprint share.
 
-    A shared tensor was not made for the seed: the factory reuses it, or took it from a host.
+    A shared tensor was not made for one seed. The factory reuses the tensor, or took it from a host.
     """
     named = {**dict(one.named_parameters()), **dict(one.named_buffers())}
     return sharing_memory([*other.parameters(), *other.buffers()], named)
@@ -346,9 +346,9 @@ def _fallbacks(fork: Fork, seed_id: str, fence: int) -> tuple[str, ...] | None:
 def loss_variation(losses: list[float]) -> float:
     """Return the scatter of a fork's training losses in the second half of its steps, as a share of their mean.
 
-    Scatter is the standard deviation about a straight line, so that a fast falling loss does not count as unstable. It
-    is not compared with the scatter of the control, because the loss of a control at chance level hardly varies. Every
-    seed that learns would count as unstable.
+    Scatter is the standard deviation about a straight line, so that a loss that falls fast does not count as unstable.
+    It is not compared with the scatter of the control, because the loss of a control at chance level hardly varies.
+    Every seed that learns would count as unstable.
     """
     late = np.asarray(losses[len(losses) // 2 :])
     steps = np.arange(len(late))

@@ -182,7 +182,8 @@ def impact_gate(evidence: ImpactEvidence, limits: GrowthConfig, seed_id: str, fe
     note.
 
     Raises:
-        EvidenceMissing: the performance was not measured, or a twin exists and the host was not compared with it.
+        EvidenceMissing: the performance was not measured, or a twin exists, and the host was not compared with the
+            twin.
     """
     first = [*_marks(evidence.marks), _same_stage(evidence.stages)]
     if (failed := _failed(Gate.G4, first, seed_id, fence)) is not None:

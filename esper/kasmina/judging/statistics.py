@@ -50,9 +50,9 @@ def z_limit(false_pass: float, tests: int, count: int) -> float:
     """Return the limit that z must exceed. A useless seed passes with a chance of at most `false_pass / tests`.
 
     The limit is Student's t quantile of `1 - false_pass / tests` with `count - 1` degrees of freedom, because the
-    spread in z is estimated from the same `count` samples or groups. The normal quantile ignores this: with 14 samples
-    and 400 tests, about 10 times as many useless seeds exceed the normal quantile. The limit is exact for normal
-    differences. `docs/growth.md` covers other distributions.
+    spread in z is estimated from the same `count` samples or groups. The normal quantile ignores this. With 14 samples
+    and 400 tests, it would let about 10 times as many useless seeds pass. The limit is exact for normal differences.
+    `docs/growth.md` covers other distributions.
 
     Args:
         false_pass: Between 0 and 1.

@@ -41,12 +41,12 @@ class AdmittedCommand:
 def admit(command: Command, ledger: Ledger, *, key: bytes, now: datetime) -> AdmittedCommand:
     """Admit a command, or raise the reason of its refusal.
 
-    A replay is a command with a known id and the same signed bytes. If its generation is the present one, only its
-    signature is checked, and the caller returns the recorded answer.
+    A replay is a command with a known id and the same signed bytes. If its generation is the present generation, only
+    its signature is checked, and the caller returns the recorded answer.
 
     Raises:
-        CommandRejected: the command is not authentic or not fresh, another command has its nonce or id, or its run or
-            generation is not the present one.
+        CommandRejected: the command is not authentic or not fresh, another command has the same nonce or id, or the
+            command is of another run or generation.
         StageConflict: the operation is not allowed in the seed's stage.
         DependencyViolationError: a required id, mesh, blend or number is missing or malformed, or the command has a
             field that its operation does not use.

@@ -102,7 +102,7 @@ def _fail(records: RunRecords, seed: SeedRecord, report: GateReport, fence: int,
     """Cull a live seed that failed its gate.
 
     If the host is worse than its twin, cull every live seed that is not fossilised, because the comparison does not
-    show which seed does the harm.
+    show which seed harms the host.
     """
     failed = records.roster.newest_first() if "worse_than_twin" in report.reasons else [seed]
     answer = cull(records, failed, fence, report.gate, report.reasons, command_id)

@@ -1,8 +1,8 @@
 """The state of Kasmina's registry in a checkpoint, as JSON. The registry's future answers depend on this state.
 
-Weights are stored once, by digest, as long as a host may need them: until the command is carried out, its tournament
-has ended, and the winner has been judged. If a later replay needs them, they are drawn again from the same random
-stream, and the digest is checked.
+Weights are stored once, by digest, as long as a host may need them. They are needed until the command is carried out,
+its tournament has ended, and the winner has been judged. If a later replay needs them, they are drawn again from the
+same random stream, and the digest is checked.
 """
 
 from __future__ import annotations
