@@ -1,5 +1,6 @@
-"""The start of the command line, as `esper` and as `python -m esper`. It fixes the order of sets before anything
-else."""
+"""The start of the command line, as `esper` and as `python -m esper`. Before anything else, it makes the order of sets
+the same in every process.
+"""
 
 from __future__ import annotations
 

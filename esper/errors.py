@@ -251,8 +251,9 @@ class IsolationViolation(EsperError):
 
 
 def _why(cause: BaseException | None) -> str:
-    """Return a cause as text. It is its `repr`; for a `TheirCodeRaised` it is the description of the user's
-    exception."""
+    """Return a cause as text. The text is the `repr` of the cause. For a `TheirCodeRaised` it is the description of the
+    user's exception.
+    """
     return cause.what if isinstance(cause, TheirCodeRaised) else repr_of(cause)
 
 
@@ -314,8 +315,8 @@ class ProcessStateChanged(EsperError):
 class TheirCodeRaised(EsperError):
     """A call of the user's code raised an `EsperError`, or an exception such as `SystemExit` or `StopIteration`.
 
-    The original exception is the cause. It did not have its usual effect, such as the end of the process. A retry fails
-    in the same way; the user's code must raise another class of exception.
+    The original exception is the cause. The original exception did not have its usual effect, such as the end of the
+    process. A retry fails in the same way; the user's code must raise another class of exception.
     """
 
     def __init__(self, field: str, call: str, what: str) -> None:

@@ -74,7 +74,7 @@ def newest_generation(path: Path, there: Collection[int], identity: Identity | N
 
 
 def missing_journals(path: Path, there: Iterable[int], newest: int) -> list[Damage]:
-    """Return one damage for each gap in the numbers of the journals."""
+    """Return a `Damage` for each gap in the numbers of the journals."""
     damages, expected = [], FIRST_GENERATION
     for generation in (*there, newest + 1):
         if generation > expected:
@@ -86,7 +86,7 @@ def missing_journals(path: Path, there: Iterable[int], newest: int) -> list[Dama
 
 
 def read_journal(file: Path) -> tuple[list[Entry], list[Damage]]:
-    """Return a journal's records, and its damages.
+    """Return the records of a journal, and a `Damage` for each unreadable part.
 
     Raises:
         StoreCorrupt: the file is not a journal.

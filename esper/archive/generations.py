@@ -37,7 +37,7 @@ def retained(said: Mapping[int, Sequence[Entry]], valid: Mapping[int, int]) -> l
 
 
 def cut_short(files: Mapping[int, Path], valid: Mapping[int, int]) -> list[Damage]:
-    """Return a damage for each journal that is shorter than the length that a later generation recorded."""
+    """Return a `Damage` for each journal that is shorter than the length that a later generation recorded."""
     sizes = {number: file.stat().st_size for number, file in files.items() if number in valid}
     return [
         Damage(files[number].name, size, f"ends here; {valid[number] - size} more bytes were there")
@@ -69,8 +69,8 @@ def valid_lengths(said: Mapping[int, Sequence[Entry]]) -> dict[int, int]:
 def joined_entries(
     path: Path, said: Mapping[int, Sequence[Entry]], valid: Mapping[int, int], damaged: Collection[str]
 ) -> tuple[list[Entry], list[Damage]]:
-    """Return the valid records of all journals. Also return a damage for each journal because of which it is unclear
-    which records are valid.
+    """Return the valid records of all journals. Also return a `Damage` for each journal that leaves unclear which
+    records are valid.
     """
     entries: list[Entry] = []
     undecided: list[Damage] = []

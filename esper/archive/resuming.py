@@ -35,8 +35,8 @@ MAY_CHANGE = frozenset(
     }
 )
 FIXED = frozenset({"emergency.calm_fences"})
-"""Config keys that a resume may not change, although it may change other keys of their tables (see below). They change
-the bits of a run."""
+"""Config keys that a resume may not change, although it may change other keys of their tables (see below). These keys
+change the bits of a run."""
 MAY_CHANGE_WHOLLY = ("ray.", "telemetry.", "emergency.", "supervision.", "failure_policy.")
 """Tables and keys of the config that a resume may change. Of these only `run.epochs` changes the bits of a run."""
 SEALED = (

@@ -36,6 +36,7 @@ class PlainConsole(Console):
 
 
 def can_redraw(console: Console) -> bool:
-    """Whether the output is a terminal that can redraw lines. A file with FORCE_COLOR and a terminal with TERM=dumb
-    cannot."""
+    """Whether the output is a terminal that can redraw lines. False for a file with FORCE_COLOR, and for a terminal
+    with TERM=dumb.
+    """
     return console.is_terminal and not console.is_dumb_terminal and console.file.isatty()

@@ -278,7 +278,7 @@ class DirectoryLease:
         """Release the lease, if there is one.
 
         Raises:
-            StoreWriteFailed: the system refused. It releases the lock when the process ends.
+            StoreWriteFailed: the system refused. The system releases the lock when the process ends.
         """
         if self._descriptor is None:
             return

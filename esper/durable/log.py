@@ -284,7 +284,8 @@ def iterate(path: Path, *, disk: Disk = DISK) -> Iterator[Frame | LoadError]:
     """Read a log record by record, in the order of the file. A `LoadError` as the last item is the torn tail.
 
     Raises:
-        StoreCorrupt: as by `scan`. It is raised at the first item, or at the frame that this program cannot read.
+        StoreCorrupt: as by `scan`. The error is raised at the first item, or at the frame that this program cannot
+            read.
     """
     with _opened(path, disk) as file:
         salt, _ = read_header(file, path)

@@ -108,8 +108,8 @@ class SegmentedLog(Closing):
 
         Raises:
             StoreWriteFailed: the new segment could not be begun. If its file exists nevertheless, the log refuses
-                records until it is opened again, because a record in the old segment would have a number of the new
-                segment.
+                records until it is opened again, because the next record in the old segment would have the same number
+                as the first record of the new segment.
         """
         self._check_writable()
         path = _segment(self.folder, self.next_sequence)
@@ -217,7 +217,8 @@ def iterate_segments(folder: Path, *, disk: Disk = DISK) -> Iterator[tuple[Path,
     """Read a segmented log record by record, each with its segment. The log is neither locked nor changed.
 
     Raises:
-        StoreCorrupt: a segment or the folder cannot be read. It is raised at the first item, or at that segment.
+        StoreCorrupt: a segment or the folder cannot be read. The error is raised at the first item, or at the segment
+            that cannot be read.
     """
     for path in segments(folder, disk=disk):
         for found in iterate(path, disk=disk):

@@ -129,7 +129,9 @@ class Checkpoints(Closing):
             self.settle()
 
     def close(self) -> None:
-        """Wait for a save in flight. Its error is not raised here but by `settle`. No save may begin afterwards."""
+        """Wait for a save in flight. An error of the save is raised by `settle`, not here. No save may begin
+        afterwards.
+        """
         self._pool.shutdown(wait=True)
 
     def load_latest(self, trial: Trial | None = None) -> FenceState:

@@ -19,8 +19,8 @@ MAKE = "make a key with: (umask 077; openssl rand -hex 32 > FILE)"
 
 
 def command_key(config: RunConfig) -> bytes:
-    """Return the key of a run. It is the content of `ray.command_key_file` without white space at its ends; without
-    this setting it is random.
+    """Return the key of a run. The key is the content of `ray.command_key_file`, without white space at its ends. If
+    this setting is absent, the key is random.
 
     Raises:
         ConfigError: the file is missing, unreadable, a symbolic link or not a regular file; it belongs to another user;

@@ -61,8 +61,8 @@ def run(
         The result. On Ray its network is loaded from the last checkpoint, on the CPU, after all actors have ended.
 
     Raises:
-        ConfigError: an input is wrong; nothing was written. It is a TaskError if the task is wrong.
-        Drained: `drain` asked for the end.
+        ConfigError: an input is wrong; nothing was written. The error is a TaskError if the task is wrong.
+        Drained: a call of `drain.ask()` requested the end.
         EsperError: the run failed; its directory has the journal and the checkpoints up to the failure.
     """
     if config is not None and not isinstance(config, RunConfig):
@@ -108,7 +108,7 @@ def resume(
 
     Raises:
         ConfigError: the run cannot be resumed with these arguments; nothing was changed.
-        Drained: `drain` asked for the end.
+        Drained: a call of `drain.ask()` requested the end.
         EsperError: the run failed; its directory has the journal and the checkpoints up to the failure.
     """
     used, run_dir = _launcher(on), Path(run_dir)
@@ -137,7 +137,7 @@ def _carry_out(
     drain: Drain | None,
     conduct: Callable[[Conductor, Survey], Summary],
 ) -> Result:
-    """Survey the task, let `conduct` run it to its end, and return its summary with the network.
+    """Survey the task, and let `conduct` execute the run to its end. Return the summary of the run with the network.
 
     Raises:
         ConfigError: an input is wrong; nothing was written.

@@ -40,7 +40,7 @@ class Growth:
             training: What the trainer measured in the round that ended at this fence.
 
         Returns:
-            Tamiyo's command to go back to an earlier fence. It is not sent yet. None: the run continues.
+            Tamiyo's command to go back to an earlier fence. The command is not sent yet. None: the run continues.
         """
         self._conclude(fence)
         self._compare_with_twin(fence)

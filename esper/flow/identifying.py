@@ -18,7 +18,7 @@ from esper.user_code.source_digests import file_digest, source_digests
 from esper.user_code.task_reference import Reference
 
 ROUNDING = 1e-3
-"""Largest relative difference of two losses that count as the same if equal bits are not promised. They are not
+"""Largest relative difference of two losses that count as the same if equal bits are not promised. Equal bits are not
 promised on another type of processor, or on device cuda."""
 
 

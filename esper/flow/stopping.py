@@ -1,4 +1,4 @@
-"""Requests to stop a run. It stops at its next fence, or at once if it is still starting."""
+"""Requests to stop a run. The run stops at its next fence, or at once if it is still starting."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 DONE = 0
 CHECK_FAILED = 1
-"""The command worked, and its check failed."""
+"""The command made its check, and the check failed."""
 WRONG_INPUT = 2
 STRICT_FAILURE = 3
 """A run failed, or a command that only prints could not write its output."""

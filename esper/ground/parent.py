@@ -25,7 +25,7 @@ FROM_KERNEL = 128
 """`si_code` of a signal from a terminal."""
 PR_SET_PDEATHSIG = 1
 MOST_BYTES = 65536
-"""Capacity of a pipe. It is more than any child writes."""
+"""Capacity of a pipe. The capacity is more than any child writes."""
 
 _pipe: int | None = None
 """In a child, the writable end of the pipe to the parent. None in other processes."""

@@ -71,7 +71,7 @@ class Decision(Message):
     risk: float | None = None
     """The policy's estimate of the risk, 0..1. None: the policy estimates no risk."""
     rates: tuple[RateScale, ...] = ()
-    """Changes of learning rates. They are made also if no pair is tried."""
+    """Changes of learning rates. These changes are made even if no pair is tried."""
     go_back_to: int | None = None
     """A fence of `RoundState.checkpoints` to which the whole run goes back. `pairs` and `rates` are then empty, and
     `hold` is None. None: the run continues."""

@@ -60,7 +60,7 @@ class PerformanceStatus(StrEnum):
 
 
 class Marks(Message):
-    """Fallbacks of a seed. Each gate checks them first."""
+    """Fallbacks of a seed. Each gate checks the fallbacks first."""
 
     command_fallbacks: tuple[str, ...] = ()
     """`fallback_marks` of the command that requested the judgement. Empty: the command has no marks, or no command
@@ -87,7 +87,7 @@ class SanityProbe(Message):
     output_shape: tuple[int, ...]
     """Shape of the module's output for one sample, without the batch."""
     slot_shape: tuple[int, ...]
-    """Shape of the module's input for one sample, which is the slot's output."""
+    """Shape of the module's input for one sample. The input is the slot's output."""
     output_dtype: str
     causality_leak: float | None
     """Largest relative change of the output at positions before a perturbed input position. None: the slot is not
@@ -117,7 +117,9 @@ class SanityEvidence(Message):
 
 
 class GradientProbe(Message):
-    """Measurements from backward passes through one isolated seed, one per probe batch, without an update."""
+    """Measurements from backward passes through an isolated seed. There is one pass for each probe batch, and the
+    weights are not updated.
+    """
 
     batches: int
     """Number of backward passes. 0: the seed shares memory that is not its own, so it was not attached to a host."""

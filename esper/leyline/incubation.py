@@ -62,10 +62,10 @@ class ForkResult(GrownMessage):
     """Losses on the pick shard, at the end of the fork's training. None: the candidate was not attached; see `leaks`.
     """
     gate: PairedLosses | None
-    """Losses on the gate shard. They are measured only for the fork of rank 1. None for the others."""
+    """Losses on the gate shard. Measured only for the fork of rank 1. None for all other forks."""
     loss_variation: float | None
     fallbacks: tuple[str, ...] | None = None
-    """Differences between requested and actual execution in the fork. They are measured only for the fork of rank 1."""
+    """Differences between requested and actual execution in the fork. Measured only for the fork of rank 1."""
     leaks: tuple[str, ...] = ()
     """Tensors of the fork whose memory the candidate shares. If not empty, the candidate was not attached."""
 

@@ -252,7 +252,7 @@ class Inbox(Protocol):
         ...
 
     def acknowledge(self, signal_ids: Sequence[str]) -> None:
-        """Remove signals from the queue. The caller has made them durable."""
+        """Remove signals from the queue. The caller has already made these signals durable."""
         ...
 
     def close(self) -> None:
@@ -279,7 +279,7 @@ class Incubation(Protocol):
         ...
 
     def begin(self, order: IncubationOrder, weights: Weights, snapshot: Any) -> None:  # Any: from LiveHost.snapshot
-        """Begin an order. It may run in the background; `collect` waits for it."""
+        """Begin an order. The work may run in the background; `collect` waits for its end."""
         ...
 
     def collect(self) -> IncubationResult:
@@ -291,8 +291,9 @@ class Incubation(Protocol):
         ...
 
     def advance_twin(self, step: int) -> None:
-        """Train the twin up to an optimizer step. It may train in the background; `twin_losses` and `twin_report` wait
-        for it."""
+        """Train the twin up to an optimizer step. The training may run in the background; `twin_losses` and
+        `twin_report` wait for its end.
+        """
         ...
 
     def twin_losses(self, fence: int) -> SampleLosses:

@@ -213,7 +213,8 @@ class FieldReport(Message):
     """Relative gain over the control fork at G2. None: not measured."""
     z: Figure | None
     pick_gain: Figure | None
-    """Relative gain over the control fork on the pick shard. It ranks the forks of a tournament. None: not measured."""
+    """Relative gain over the control fork on the pick shard. The forks of a tournament are ranked by this gain. None:
+    not measured."""
     window_fences: tuple[int, int]
     """First and last fence of the observation."""
     issued_at: AwareDatetime

@@ -1,4 +1,4 @@
-"""Tests whether a network mixes the samples of a batch in evaluation mode, and finds the module that does.
+"""Tests whether a network mixes the samples of a batch in evaluation mode, and finds the module that mixes them.
 
 It refuses nothing. The test changes the inputs of half of the samples. The batch size stays the same, so that every
 kernel rounds as before. If losses or outputs of the unchanged half move, the network mixes samples, for example by
@@ -78,7 +78,7 @@ class Rows:
     def shift(self, after: Rows, unchanged: Tensor) -> float:
         """Return the largest movement of a sample in `unchanged`, relative to the size.
 
-        It is infinite if a tensor without a row per sample moved, because its samples may be mixed.
+        The result is infinite if a tensor without a row per sample moved, because the tensor may contain mixed samples.
         """
         if len(self.values) == len(after.values) == len(unchanged):
             return float((after.values - self.values).abs()[unchanged].max()) / max(self.size, LEAST)
@@ -86,8 +86,8 @@ class Rows:
 
 
 def find_mixing(survey: Survey, trainer: Trainer, batch: Any) -> Mixing:  # Any: a batch of the task's collate
-    """Change half of the samples of a batch and compare the losses of the other half. This is done with four different
-    halves.
+    """Change half of the samples of a batch and compare the losses of the other half. The comparison is made with four
+    different halves.
 
     If the losses are inconclusive, or the loss mixes samples, the rows of the outputs are compared instead. The random
     streams of the caller are unchanged.
@@ -123,7 +123,7 @@ class _Look:
     """States of the random streams before each forward pass."""
 
     def verdict(self) -> Mixing:
-        """Return whether the network mixes samples, and the module that does."""
+        """Return whether the network mixes samples, and the module that mixes them."""
         base, rounding = self._evaluated(None), self._rounding()
         found = []
         for unchanged in _halves(self.survey.data.batch_size):

@@ -4,9 +4,9 @@ A new build of the network loads the snapshot of a trained network, and both tak
 bits and their attributes must be equal, because otherwise forks, the twin and resumed runs would train differently from
 the original. A cache is accepted. It is an attribute that becomes equal when both networks have seen the same batches.
 
-The rehearsal ends with the third step. It does not find state that changes for the first time after that;
-`esper.tolaria.unkept` finds those attributes at the fences. If only some samples change the state of a data set, the
-state is found only if these steps or `esper.setup.draws` draw one of these samples.
+The rehearsal ends with the third step. It does not find state that changes for the first time after the
+third step. If that state is in attributes, `esper.tolaria.unkept` finds it at the fences. If only some samples change
+the state of a data set, the state is found only if these steps or `esper.setup.draws` draw one of these samples.
 """
 
 from __future__ import annotations

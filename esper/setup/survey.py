@@ -85,13 +85,13 @@ class Survey:
     loss_depends_on_batch: bool | None = None
     """Whether the loss of a sample depends on the other samples of its batch. None: inconclusive."""
     mixing: Mixing = NOT_FOUND_OUT
-    """Whether the network mixes the samples of a batch in evaluation mode, and the module that does."""
+    """Whether the network mixes the samples of a batch in evaluation mode, and the module that mixes them."""
     first_loss: float | None = None
-    """Loss of the first training step. None before the rehearsal, or if it diverged."""
+    """Loss of the first training step. None before the rehearsal, or if training diverged."""
     changing: Changing = field(default_factory=dict)
     """Attributes that the survey's steps changed and accepted. The checks at the fences skip them."""
     rehearsed_crc32c: int | None = None
-    """Checksum of the weights after the rehearsal's last step. None before the rehearsal, or if it diverged."""
+    """Checksum of the weights after the rehearsal's last step. None before the rehearsal, or if training diverged."""
 
     @property
     def total_steps(self) -> int:
@@ -176,8 +176,8 @@ class Survey:
 
     @property
     def judged_units(self) -> int:
-        """Number of samples in one slice of the gate shard, or of groups if samples are correlated. It is the same at
-        all fences.
+        """Number of samples in one slice of the gate shard, or of groups if samples are correlated. The number is the
+        same at all fences.
         """
         part = self.data.slice("gate", 0)
         return len(part.indices) if part.groups is None else len(set(part.groups))

@@ -39,7 +39,8 @@ STEPS = 3
 
 
 def try_backward(task: Task, host: nn.Module, inputs: Any, targets: Any) -> None:  # Any: a batch of the task
-    """Run a forward and a backward pass of the host without seeds. Its tensors are restored, its gradients are not.
+    """Run a forward and a backward pass of the host without seeds. Afterwards the tensors of the host are restored, but
+    not the gradients.
 
     Raises:
         TaskError: the loss is not finite or has no gradient, or training cannot use the gradients.

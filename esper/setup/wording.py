@@ -12,7 +12,9 @@ SMALLEST_WITH_EXPONENT = 1e6
 
 
 def number(value: float, decimals: int = 4, *, signed: bool = False) -> str:
-    """Return `value` with `decimals` decimals. It has an exponent if it is huge, or if only zeros would be shown."""
+    """Return `value` with `decimals` decimals. The text has an exponent if the value is huge, or if only zeros would be
+    shown.
+    """
     sign = "+" if signed else ""
     fixed = f"{value:{sign},.{decimals}f}"
     vanished = value != 0 and math.isfinite(value) and float(fixed.replace(",", "")) == 0
