@@ -1,7 +1,7 @@
 """Times of growth at a fence, without training and forward passes: admission, gates, and the graft of a seed.
 
 Calls are timed in whole runs of a small task in one process, with default telemetry and a journal on disk. A fence with
-a graft is compared with fences of the same runs without a graft or a judgement. The time of a fence includes the
+a graft is compared with fences of the same runs at which the host was not changed. The time of a fence includes the
 observation of the host, the command, its judgement, the journal, and the change of the host. A graft builds and tries
 the seed's module. It is also measured on the transformer of the text task. Wall and CPU seconds are measured. A command
 is admitted several times in succession. The first time takes longer, because the preceding training has filled the

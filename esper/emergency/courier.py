@@ -37,7 +37,7 @@ class Courier:
         self.wake()
 
     async def run(self) -> None:
-        """Deliver signals until the time of `end_by`, or until a cancellation.
+        """Deliver signals until the time that `end_by` set, or until a cancellation.
 
         Raises:
             StoreWriteFailed: the queue could not record a delivery.

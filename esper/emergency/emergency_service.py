@@ -29,7 +29,7 @@ from esper.ground.clock import Clock, SystemClock
 from esper.leyline.signals import EmergencySignal
 
 LOOK_S = 0.05
-"""Seconds between two looks into the inbox. Together the looks take 0.4 % of a CPU."""
+"""Seconds between two reads of the inbox folder. All reads together take 0.4 % of a CPU."""
 
 
 class EmergencyService:
@@ -75,14 +75,14 @@ class EmergencyService:
     ) -> Self:
         """Open the queue of a run, and become the only writer of the run's emergency word.
 
-        No signal is sent before `start`. If the conductor has not acknowledged a signal of a higher level than that of
-        the word, the word gets this level.
+        No signal is sent before `start`. If the conductor has not acknowledged a signal whose level is above the level
+        of the word, the word gets the signal's level.
 
         Args:
             folder: `RUN/emergency`. It is made if it is missing.
             environment: The environment variables. The config of a sink may name some of them.
             clock: None: the clock of the machine.
-            draw: Random generator of the waits after failed attempts. None: that of the operating system.
+            draw: Random generator for the waits after failed attempts. None: the generator of the operating system.
 
         Raises:
             ConfigError: the address or token of a sink cannot be read or used. Nothing was written.
@@ -117,7 +117,8 @@ class EmergencyService:
     # -- the port -----------------------------------------------------------------------------------------------------
 
     async def publish(self, signal: EmergencySignal) -> int:
-        """Accept a signal. On return it is durable, and the word shows it. A repeated call with it changes nothing.
+        """Accept a signal. On return it is durable, and the word shows it. A repeated call with the same signal changes
+        nothing.
 
         Returns:
             The number of signals that the queue has accepted since it was created.
@@ -138,7 +139,7 @@ class EmergencyService:
     async def pending(self, subscriber: str) -> tuple[EmergencySignal, ...]:
         """Return some of the signals that a subscriber has not acknowledged, the highest level first.
 
-        Empty: the subscriber has acknowledged all signals.
+        The result is empty if the subscriber has acknowledged all signals.
         """
         self._check()
         faults.point("emergency.pending")
@@ -168,8 +169,8 @@ class EmergencyService:
         """Close, wait for the deliveries, and close the queue. Nothing else may be called afterwards.
 
         Args:
-            drain_s: Largest number of seconds to wait for deliveries. There is no wait if the next attempts are due
-                later.
+            drain_s: Largest number of seconds to wait for deliveries. If no attempt is due within this time, there is
+                no wait.
 
         Returns:
             Name of a sink -> number of signals that it has not confirmed. These signals stay in the queue. Dead letters
@@ -194,7 +195,7 @@ class EmergencyService:
         return left
 
     def end_deliveries(self) -> None:
-        """End all deliveries. A `stop` in progress then waits for no sink. Call it in the event loop."""
+        """End all deliveries. So a `stop` in progress no longer waits for sinks. Call it in the event loop."""
         for task in self._deliveries:
             task.cancel()
 

@@ -17,7 +17,8 @@ from esper.leyline.signals import EmergencySignal
 T = TypeVar("T")
 
 _LOOK_S = 1.0
-"""Seconds between two checks of a waiting call that the thread still runs. A forked process does not have it."""
+"""Seconds between two checks by a waiting call. It checks that the thread still runs, because a forked process does not
+have the thread."""
 
 
 class HostedEmergency:
@@ -83,13 +84,13 @@ class HostedEmergency:
         """Run a method in the thread, with the caller's context variables, and wait for it.
 
         Raises:
-            EmergencyUnavailable: the service was stopped, or this process was forked and has no such thread.
+            EmergencyUnavailable: the service was stopped, or this process was forked and does not have the thread.
         """
         return self._result(self._begun(work, signal_id), signal_id)
 
     def _begun(
         self,
-        work: Coroutine[Any, Any, T],  # Any: what coroutines exchange with their event loop
+        work: Coroutine[Any, Any, T],  # Any: values between a coroutine and its event loop
         signal_id: str = "",
         *,
         is_last: bool = False,
@@ -122,7 +123,7 @@ def hosted(
 
     Args:
         drain_s: As in `EmergencyService.stop`.
-        undelivered: Function that is called after the stop if it left signals, with the result of `stop`.
+        undelivered: Function that is called with the result of `stop` if signals are left.
         reads_inbox: As in `EmergencyService.start`.
     """
     host = HostedEmergency(service)

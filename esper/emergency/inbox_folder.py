@@ -40,7 +40,8 @@ from esper.leyline.signals import Level
 from esper.telemetry.events import Severity, severe
 
 MOST_NAMES = 10_000
-"""Largest number of names that one call of `names` reads. With it, the call takes milliseconds in any folder."""
+"""Largest number of names that one call of `names` reads. With this limit, the call takes milliseconds in any folder.
+"""
 MOST_TAKEN = 64
 """Largest number of names that one call of `names` returns."""
 MOST_CONTENT = 4096
@@ -54,7 +55,7 @@ class InboxFolder:
 
     Args:
         folder: `RUN/emergency`. Its folder `inbox` is made.
-        run_id: Id of the run. A signal with another id of a run is refused.
+        run_id: Id of the run. A signal with the id of another run is refused.
 
     Raises:
         StoreWriteFailed: the inbox could not be made.
@@ -74,14 +75,14 @@ class InboxFolder:
     def names(self) -> list[str]:
         """Return the names of some files in the inbox, those of HALT signals first.
 
-        Folders are ignored. So are files whose names begin with a dot, because they are still being written.
+        Folders are ignored. Files whose names begin with a dot are ignored, too, because they are still being written.
 
-        An inbox that was removed is made again. That, and an inbox that cannot be read, is a severe event; then no
-        files wait.
+        An inbox that was removed is made again. This is a severe event. An inbox that cannot be read is also a severe
+        event, and no names are returned.
 
-        One call reads at most `MOST_NAMES` names; the next call continues there. So every file is found after a few
-        calls, whatever else is in the folder. If more files are found than are returned, they are opened to find the
-        HALT signals, and a severe event reports the crowd once.
+        One call reads at most `MOST_NAMES` names; the next call continues after them. So every file is found after some
+        calls, even if the folder has many other entries. If more files are found than can be returned, they are opened
+        to find the HALT signals. A severe event reports once that the inbox is crowded.
         """
         try:
             found = self._some()
@@ -163,7 +164,7 @@ class InboxFolder:
 
     def _read(self, name: str) -> bytes:
         """Return the content of a file. Raises: OSError: it cannot be read, is not a regular file, or is too large."""
-        # O_NONBLOCK: opening a pipe would wait for its writer
+        # without O_NONBLOCK, opening a pipe would wait for its writer
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(self._inbox / name, flags)
         try:
@@ -217,14 +218,16 @@ class InboxFolder:
                 severe("emergency_inbox_stuck", Severity.ERROR, file=str(self._inbox / _safe(name)), why=str(error))
 
     def _mend(self, problem: OSError) -> None:
-        """Make the inbox again if it was removed. Until it can be read, it is reported once."""
+        """Make the inbox again if it was removed. An inbox that cannot be read is reported once, until it can be read
+        again.
+        """
         if self._is_readable:
             severe("emergency_inbox_unreadable", Severity.CRITICAL, folder=str(self._inbox), why=str(problem))
         self._is_readable = False
         try:
             make_folders(self._inbox)
         except StoreWriteFailed:
-            return  # it was reported above, and the next look tries again
+            return  # it was reported above, and the next call tries again
 
 
 def _all_done(otherwise: str, asked: Sequence[str], done: Sequence[str]) -> None:
@@ -235,7 +238,9 @@ def _all_done(otherwise: str, asked: Sequence[str], done: Sequence[str]) -> None
 
 
 def _safe(name: str) -> str:
-    """Return a name that is safe in paths, logs and messages. It is `name` if that is safe, else made of its digest."""
+    """Return a name that is safe in paths, logs and messages: `name` if it is safe, else a name with the digest of
+    `name`.
+    """
     if _NAME.fullmatch(name):
         return name
     return f"other-{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}.json"

@@ -14,8 +14,8 @@ class Intake:
     """The only writer of the word. One thread at a time may call it: the thread that calls the queue.
 
     The level of the word never falls. At the start it rises to the highest level among the signals that the conductor
-    has not acknowledged, because an earlier owner may have been killed after it wrote the queue and before it wrote the
-    word.
+    has not acknowledged, because an earlier owner of the queue may have been killed after a write to the queue and
+    before the write to the word.
 
     Args:
         news: Function that is called after each change that may make a signal due.

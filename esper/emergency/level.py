@@ -1,6 +1,7 @@
 """The emergency level of a run at each fence, computed from the signals that the run has journaled.
 
-The level depends on the journal only. So a run that is taken back or resumed has the same level at each fence again.
+The level depends on the journal only. So after a rollback or a resume, a run has the same level at each fence as
+before.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from esper.leyline.signals import Level
 class LevelHistory:
     """The emergency levels of one run, by fence.
 
-    A level that was read at fence h is in force at the fences h, h + 1, ..., h + `calm_fences` - 1. A HALT is not
-    counted, because it ends the process that reads it, and a resume clears it.
+    If a signal was read at fence h, its level is in force at the fences h, h + 1, ..., h + `calm_fences` - 1. A HALT is
+    not counted, because it ends the process that reads it, and a resume clears it.
     """
 
     calm_fences: int

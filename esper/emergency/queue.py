@@ -69,7 +69,7 @@ class DeadLetter:
 class EmergencyQueue(Closing):
     """Stores published signals until all subscribers have acknowledged them. Make it by `EmergencyQueue.open`.
 
-    After a failed sync the queue refuses every further record. Then it must be closed and opened again.
+    After a failed sync the queue refuses every further record, until it is closed and opened again.
 
     Attributes:
         damage: Unreadable parts of the log at the time of `open`. All readable records are in use. An append that a
@@ -99,7 +99,7 @@ class EmergencyQueue(Closing):
         self._schedules = {one.name: Schedule(cap_per_minute if one.capped else None) for one in subscribers}
         self._compact_bytes = self._compact_at = compact_bytes
         self._owed_bytes = sum(self._owed(held.signal) for held in state.held.values())
-        """Number of bytes that the records need that will acknowledge all signals in the queue."""
+        """Number of bytes of the records that will acknowledge all signals in the queue."""
         self._needed = {one: needed_bytes(held.signal, self._subscribers) for one, held in state.held.items()}
         """Id of each signal in the queue -> number of bytes that it may need in the log."""
         self._held_bytes = sum(self._needed.values())
@@ -128,7 +128,7 @@ class EmergencyQueue(Closing):
         Args:
             capacity: Largest number of signals in the queue, including the `HALT_PLACES`.
             clock: None: the clock of the machine.
-            draw: Random generator of the waits after failed attempts. None: that of the operating system.
+            draw: Random generator for the waits after failed attempts. None: the generator of the operating system.
             cap_per_minute: Largest number of attempts within a minute for each capped subscriber.
             compact_bytes: Size of the log below which it is never compacted.
 
@@ -169,7 +169,7 @@ class EmergencyQueue(Closing):
     # -- publishers ---------------------------------------------------------------------------------------------------
 
     def publish(self, signal: EmergencySignal) -> int:
-        """Accept a signal. It is durable on return. A repeated call with it changes nothing.
+        """Accept a signal. It is durable on return. A repeated call with the same signal changes nothing.
 
         Returns:
             The number of signals that the queue has accepted since it was created.
@@ -225,8 +225,8 @@ class EmergencyQueue(Closing):
     def due(self, subscriber: str, most: int = 64) -> tuple[Delivery, ...]:
         """Return at most `most` signals that may be sent to a subscriber now, by level, then by age.
 
-        Signals beyond the cap are not returned yet. The call changes nothing: the next call returns the same signals,
-        unless an attempt, a failure or an acknowledgement was recorded, or more signals became due.
+        Signals beyond the cap are not returned yet. The call changes nothing. The next call returns the same signals,
+        unless an attempt, a failure or an acknowledgement was recorded in between, or more signals became due.
         """
         ids = self._schedules[subscriber].due(self._clock.monotonic(), most)
         held = [self._state.held[signal_id] for signal_id in ids]
@@ -239,12 +239,13 @@ class EmergencyQueue(Closing):
         return None if at is None else max(0.0, at - now)
 
     def attempt(self, subscriber: str, signal_ids: Sequence[str]) -> None:
-        """Record that signals are about to be sent. They are in flight until `acknowledge`, `failed` or a reopening.
+        """Record that signals are about to be sent. They are in flight until `acknowledge` or `failed` is called, or
+        the queue is opened again.
 
-        A crash may lose the record. Then the signals may be sent once more than is counted.
+        A crash may lose the record. In this case the signals may be sent once more than is counted.
 
         Raises:
-            StoreWriteFailed: the log refuses all further records. A full disk does not raise it.
+            StoreWriteFailed: the log refuses all further records. A full disk does not raise this error.
         """
         ids = self._waiting(subscriber, signal_ids)
         if not ids:
@@ -378,7 +379,7 @@ class EmergencyQueue(Closing):
             schedule.begin_window([now - age for age in ages if age < CAP_WINDOW_S])
 
     def _fill_reserve(self) -> None:
-        """Reserve room for the acknowledgements of all signals in the queue. A full disk does not stop it."""
+        """Reserve room for the acknowledgements of all signals in the queue. A full disk raises no error."""
         try:
             self._reserve.grow(self._owed_bytes)
         except StoreWriteFailed as error:
@@ -395,7 +396,9 @@ class EmergencyQueue(Closing):
             severe("emergency_queue_damaged", Severity.ERROR, more=more)
 
     def _strangers(self) -> dict[str, tuple[str, ...]]:
-        """Return each subscriber that is not in `_subscribers` although signals wait for it -> ids of these signals."""
+        """Return a mapping from each subscriber that is not in `_subscribers`, although signals wait for it, to the ids
+        of these signals.
+        """
         found: dict[str, list[str]] = {}
         for signal_id, held in self._state.held.items():
             for name in held.waiting.keys() - self._subscribers.keys():
@@ -461,7 +464,7 @@ class EmergencyQueue(Closing):
     def _write_unsynced(self, record: Record) -> None:
         """Append a record without a sync, then apply it to the state. If the record is lost, an attempt is repeated.
 
-        If the disk is full, the record is left out and the state is changed.
+        If the disk is full, no record is written, and only the state is changed.
         """
         try:
             self._compact()
@@ -494,7 +497,7 @@ class EmergencyQueue(Closing):
         self._compact_at = max(self._compact_bytes, min(size * 3 // 2, size + GROWTH_BYTES))
 
     def _owed(self, signal: EmergencySignal) -> int:
-        """Return the number of bytes that the records need that acknowledge a signal one by one, or a little more."""
+        """Return the bytes of the records with which all subscribers acknowledge a signal, or a little more."""
         id_bytes = len(json.dumps(signal.signal_id))
         return sum(_ACKNOWLEDGED_BYTES + len(json.dumps(name)) + id_bytes for name in self._subscribers)
 

@@ -28,15 +28,16 @@ from esper.emergency.records import (
 from esper.leyline.signals import EmergencySignal, Level
 
 REMEMBERED = 4096
-"""Number of finished signals whose ids are remembered. It is large enough, because a publisher repeats a call soon."""
+"""Number of finished signals whose ids are remembered. A publisher repeats a call soon, so this number is large enough.
+"""
 
 
 class FinishedIds:
     """Ids and checksums of the last `REMEMBERED` finished signals.
 
-    A signal is finished if it has left the queue. If there are more, those of the oldest generation are forgotten
-    first, because a publisher of an older generation does not repeat calls. Within a generation, the oldest are
-    forgotten first.
+    A signal is finished if it has left the queue. If more signals have finished, those of the oldest generation are
+    forgotten first, because a publisher of an older generation does not repeat calls. Within a generation, the oldest
+    signals are forgotten first.
     """
 
     def __init__(self, finished: Iterable[tuple[int, str, str]] = ()) -> None:
@@ -86,7 +87,7 @@ class QueueState:
     """The state of a queue after all records of its log.
 
     Args:
-        cap: Number of attempts per subscriber whose times are stored: the last ones.
+        cap: Number of attempts whose times are stored for each subscriber. These are the last attempts.
     """
 
     cap: int
@@ -98,7 +99,7 @@ class QueueState:
     """Subscriber -> Unix times of its last attempts that count for the cap. A HALT does not count."""
 
     def apply(self, record: Record) -> None:
-        """Apply a record to the state. Its parts about signals that are not in the queue are ignored."""
+        """Apply a record to the state. The parts of the record about signals that are not in the queue are ignored."""
         _APPLY[type(record)](self, record)
 
     def checksum(self, signal_id: str) -> str | None:

@@ -22,12 +22,12 @@ QUEUE = "queue"
 MOST_LOG_BYTES = 512 * 2**20
 """Largest size of a log. esper writes no larger log, because it compacts the log and limits the capacity."""
 MOST_FRAMES = 2**20
-"""Largest number of places in a log that look like the beginning of a record. It bounds the reading time."""
+"""Largest number of places in a log that look like the beginning of a record. This limits the time of reading."""
 MOST_SEGMENTS = 1000
 MOST_CAPACITY = 4096
 """Largest capacity of a queue. A log with more waiting signals was not written by esper."""
 _READINGS = 5
-"""Number of times that a reader without a lock begins again if the owner of the queue replaces the files."""
+"""Number of times that a reader without a lock begins again, because the owner of the queue has replaced the files."""
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class Dead(Record):
 
 
 class Rejected(Record):
-    """A signal was not accepted. The record is for people. It does not change the state."""
+    """A signal was not accepted. The record is only for people who read the log. It does not change the state."""
 
     KIND = 5
     signal_id: str
@@ -91,7 +91,9 @@ class Retry(Record):
 
 
 class Dropped(Record):
-    """Signals are not delivered any more to one subscriber. If `subscriber` is empty, to no subscriber."""
+    """Signals are no longer delivered to a subscriber. If `subscriber` is empty, they are no longer delivered to any
+    subscriber.
+    """
 
     KIND = 7
     subscriber: str

@@ -1,4 +1,5 @@
-"""The answers to requests in the inbox: requests that were carried out in `taken/`, reasons of refusals in `refused/`.
+"""The answers to requests in the inbox. The folder `taken/` has the requests that were carried out, and `refused/` has
+the reasons of refusals.
 
 A file in one of these folders is only for the sender of the request; the queue has its own records. So an answer that
 cannot be written is a severe event and never stops the run.
@@ -29,14 +30,17 @@ class Answers:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._written: deque[str] = deque(maxlen=MOST_ANSWERS)
-        """Names of the answers of this process, the oldest first. File times cannot tell: clocks jump."""
+        """Names of the answers of this process, the oldest first. The times of the files do not show this order,
+        because clocks may jump."""
 
     def write(self, name: str, content: bytes) -> None:
         """Write an answer. It is durable on return, unless a severe event was reported."""
         self._add(name, lambda path: atomic_write(path, content))
 
     def move_here(self, request: Path, name: str) -> None:
-        """Make the file of a request the answer to it. If that fails, the request stays, and it is a severe event."""
+        """Move the file of a request to the answers. If this fails, the file stays in the inbox, and a severe event is
+        reported.
+        """
         self._add(name, lambda path: os.rename(request, path))
 
     def _add(self, name: str, place: Callable[[Path], None]) -> None:
@@ -50,9 +54,9 @@ class Answers:
             self._written.append(name)
 
     def _forget_oldest(self) -> None:
-        """Remove files so that there is room for one more: those of earlier processes first, then the oldest.
+        """Remove files so that there is room for one more: first answers of earlier processes, then the oldest answers.
 
-        Raises: OSError: the system refused, or the folder is a link: its files belong to somebody else.
+        Raises: OSError: the system refused, or the folder is a link. In the second case its files may not be answers.
         """
         if self._folder.is_symlink():
             raise OSError(errno.ELOOP, "it is a symbolic link")

@@ -6,8 +6,8 @@ RUN/emergency/refused/NAME.json    the reason why a request was refused
 
 The other process writes the file with `submit`. The process that owns the queue reads the file and carries out the
 request. It moves the file to `taken/` when the effect is durable in the queue. If it refuses the request, it first
-writes the reason, then removes the file. A request with a file in none of the three folders has no answer: somebody
-removed a file, or an answer could not be written.
+writes the reason, then removes the file. If none of the three folders has a file of the request, there is no answer,
+because a file was removed or could not be written.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class RetryRequest(Message):
 
 
 class DropRequest(Message):
-    """Remove these signals from the queue, though sinks or the conductor have not got them."""
+    """Remove these signals from the queue, even if sinks or the conductor have not received them."""
 
     kind: Literal["drop"] = "drop"
     ids: Ids
@@ -60,7 +60,9 @@ REQUESTS: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discrimina
 
 
 class Refusal(Message):
-    """Why a file of the inbox was refused. `error` is the class of the error, `content` the beginning of the file."""
+    """The reason why a file of the inbox was refused. `error` is the class of the error, and `content` is the beginning
+    of the file.
+    """
 
     error: str
     why: str
@@ -77,8 +79,7 @@ def submit(folder: Path, request: Request) -> str:
     Returns:
         The name of the file, for `waits` and `refusal`.
 
-    Raises:
-        StoreWriteFailed: it could not be written. The owner of the queue may read it nevertheless.
+    Raises: StoreWriteFailed: the request could not be written durably. The owner of the queue may read it nevertheless.
     """
     urgent = isinstance(request, SignalRequest) and request.signal.level is Level.HALT
     name = f"{FIRST if urgent else ''}{request.kind}-{uuid.uuid4().hex}.json"
@@ -93,7 +94,7 @@ def waits(folder: Path, name: str) -> bool:
 
 
 def withdraw(folder: Path, name: str) -> bool:
-    """Remove a request from the inbox. Return false if it is not there any more."""
+    """Remove a request from the inbox. Return false if the request is no longer there."""
     try:
         os.unlink(folder / INBOX / name)
     except FileNotFoundError:
@@ -109,7 +110,7 @@ def is_taken(folder: Path, name: str) -> bool:
 
 
 def refusal(folder: Path, name: str) -> Refusal | None:
-    """Return why a request was refused. None: it was not. Call it when the request has left the inbox.
+    """Return why a request was refused. None: the request was not refused. Call it when the request has left the inbox.
 
     Raises:
         StoreCorrupt: the refusal cannot be read.

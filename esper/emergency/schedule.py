@@ -1,4 +1,5 @@
-"""Decides when a signal may be sent to a subscriber, by level, age, wait after a failed attempt, and cap.
+"""Decides when a signal may be sent to a subscriber. The decision depends on the level, the age, the wait after a
+failed attempt, and the cap.
 
 The cap is a limit on the number of attempts in a minute.
 """
@@ -29,7 +30,7 @@ class Subscriber:
         capped: If true, at most `cap_per_minute` attempts are made within a minute. A HALT does not count.
         attempts: Number of failed attempts after which a delivery is a dead letter. None: no limit.
         first_s: Longest wait after the first failed attempt, in seconds. It doubles with each further failure.
-        most_s: Longest wait after any attempt, in seconds.
+        most_s: Longest wait after any failed attempt, in seconds.
     """
 
     name: str
@@ -63,7 +64,7 @@ class Schedule:
         self._later: list[tuple[float, _Place]] = []
         """Heap of the deliveries that must wait, by the time at which they are ready. An entry may be out of date."""
         self._times: dict[str, tuple[float | None, _Place]] = {}
-        """Id -> its time in `_later` (None if it is in `_ready`), and its sort key. Ids in flight are left out."""
+        """Id -> (time in `_later`, or None if the id is in `_ready`; sort key). Ids in flight are left out."""
         self._window: deque[float] = deque(maxlen=cap)
         """Times of the last attempts that count for the cap, the oldest first."""
 
@@ -82,7 +83,7 @@ class Schedule:
                 del self._ready[bisect_left(self._ready, place)]
 
     def waits_for(self, signal_id: str) -> bool:
-        """Return whether a delivery is in this schedule. A delivery in flight is not."""
+        """Return whether a delivery is in this schedule. A delivery in flight is not in the schedule."""
         return signal_id in self._times
 
     def begin_window(self, attempts: Sequence[float]) -> None:

@@ -59,7 +59,9 @@ def _is_one_word(text: str) -> bool:
 
 
 def _wrong_address(address: str) -> str:
-    """Return how to correct an address. Return an empty text if it is valid. The text does not contain the address."""
+    """Return advice to correct an address. The advice is empty if the address is valid. The text does not contain the
+    address.
+    """
     try:
         parts = urlsplit(address)
         host, port, has_user = parts.hostname, parts.port, parts.username is not None

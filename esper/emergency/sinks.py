@@ -16,7 +16,7 @@ DEFAULT_FILE = "signals.jsonl"
 
 
 class Sink(Protocol):
-    """Sends signals to people or programs outside of the run. The caller must make one call at a time.
+    """Sends signals to people or programs outside of the run. The caller must not make two calls at once.
 
     Attributes:
         name: Name of the sink as a subscriber of the queue.
@@ -38,7 +38,7 @@ class Sink(Protocol):
 
 
 def make_sinks(configs: Sequence[SinkConfig], folder: Path, environment: Mapping[str, str]) -> tuple[Sink, ...]:
-    """Make the sinks of a config, in its order. Addresses and tokens are read now; no connection is made.
+    """Make the sinks of a config, in its order. Addresses and tokens are read in this call. No connection is made.
 
     Args:
         folder: `RUN/emergency`. It need not exist yet.
@@ -52,7 +52,7 @@ def make_sinks(configs: Sequence[SinkConfig], folder: Path, environment: Mapping
 
 
 def check_sinks(configs: Sequence[SinkConfig], environment: Mapping[str, str]) -> None:
-    """Check that `make_sinks` will make these sinks. Raises: ConfigError, as `make_sinks`. Nothing is written."""
+    """Check that `make_sinks` can make these sinks. Raises: ConfigError, as `make_sinks`. Nothing is written."""
     make_sinks(configs, Path("/"), environment)
 
 

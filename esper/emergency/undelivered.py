@@ -1,4 +1,4 @@
-"""Reports the signals that sinks have not confirmed at the end of a run. A resume sends them."""
+"""Reports the signals that sinks have not confirmed at the end of a run. If the run is resumed, they are sent again."""
 
 from __future__ import annotations
 

@@ -61,7 +61,9 @@ class WebhookSink:
             raise SinkFailed(self.name, why)
 
     async def _failure(self, signal: EmergencySignal) -> str:
-        """Send a signal. Return why the server did not confirm it. Return an empty text if it did."""
+        """Send a signal. Return why the server did not confirm the signal. Return an empty text if the server confirmed
+        it.
+        """
         try:
             async with asyncio.timeout(self._config.total_s):
                 return _refused(await self._post(signal))
@@ -100,7 +102,7 @@ class WebhookSink:
 
 
 def _refused(status: int) -> str:
-    """Return why an answer of this status is not a confirmation. Return an empty text if it is."""
+    """Return why an answer with this status is not a confirmation. Return an empty text if it is a confirmation."""
     if 200 <= status < 300:
         return ""
     return f"the server answered {status}" + (" (redirects are not followed)" if 300 <= status < 400 else "")

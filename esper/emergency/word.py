@@ -1,8 +1,8 @@
 """The emergency word: level, generation and count of signals in a memory-mapped file, with one writer and many readers.
 
 Trainers read the word at each step, up to 1,000 times a second, so a read must not need a system call. Trainers must
-see a HALT even if the process that wrote it is busy or dead. The word is written by one 8-byte store. On x86-64 and
-AArch64 an aligned 8-byte store is atomic, so no reader sees a mixture of two states and no lock is needed.
+see a HALT even if the process that wrote the word is busy or dead. The word is written by one 8-byte store. On x86-64
+and AArch64 an aligned 8-byte store is atomic, so no reader sees a mixture of two states and no lock is needed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from esper.leyline.signals import Level
 _SIZE = mmap.PAGESIZE
 _HALT = int(Level.HALT)
 _LEVEL_BITS, _GENERATION_BITS = 8, 24
-"""The parts of the word, from the low bits: level (0: no level), generation, and count in the other 32 bits."""
+"""Bits of the level and of the generation, beginning with the low bits of the word. Level 0 means no level. The other
+32 bits are the count."""
 
 
 @dataclass(frozen=True)

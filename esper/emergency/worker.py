@@ -45,5 +45,5 @@ class Worker:
             if answer.set_running_or_notify_cancel():
                 try:
                     answer.set_result(work())
-                except BaseException as error:  # the caller gets it, as it gets a result
+                except BaseException as error:  # the caller gets the exception, as it would get a result
                     answer.set_exception(error)
