@@ -63,8 +63,8 @@ def telling(*names: str, **fields: object) -> Callable[[BaseException], bool]:
     contains the names.
 
     A field is compared by `==`; if the value is an `re.Pattern`, it must match a part of the field. A name is a text
-    that the message must contain in any wording: a figure, a path, a key, a part of an API. If the error has a field
-    `mend`, it must not be empty. Raises `AssertionError`.
+    that the message must contain whatever its wording is, such as a figure, a path, a key or a part of an API. If the
+    error has a field `mend`, it must not be empty. Raises `AssertionError`.
     """
 
     def check(error: BaseException) -> bool:

@@ -179,7 +179,8 @@ def _expected(path: Path, due: Sequence[CheckpointWritten], *, newest_lost: bool
 
     Args:
         due: The checkpoints that retention keeps, the oldest first.
-        newest_lost: The newest journal cannot be read, so a file of `due` may have been removed since.
+        newest_lost: True if the newest journal cannot be read. Then a file of `due` may have been removed by the newest
+            generation.
     """
     put_aside = _names(checkpoints_folder(path) / QUARANTINE) - {one.file for one in due[-1:]}
     return _names(checkpoints_folder(path)) | ({one.file for one in due if not newest_lost} - put_aside)

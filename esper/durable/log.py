@@ -124,8 +124,9 @@ class FramedLog(Closing):
     def append_unsynced(self, kind: int, payload: bytes) -> int:
         """Append one record without a sync. On return another process can read it, even if this process is killed.
 
-        A crash of the system may lose or damage it, until another record was appended durably, `sync` returned, or the
-        log was opened again. If it is damaged and a later record is whole, it is reported as damage between records.
+        A crash of the system may lose or damage the record. This risk ends when another record was appended durably,
+        `sync` returned, or the log was opened again. If it is damaged and a later record is whole, it is reported as
+        damage between records.
 
         Returns:
             Its sequence number.

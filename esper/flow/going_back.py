@@ -154,8 +154,8 @@ class GoingBack:
         """Call `work` until it returns. After each death, restore the run to a fence and call `work` again.
 
         Raises:
-            EsperError: the error of `work`, if a restart cannot mend it; or the error of a process that did not come
-                up.
+            EsperError: the error of `work`, if processes are not restarted after it; or the error of a process that did
+                not come up.
             RestartIntensityExceeded: a process died too often.
         """
         death: EsperError | None = None

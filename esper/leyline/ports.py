@@ -306,8 +306,8 @@ class Incubation(Protocol):
 
     def state(self, fence: int) -> Mapping[str, Any]:  # Any: plain values and snapshots
         """Return a dict with three keys. `twin`: the snapshot of the twin, or None. `twin_steps`: its number of steps.
-        `origin`: the snapshot from which the tournament in flight began; None if it began at this fence, or if no
-        tournament is in flight."""
+        `origin`: the snapshot from which the tournament in flight began. None: the tournament began at this fence, or
+        no tournament is in flight."""
         ...
 
     def restore(self, state: Mapping[str, Any]) -> None:  # Any: as `state`

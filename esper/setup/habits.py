@@ -20,8 +20,8 @@ def check_fields(task: Task) -> None:
     """Check that every field of a task has a value of the required type.
 
     Raises:
-        TaskError: `task` is not a Task, or a field has a value of a wrong type, such as a module in place of a function
-            that builds it.
+        TaskError: `task` is not a Task, or a field has a value of a wrong type. An example is a module in place of a
+            function that builds the module.
     """
     if not isinstance(task, Task):
         raise TaskError(

@@ -1,8 +1,8 @@
 """Tests whether a network mixes the samples of a batch in evaluation mode, and finds the module that mixes them.
 
 It refuses nothing. The test changes the inputs of half of the samples. The batch size stays the same, so that every
-kernel rounds as before. If losses or outputs of the unchanged half move, the network mixes samples, for example by
-batch statistics or by attention over the batch.
+kernel rounds as before. If losses or outputs of the unchanged half change, the network mixes samples. Examples are
+batch statistics and attention over the batch.
 """
 
 from __future__ import annotations

@@ -68,8 +68,8 @@ def practise(task: Task, host: nn.Module, total_steps: int) -> Changing:
         The attributes of optimizer and scheduler that the steps changed. All these attributes were restored.
 
     Raises:
-        TaskError: the optimizer or the scheduler has state that is not in its state dict, which the error names; or a
-            new optimizer or scheduler cannot load the state.
+        TaskError: the optimizer or the scheduler has state that is not in its state dict (the error names this state);
+            or a new optimizer or scheduler cannot load the state.
     """
     steps, values = min(STEPS, total_steps // 2), _smallest(host)
     first, second = (_Pair(task, values, total_steps) for _ in range(2))
