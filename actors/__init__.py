@@ -1,1 +1,1 @@
-"""Runs with Ray actors as components: handles, supervision, and Ray itself."""
+"""Runs whose components are Ray actors. Here are the handles of the actors, their supervision, and the start of Ray."""

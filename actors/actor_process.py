@@ -126,7 +126,7 @@ def _asked(spec: ActorSpec) -> str:
 
 
 def _room(there: Mapping[str, float], free: Mapping[str, float]) -> str:
-    """Describe Ray's CPUs and GPUs, in all and free."""
+    """Describe Ray's CPUs and GPUs: all of them, and those that are free."""
     return ", ".join(f"{name} {there.get(name, 0.0):g} ({free.get(name, 0.0):g} free)" for name in ("CPU", "GPU"))
 
 

@@ -30,8 +30,8 @@ from esper.setup.assembly import RunKey
 from esper.setup.survey import Survey
 
 RAY_SHARE = 2
-"""Deadline of Ray's own start, as a multiple of the start deadline of actors. Ray starts several processes in
-sequence."""
+"""Deadline for the start of Ray, as a multiple of the start deadline of actors. Ray needs longer, because it starts
+several processes in sequence."""
 
 
 def fault_points(config: RunConfig) -> dict[str, set[str]]:

@@ -50,7 +50,7 @@ class EmergencyPort(Protocol):
 class SinkVariables:
     """The environment variables with secrets of sinks, read in the process that begins or resumes the run.
 
-    They are sent to the emergency actor, because its process may have an older environment.
+    They are sent to the emergency actor, because the process of the actor may have an older environment.
     """
 
     values: Mapping[str, str] = field(repr=False)

@@ -81,7 +81,7 @@ class EmergencyLink:
 class EmergencyGuard:
     """A thread that restarts the emergency actor soon after its death.
 
-    Without this thread, publishers would wait for the next fence, at which the conductor calls the actor.
+    Without this thread, publishers would wait until the conductor calls the actor at the next fence.
     """
 
     def __init__(self, link: EmergencyLink) -> None:

@@ -60,7 +60,7 @@ class HostedTrainer:
     def __init__(self, trainer: Trainer, fetch: Callable[[Any], Any] = ray.get) -> None:
         self._trainer, self._fetch = trainer, fetch
 
-    def __getattr__(self, name: str) -> Any:  # Any: as the trainer's attribute
+    def __getattr__(self, name: str) -> Any:  # Any: the trainer's attribute
         return getattr(self._trainer, name)
 
     def save(self, path: Path, states: Mapping[str, str], incubation: Mapping[str, Any]) -> None:
@@ -129,7 +129,7 @@ class HostedForks:
         return self._forks[name].weights_sha256()
 
     def abandon(self, yes: bool) -> None:
-        """If `yes`, stop every fork at its next training step. If not, later training steps run again."""
+        """If `yes` is true, stop every fork at its next training step. If not, later training steps run again."""
         self._abandoned = yes
 
     def snapshot(self, name: str) -> Any:  # Any: a HostSnapshot

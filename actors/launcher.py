@@ -44,7 +44,7 @@ class RayLauncher:
         return fault_points(config)
 
     def prepare(self, survey: Survey, reference: Reference) -> BringUp:
-        """Make the task sendable: by its reference, or pickled if it has no reference.
+        """Make the task sendable. A task with a reference is sent as this reference, and any other task is pickled.
 
         Raises:
             TaskError: the task has no reference and cannot be pickled. Nothing was written.

@@ -17,7 +17,7 @@ from esper.tamiyo.policy_check import check_policy
 
 @dataclass(frozen=True)
 class SentPolicy:
-    """A policy as bytes. If its class can be imported, the bytes contain the name of the class, else the class."""
+    """A policy as bytes. The bytes contain the class, or only its name if the class can be imported."""
 
     pickled: bytes
     name: str

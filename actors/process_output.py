@@ -26,7 +26,7 @@ class LastWords:
     def in_folder(cls, logs: Path, pid: int) -> LastWords:
         """Return the files of a worker of Ray.
 
-        The worker may have ended, because the files are found by their names.
+        The worker may have ended already, because its files are found by name.
         """
         kinds = (("stderr", "err"), ("stdout", "out"))
         return cls({stream: next(logs.glob(f"worker-*-{pid}.{ending}"), None) for stream, ending in kinds})

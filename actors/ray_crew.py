@@ -115,7 +115,7 @@ class RayCrew:
     def _not_spared(self, lives: Sequence[Life]) -> list[Life]:
         """If a policy's actor is due and a spare is up, let the spare replace it.
 
-        Return the actors that must be started. If the spare was used, a new spare is one of them.
+        Return the actors that must be started. If the spare was used, a new spare must be started, too.
         """
         due = {life.name: life for life in lives}
         if "tamiyo" not in due or SPARE in due or not {"tamiyo", SPARE} <= self.remotes.keys():
@@ -180,7 +180,7 @@ class RayCrew:
             self._replaced.append((lost, watch.alone(lost, fence, self._generation)))
 
     def mend(self) -> None:
-        """See `Crew`. Raises: ActorLost: as described there, or one of Ray's own processes has died."""
+        """See `Crew`. Raises: ActorLost: see `Crew`; or one of Ray's own processes has died."""
         self._look()
         for remote in self.remotes.values():
             try:
@@ -197,13 +197,15 @@ class RayCrew:
     # -- reports of deaths -------------------------------------------------------------------------------------------
 
     def _news(self, death: EsperError) -> dict[str, EsperError]:
-        """Return actor's name -> death. Empty: the actor's process was replaced since the death."""
+        """Return a mapping from the actor's name to its death. Empty: the process of the actor was replaced since the
+        death.
+        """
         if death.process not in (0, self.remotes[death.actor].pid):
             return {}
         return {death.actor: death}
 
     def _dead(self, remotes: Iterable[Remote], but: str) -> dict[str, EsperError]:
-        """Return actor's name -> death, for each actor among `remotes` that has died."""
+        """Return a mapping from the name of each actor in `remotes` that has died to its death."""
         deaths: dict[str, EsperError] = {}
         for remote in remotes:
             try:

@@ -1,4 +1,4 @@
-"""Translates Ray's exceptions into esper's, in the process that called the actor."""
+"""Translates exceptions of Ray into exceptions of esper, in the process that called the actor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from esper.errors import ActorDoubtful, ActorError, ActorLost, CallDeadlineExcee
 
 
 def unwrapped(error: BaseException, role: str, name: str = "") -> BaseException:
-    """Return esper's exception for an exception of Ray. The exception of Ray becomes its cause.
+    """Return the exception of esper for an exception of Ray. The latter becomes the cause of the former.
 
     Other exceptions are returned unchanged. If a method or the constructor of the actor raised an exception, this
     exception is returned. Else it is `ActorLost` if the process has ended, `ActorDoubtful` if the connection broke and
@@ -50,7 +50,7 @@ def _kind(error: RayError, role: str) -> type[ActorError]:
 
 
 def _first_line(error: BaseException) -> str:
-    """Return the line with the reason from Ray's message, without the general advice after it."""
+    """Return the line of Ray's message that has the reason. The general advice after this line is left out."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     ending = next((line for line in lines if line.startswith("The actor is dead")), lines[0] if lines else "")
     return ending.partition(" Some common causes")[0]

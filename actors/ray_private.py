@@ -29,8 +29,8 @@ ENVIRONMENT = {
 TOKEN = "RAY_AUTH_TOKEN"
 """Name of the variable with the token that a process needs to connect to an embedded Ray."""
 SERVER_PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
-"""Name of the variable for the seconds that Ray's core waits for its control store. After this time Ray's core ends the
-process, in C++."""
+"""Name of the variable that sets how many seconds Ray's core waits for its control store. After this time Ray's core
+ends the process, in C++."""
 NO_END_S = 1_000_000
 """Seconds, about eleven days. As milliseconds, the number fits into Ray's 32 bits."""
 
@@ -55,20 +55,22 @@ class Watcher(Protocol):
 class OwnPath(JobConfig):
     """The import path of workers, without the folders that Ray would add.
 
-    Ray puts the working directory and the script's folder at the front of every worker's import path. If modules in
-    these folders had names of esper's modules, Python would import them instead. No public argument prevents this.
+    Ray puts the working directory and the script's folder at the front of every worker's import path. If a module in
+    these folders had the name of a module of esper, Python would import it instead. No public argument prevents this.
     """
 
     def __init__(self, path: list[str]) -> None:
         super().__init__(_py_driver_sys_path=path)
 
     def _runtime_env_has_working_dir(self) -> bool:
-        """Return True, so that Ray does not add these folders. Ray calls this method only to decide that."""
+        """Return True, so that Ray does not add these folders. Ray calls this method only for this decision."""
         return True
 
 
 def read_environment_again() -> None:
-    """Make Ray read its environment again. Ray's import read it before esper set its variables."""
+    """Make Ray read its environment again. When Ray was imported, it read the environment before esper set variables in
+    it.
+    """
     _raylet.Config.initialize("")  # type: ignore[attr-defined]
     _raylet.AuthenticationTokenLoader.instance().reset_cache()  # type: ignore[attr-defined]
 

@@ -66,7 +66,8 @@ class Process:
     actor: ActorHandle[Shell]
     pid: int
     began: int | None
-    """Start time in the system's count; see `process_began`. None: the process had ended before the time was read."""
+    """Start time in the clock ticks of the system; see `process_began`. None: the process had ended before the time was
+    read."""
     last_words: LastWords
     ended: CallDeadlineExceeded | None = None
     """The error for which a caller killed the process. Other callers get this error as the cause of the death."""

@@ -74,7 +74,7 @@ class RemoteFork:
     def snapshot(self) -> SnapshotRef:
         """Return a reference to the fork's snapshot.
 
-        Before the fork is made, return the reference to the snapshot for making it.
+        If the fork is not made yet, return the reference to the snapshot from which it will be made.
         """
         if self._snapshot is not None:
             return self._snapshot

@@ -44,11 +44,11 @@ class RemoteIncubator:
     It has the line's thread, a thread that runs a tournament, and up to `WAITING` threads that each wait for a
     manager.
 
-    The lock `_running_lock` guards `_running`, to which the line's and the tournament's thread add. Only the
-    tournament's thread uses `_open` and `_pieces` while a tournament runs. At other times only the line's thread uses
-    them, because `collect` and `abandon` wait for the end of the tournament. Only one thread at a time uses a
-    `KeptFork`, because the line waits for the training of the twin before it uses the twin. Only the line's thread uses
-    the other fields.
+    The lock `_running_lock` guards `_running`, because both the line's thread and the thread of the tournament add to
+    it. Only the tournament's thread uses `_open` and `_pieces` while a tournament runs. At other times only the line's
+    thread uses them, because `collect` and `abandon` wait for the end of the tournament. Only one thread at a time uses
+    a `KeptFork`, because the line waits for the training of the twin before it uses the twin. Only the line's thread
+    uses the other fields.
     """
 
     def __init__(self, managers: Sequence[Remote], replace: Replace) -> None:

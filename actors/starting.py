@@ -50,7 +50,7 @@ def start(
     done: Future[None] = Future()
     limit_s = time.monotonic() + deadline_s
     stopped: PlacementUnavailable | StartDeadlineExceeded | None = None
-    with held_back() as came:  # begins before the thread, so that no signal is lost
+    with held_back() as came:  # entered before the thread starts, so that no signal is lost
         thread = threading.Thread(target=_fill, args=(done, begin, ended), name=THREAD, daemon=True)
         thread.start()
         while not done.done() and stopped is None:

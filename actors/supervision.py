@@ -177,7 +177,7 @@ class Supervisor:
         """
         if isinstance(error, ActorLost):
             self.died(life, error)
-        elif self._is_current(life) and not self._units[life.name].due:  # a due child restarts with its group
+        elif self._is_current(life) and not self._units[life.name].due:  # if a child is due, it restarts with its group
             self._stop_with(error)
 
     def died(self, life: Life, error: BaseException) -> None:

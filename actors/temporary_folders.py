@@ -42,7 +42,7 @@ def sweep(*parents: Path) -> tuple[Path, ...]:
 
 
 def _is_left(place: Path) -> bool:
-    """Return whether this user made the folder by `make_place`, for a process that has ended."""
+    """Return whether `make_place` made the folder, for this user and for a process that has ended."""
     if not NAME.fullmatch(place.name) or place.is_symlink():
         return False
     try:

@@ -90,7 +90,7 @@ def _starting(run_dir: Path) -> bool:
 
 
 def _overdue(run_dir: Path) -> float:
-    """Return the seconds from a policy's deadline to its end."""
+    """Return the seconds from a policy's deadline to the end of the policy's process."""
     hangs = {"faults": [{"point": "tamiyo.decide", "fault": "hang_c"}]}
     config = RunConfig.model_validate(
         {**tiny_config(run__dir=str(run_dir), policy__deadline_s=DEADLINE_S).model_dump(), **hangs}

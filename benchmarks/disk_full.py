@@ -32,7 +32,7 @@ WAYS = {
     "on actors": (tuple(store for store in FILLED if store in ON_ACTORS), ("--ray",)),
 }
 ENDED, OTHER_ENDS = 3, {0: "had room", 2: "was not begun"}
-"""The exit code of a run that a full disk ended, and the meanings of other exit codes."""
+"""Exit code of a run that was ended by a full disk. Meanings of other exit codes."""
 
 
 def measure(repetitions: int) -> Outcome:

@@ -69,7 +69,9 @@ def timed_ms(call: Callable[[], object]) -> float:
 
 
 def publishing(folder: Path, word: EmergencyWord, pipe: Connection) -> dict[str, list[float]]:
-    """Milliseconds of publishes, raw syncs and calls, and from the call of `publish` to the trainer's boundary."""
+    """Milliseconds of publishes, raw syncs and calls. Milliseconds from the call of `publish` to the trainer's step
+    boundary.
+    """
     config = EmergencyConfig()
     told = (folder, word.path, config, RUN, 1, SinkVariables.of(config))
     spec = ActorSpec("emergency", "emergency", RUN, 1, 0, 0, 1, None, emergency, told, asynchronous=True)
@@ -96,7 +98,7 @@ def publishing(folder: Path, word: EmergencyWord, pipe: Connection) -> dict[str,
 
 
 def words(word: EmergencyWord, pipe: Connection) -> list[float]:
-    """Milliseconds from a change of the word to the trainer's boundary that sees it."""
+    """Milliseconds from a change of the word to the trainer's step boundary that sees the change."""
     found = []
     for number in range(PUBLISHES + 1, PUBLISHES + 1 + WORDS):
         began_ns = time.monotonic_ns()

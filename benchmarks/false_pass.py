@@ -14,7 +14,7 @@ from _common import Outcome, Row, main
 from esper.kasmina.judging.statistics import z_limit
 
 RUN, ASKED = 400, 0.05
-"""Tests of a run (`growth.max_tests`), and the chance that any of them passes by luck (`growth.false_pass`)."""
+"""Number of tests of a run (`growth.max_tests`), and the chance that any test passes by luck (`growth.false_pass`)."""
 
 LOT = 4000
 """Number of tests that are drawn at a time."""

@@ -3,9 +3,9 @@
 Calls are timed in whole runs of a small task in one process, with default telemetry and a journal on disk. A fence with
 a graft is compared with fences of the same runs at which the host was not changed. The time of a fence includes the
 observation of the host, the command, its judgement, the journal, and the change of the host. A graft builds and tries
-the seed's module. It is also measured on the transformer of the text task. Wall and CPU seconds are measured. A command
-is admitted several times in succession. The first time takes longer, because the preceding training has filled the
-caches of the processor.
+the seed's module. A graft is also measured on the transformer of the text task. Wall and CPU seconds are measured. A
+command is admitted several times in succession. The first time takes longer, because the preceding training has filled
+the caches of the processor.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def timed(
 
     Args:
         of: Function of the arguments of a call, its result, and the number of earlier repetitions of the call.
-        times: Number of repetitions of each call. More than 1 only for a function that changes nothing.
+        times: Number of repetitions of each call. It may be more than 1 only if the function changes nothing.
     """
     calls, original = Calls(), getattr(owner, name)
 

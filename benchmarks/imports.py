@@ -1,4 +1,4 @@
-"""CPU seconds of commands that only read, compared with Python that only imports typer.
+"""CPU seconds of commands that only read, compared with a process of Python that only imports typer.
 
 CPU seconds are compared, because wall time depends on the load of the machine. The goals (0.3 s for the help, 1 s for
 an inspection) are for wall seconds on a quiet machine. The result has wall seconds, too.

@@ -1,4 +1,4 @@
-"""The trainer's speed while managers incubate seeds, and its waits for them at fences.
+"""The trainer's speed while managers incubate seeds, and the trainer's waits for managers at fences.
 
 The speed is measured in runs without growth, and in runs with tournaments that accept no seed. These runs alternate.
 The live host is the same in both. The trainer has one core, and all other processes share the other cores. Otherwise,
@@ -112,17 +112,17 @@ class Stopwatch(Quiet):
             self.incubations[-1].seeds_in_host = sum(seed.stage in IN_HOST for seed in state.seeds)
 
     def first_tournaments(self) -> list[Incubation]:
-        """Return the incubations with as many candidates as the first, on a host without seeds."""
+        """Return the incubations on a host without seeds that have as many candidates as the first incubation."""
         first = self.incubations[0]
         return [found for found in self.incubations if (found.candidates, found.seeds_in_host) == (first.candidates, 0)]
 
     def first_replica(self) -> Incubation | None:
-        """Return the first incubation of a replica. None: there was no winner, or no replica of it."""
+        """Return the first incubation of a replica. None: there was no winner, or no replica of the winner."""
         return next((found for found in self.incubations if found.seeds_in_host == 1), None)
 
 
 def pace_beside_a_neighbour() -> tuple[list[float], list[float]]:
-    """Return steps/s of a bare loop alone, and of a bare loop while another runs."""
+    """Return steps/s of a bare loop alone, and of a bare loop while another bare loop runs."""
     survey = survey_of(load_task(TASK)[0], load_config())
     loop = BareLoop(survey)
     found: dict[bool, list[float]] = {False: [], True: []}

@@ -24,9 +24,9 @@ from esper.user_code.process_state import process_state
 
 STATE_BYTES = 256 * MEBIBYTE
 BUFFERS = 2
-"""Number of copies: one of the trainer and one of the twin."""
+"""Number of copies. The trainer and the twin have one each."""
 SLACK_BYTES = 16 * MEBIBYTE
-"""Allowed further memory: of the allocator, of Python, and of the pieces of a save."""
+"""Allowed further memory, for the allocator, for Python, and for the pieces of a save."""
 LOOK_EVERY_S = 0.002
 
 

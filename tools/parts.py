@@ -52,7 +52,7 @@ def starts(file: Path) -> bool:
 def start(target: str, part: str, words: list[str], options: list[str]) -> subprocess.Popen[str]:
     """Start a pytest process with its output in a pipe."""
     report = REPORTS / target / f"{part}.xml"
-    report.unlink(missing_ok=True)  # a report of an earlier run must not count as this run's
+    report.unlink(missing_ok=True)  # a report of an earlier run must not count as a report of this run
     command = [sys.executable, "-u", "-m", "pytest", "-q", *words, *options, f"--junitxml={report}"]
     return subprocess.Popen(
         [*command, "-o", f"cache_dir=.pytest_cache/{part}"],

@@ -1,4 +1,4 @@
-"""Draws docs/run.svg, a terminal after a real run of the default task: `python tools/picture.py`."""
+"""Draws docs/run.svg by `python tools/picture.py`. It shows a terminal after a real run of the default task."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ HOLDERS = frozenset({"importlib", "importlib.util", "importlib.machinery", "buil
 """Modules with functions that can import. If one of these modules is used as a value, any of its functions may be
 called."""
 NAMES = frozenset({"import_module", "__import__", "__builtins__"})
-"""Names of functions that can import. A text with one of them may be used to look the function up."""
+"""Names of functions that can import. A text that contains one of these names may be used to look up the function."""
 PLACE = re.compile(r"((?:esper|actors|drills)(?:\.\w+)*):\w+")
 """`module:attribute`, the form in the table of commands and in entry points."""
 

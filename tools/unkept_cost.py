@@ -62,7 +62,7 @@ class Stopwatch:
         self.seconds, self.calls, method = 0.0, 0, getattr(kind, name)
         setattr(kind, name, self._timed(method))
 
-    def _timed(self, method: Callable[..., Any]) -> Callable[..., Any]:  # Any: as the method's
+    def _timed(self, method: Callable[..., Any]) -> Callable[..., Any]:  # Any: the method's result
         @wraps(method)
         def timed(*args: Any) -> Any:
             began = time.thread_time()

@@ -1,7 +1,7 @@
 """The emergency service of one run: the queue, the emergency word, the deliveries to sinks, and the inbox folder.
 
 Its methods are coroutines of one event loop, so that a publisher never waits for a sink. A call of the queue may wait
-for the disk. So all calls of the queue are made in one other thread, and the loop does not wait.
+for the disk. So all calls of the queue are made in one separate thread, and the loop does not wait.
 """
 
 from __future__ import annotations

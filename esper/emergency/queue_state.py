@@ -74,7 +74,7 @@ class FinishedIds:
 
 @dataclass
 class HeldSignal:
-    """A signal in the queue. `order` is its number among all accepted signals."""
+    """A signal in the queue. `order` is the number of the signal among all accepted signals."""
 
     signal: EmergencySignal
     order: int

@@ -53,8 +53,8 @@ class QueueContents:
 
 
 def read_queue(folder: Path, *, cap: int = 0, disk: Disk = DISK) -> QueueContents:
-    """Read a queue without a lock, and without changing it. Its owner may write at the same time; an append in progress
-    then looks like damage.
+    """Read a queue without a lock, and without changing it. Its owner may write at the same time. In this case an
+    append in progress looks like damage.
 
     Args:
         cap: As in `QueueState`.

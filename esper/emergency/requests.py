@@ -26,7 +26,7 @@ from esper.leyline.signals import EmergencySignal, Level
 
 INBOX, TAKEN, REFUSED = "inbox", "taken", "refused"
 MOST_BYTES = 65_536
-"""Largest size of a file in one of the two folders. A larger file in the inbox is refused."""
+"""Largest size of a request or of a refusal as a file, in bytes. A larger file in the inbox is refused."""
 FIRST = "halt-"
 """Names in the inbox that begin with this are read before all others."""
 

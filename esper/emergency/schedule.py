@@ -40,7 +40,8 @@ class Subscriber:
     most_s: float = 60.0
 
     def wait_s(self, attempts: int, draw: random.Random) -> float:
-        """Return the wait after `attempts` failed attempts: random seconds from 0 to the longest wait ("full jitter").
+        """Return the wait after `attempts` failed attempts: a random number of seconds from 0 to the longest wait
+        ("full jitter").
 
         Source: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
         """

@@ -118,7 +118,7 @@ class EmergencyConfig(Settings):
     @field_validator("sinks", mode="before")
     @classmethod
     def _have_known_keys(cls, sinks: object) -> object:
-        """Raises: ConfigError: a sink has an unknown key. The value, which may be a secret, is not shown."""
+        """Raises: ConfigError: a sink has an unknown key. The value is not shown, because it may be a secret."""
         for number, sink in enumerate(sinks) if isinstance(sinks, list | tuple) else ():
             for key in sink if isinstance(sink, dict) else ():
                 if key not in (known := _keys(sink.get("kind"))):

@@ -1,7 +1,7 @@
 """The webhook: sends each signal by an HTTP POST request, and confirms it when the server has answered with a 2xx code.
 
-The address and the token are secrets. Exceptions and log lines of httpx may show them. So no error contains the text of
-such an exception, and httpx logs nothing while a webhook sends.
+The address and the token are secrets. Exceptions and log lines of httpx may show these secrets. So no error contains
+the text of such an exception, and httpx logs nothing while a webhook sends.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class WebhookSink:
         self._address, token = read_address(config, environment), read_token(config, environment)
         self._headers = {
             "Content-Type": "application/json",
-            "Accept-Encoding": "identity",  # no compression: a small compressed answer may expand to a large one
+            "Accept-Encoding": "identity",  # a small compressed answer may expand to a large one
             "User-Agent": f"esper/{version('esper-runtime')}",
             **({} if token is None else {"Authorization": f"Bearer {token}"}),
         }
@@ -57,7 +57,7 @@ class WebhookSink:
         """See `Sink`. Redirects are not followed, because another server would get the signal and the token."""
         with _unlogged():
             why = await self._failure(signal)
-        if why:  # in `except`, its context would be an error of httpx
+        if why:  # if raised in `except`, its context would be an error of httpx
             raise SinkFailed(self.name, why)
 
     async def _failure(self, signal: EmergencySignal) -> str:

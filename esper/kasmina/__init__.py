@@ -1,1 +1,3 @@
-"""Kasmina grows the host: slots, blueprints, admission, lifecycle, gates. Tamiyo chooses the seeds to try."""
+"""Kasmina grows the host. It has the slots, the blueprints, the admission of commands, the lifecycle of seeds, and the
+gates. Tamiyo chooses the seeds to try.
+"""

@@ -69,7 +69,7 @@ class CommandBuilder:
         # A seed without a recorded blend is from an earlier version of esper. Its only mode was RESIDUAL.
         blend = seed.blend or BlendSpec(mode=BlendMode.RESIDUAL, ramp_steps=self.ramp_steps)
         mesh = seed.required_mesh
-        if seed.stage is Stage.TRAINING:  # GERMINATE has the layers of all candidates; use the seed's layers
+        if seed.stage is Stage.TRAINING:  # GERMINATE has the layers of all candidates; only the seed's are used
             own = [p.mesh for p in state.options if (p.slot, p.blueprint_id) == (seed.slot, seed.blueprint_id)]
             mesh = own[0] if own else mesh
         return self._build(

@@ -50,7 +50,7 @@ class FieldReportStore(Closing):
     """
 
     def __init__(self, folder: Path) -> None:
-        """Open the store; make its folder if needed. Raises: StoreWriteFailed: the store cannot be written."""
+        """Open the store. If its folder is missing, make it. Raises: StoreWriteFailed: the store cannot be written."""
         make_folders(folder)
         last = max(map(_number, _segments(folder)), default=1)
         try:

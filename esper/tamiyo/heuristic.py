@@ -18,7 +18,8 @@ from esper.leyline.stages import IN_HOST
 from esper.leyline.state import RoundState, SeedState
 
 RETRY_FENCES, SETTLED_RETRY_FENCES = 3, 12
-"""Numbers of fences for which a tried pair rests: before the host has an accepted seed, and afterwards.
+"""Numbers of fences for which a tried pair rests. The first applies until the host has an accepted seed, the second
+afterwards.
 
 Measured with run seeds 1-3 on the text task: if the rest is 3 fences even after a winner and its replicas, no further
 seed is accepted, and the incubation costs 1.6 to 1.9 times as much. Without a winner, only another try can grow the

@@ -1,7 +1,7 @@
 """The limits of risk, applied after the policy. A tournament that costs too much is shortened.
 
 If a figure is beyond its limit, the decision becomes a hold that names the figure and the limit. A figure that was not
-measured is not compared with its limit. The missing figure lowers the coverage, which also has a limit.
+measured is not compared with its limit. But a missing figure lowers the coverage, and the coverage has a limit, too.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ def loss_spike(state: RoundState) -> float | None:
 
 
 def cost_ratio(decision: Decision, host_flops: int) -> float:
-    """Return the modelled FLOPs of the decision's forks and their control, over the FLOPs of the host."""
+    """Return the modelled FLOPs of the decision's forks and their control, divided by the FLOPs of the host."""
     return (len(decision.pairs) + 1) + sum(pair.flops for pair in decision.pairs) / host_flops
 
 
 def milder(decision: Decision, limits: RiskConfig, host_flops: int) -> Decision:
-    """Return the decision with its last pairs removed until the modelled cost is within its limit.
+    """Remove the last pairs of a decision until the modelled cost is within its limit. Return the new decision.
 
     One pair always stays.
     """

@@ -20,7 +20,7 @@ CLASSES = 10
 BRIGHTEST = 16.0  # a pixel is the number of dark points, 0..16, in a 4x4 square of the scan
 SIZES = {"pick": 200, "gate": 400, "valid": 200, "test": 400}  # the rest, 597, is for training
 SPLIT_KEY = 0
-BATCH, EPOCHS, EPOCH_SAMPLES = 32, 25, 576  # 25 x 18 = 450 steps: 15 rounds of 30
+BATCH, EPOCHS, EPOCH_SAMPLES = 32, 25, 576  # 25 x 18 = 450 steps, or 15 rounds of 30 steps
 
 
 def load_images() -> tuple[Tensor, Tensor]:
@@ -70,7 +70,7 @@ class DigitReader(nn.Module):
 def _stage(channels_in: int, channels_out: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1),
-        nn.GroupNorm(2, channels_out),  # not batch norm: outputs must not depend on other samples
+        nn.GroupNorm(2, channels_out),  # no batch norm, because outputs must not depend on other samples
         nn.ReLU(),
         nn.MaxPool2d(2),
     )
@@ -82,7 +82,7 @@ def accuracy(logits_BK: Tensor, digits_B: Tensor) -> Tensor:
 
 
 def adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Return Adam with the best learning rate of a sweep for the host without seeds."""
+    """Return Adam. Its learning rate was the best in a sweep for the host without seeds."""
     return torch.optim.Adam(parameters, lr=1e-2)
 
 

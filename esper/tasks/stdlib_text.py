@@ -255,7 +255,7 @@ def loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
 
 
 def adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Return Adam with the best learning rate of a sweep for the host without seeds."""
+    """Return Adam. Its learning rate was the best in a sweep for the host without seeds."""
     return torch.optim.Adam(parameters, lr=8e-3)
 
 

@@ -1,6 +1,7 @@
 """The current telemetry, role and span. A role is the name of the component that does the work, for example "kasmina".
 
-A new thread has no current telemetry, role or span. To pass them on, run the thread in `contextvars.copy_context()`.
+A new thread has no current telemetry, role or span. To pass them on, run the function of the thread in
+`contextvars.copy_context()`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Imports OpenTelemetry before the other files of this package do, so that a wrong variable is reported in one line.
 
 OpenTelemetry reads OTEL_PYTHON_CONTEXT when it is imported. If the value is unknown, OpenTelemetry logs a traceback and
-uses its default. The import of esper must not fail because of the value, because most parts of esper write no
-telemetry. Later, `esper.telemetry.setup.check_environment` refuses a run.
+uses a default. The import of esper must not fail because of the value, because most parts of esper write no telemetry.
+Later, `esper.telemetry.setup.check_environment` refuses a run.
 """
 
 from __future__ import annotations

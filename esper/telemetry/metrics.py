@@ -46,7 +46,7 @@ class Counters:
     def add(self, name: str, amount: int = 1, /, **labels: Label) -> None:
         """Add `amount` to the series of `name` with exactly these labels.
 
-        A label must not be an id: each value makes a series.
+        A label must not be an id, because each value of a label makes a series.
 
         Raises:
             ValueError: `name` is not in `NAMES`, or `amount` is negative. Both are bugs of the caller. Nothing was

@@ -34,7 +34,8 @@ class Telemetry(Closing):
     """The telemetry of one run in one process. `start` makes it. `close` or the end of a `with` ends it."""
 
     directory: Path | None
-    """Folder of the span file and the severe-event log. None: no files are written; only the counters work."""
+    """Folder of the span file and the severe-event log. None: no files are written, and only the counters are
+    available."""
     role: str
     run_id: str
     counters: Counters

@@ -1,7 +1,7 @@
 """Compiles a host's forward with `torch.compile`, and compiles it again after its seeds have changed.
 
 A compiled forward ignores hooks that are added later, so it would never call a new seed. Compilation does not change
-the host's modules, the names of its tensors, or its class.
+the modules, the tensor names and the class of the host.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ class Shard:
     samples: Samples
     indices: np.ndarray[Any, np.dtype[np.int64]]
     group_of: Callable[[int], int] | None
-    """Index of a sample -> number of its group. Samples of a group are correlated. None: all samples are
-    independent."""
+    """Index of a sample -> number of the group to which it belongs. Samples of a group are correlated. None: all
+    samples are independent."""
 
     def __len__(self) -> int:
         return len(self.indices)

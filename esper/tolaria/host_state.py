@@ -77,8 +77,8 @@ class GrownHost:
         """Digest -> initial weights of every seed that was ever grafted. Checkpoints store these weights with the
         receipts."""
         self._leaks: dict[str, tuple[str, ...]] = {}
-        """Seed id -> names of what the seed changed outside itself, or its gradient reached there. Empty: audits found
-        nothing. No entry: the seed has not been audited."""
+        """Seed id -> names of everything outside the seed that the seed changed or that its gradient reached. Empty:
+        audits found nothing. No entry: the seed has not been audited."""
         self._judged: dict[str, int] = {}
         """Seed id -> first step of the seed, for each seed that a gate may still judge. These seeds are audited."""
         self._best_round: float | None = None
@@ -120,7 +120,7 @@ class GrownHost:
         self._editor.set_alphas(self.step)
         self._judged[plan.seed_id] = plan.start_step
         parameters = self._editor.parameters_of(plan.seed_id)
-        if parameters:  # torch makes no optimizer without parameters; G1 refuses a seed without parameters
+        if parameters:  # torch makes no optimizer without parameters; G1 refuses this seed
             total = self._settings.total_steps
             peak = self._settings.peak_share
             optimizer = SeedOptimizer(self._task, parameters, plan.start_step, total, plan.warmup_steps, peak)
@@ -275,7 +275,9 @@ class GrownHost:
                 self._scheduler.step()
 
     def _is_changed(self, plan: GraftPlan) -> bool:
-        """Return whether a seed's parameters differ from its initial weights. False if no step called the slot."""
+        """Return whether the parameters of a seed differ from the initial weights of the seed. False if no step called
+        the slot.
+        """
         grafted = from_bytes(self._weights[plan.weights_digest]).values()
         now = [parameter.detach().cpu() for parameter in self._editor.parameters_of(plan.seed_id)]
         return not all(any(torch.equal(one, was.to(one.dtype)) for was in grafted) for one in now)

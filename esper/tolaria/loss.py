@@ -55,7 +55,7 @@ def sample_loss(task: Task) -> Loss:
         name = getattr(task.loss, "__name__", type(task.loss).__name__)
         raise TaskError("task.sample_loss", None, f"the function or class {name!r} has no `reduction`; give {WANTED}")
 
-    batchmean = _reduction(task.loss) == "batchmean"  # KL divergence: the sum / the number of samples
+    batchmean = _reduction(task.loss) == "batchmean"  # as in KL divergence: sum / number of samples
 
     def per_sample(output: Any, target: Any) -> Any:
         losses = unreduced(output, target)

@@ -18,7 +18,7 @@ _Form = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
 
 @dataclass(frozen=True, eq=False)
 class HeldSnapshot:
-    """A snapshot in a `MemoryCopy`. It is valid until the next `copy_state`, which overwrites its tensors."""
+    """A snapshot in a `MemoryCopy`. It is valid until the next `copy_state`, which overwrites the tensors."""
 
     record: StateCopied
     snapshot: HostSnapshot

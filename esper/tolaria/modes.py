@@ -43,7 +43,7 @@ def restore_modes(model: nn.Module, modes: Modes) -> None:
 
 
 def set_training(model: nn.Module, modes: Modes, *, training: bool) -> None:
-    """Put a model into evaluation mode, or restore its training modes, which are in `modes`.
+    """Put a model into evaluation mode, or restore its training modes from `modes`.
 
     `model.train()` is always called, because a model may override it, for example to merge weights.
     """

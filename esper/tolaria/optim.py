@@ -32,7 +32,8 @@ def seed_rate(step: int, start: int, total: int, warmup: int) -> float:
     It is the product of a linear warm-up over `warmup` steps from `start` and a cosine from 1 at `start` to `FLOOR` at
     the run's last step.
 
-    Source: Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5 (cosine); a new start for each seed: docs/growth.md.
+    Source: Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5 (cosine). docs/growth.md explains the new start for each
+        seed.
     """
     age = step - start
     rise = min(1.0, max(0, age + 1) / warmup)  # 0 before the start, like alpha

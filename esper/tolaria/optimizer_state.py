@@ -36,7 +36,7 @@ def check_groups(optimizer: Optimizer, stored: dict[str, Any]) -> None:
     for number, (group, own) in enumerate(zip(groups, live, strict=True)):
         if group.get("params") != own.get("params"):
             raise _refused(optimizer, f"group {number} has the parameters {group.get('params')}")
-        for name in optimizer.defaults.keys() & own.keys():  # Adafactor's groups lack one of its defaults
+        for name in optimizer.defaults.keys() & own.keys():  # a group of Adafactor lacks one of the defaults
             if name not in group or not _alike(group[name], own[name]):
                 raise _refused(optimizer, f"group {number} has {name} = {group.get(name)!r}, here {own.get(name)!r}")
 

@@ -61,7 +61,7 @@ def check_judging(task: Task, judging: Mapping[str, Units], train: Callable[[], 
 
 
 def check_test(test: int, train: Callable[[], Units]) -> None:
-    """Refuse an empty test shard. Raises: TaskError: the test shard, which was split off `train`, is empty."""
+    """Refuse an empty test shard. Raises: TaskError: the test shard is empty. It was split off `train`."""
     if test == 0:
         whole = train()
         mend = f"a tenth of the {whole} of task.train is less than one; give test=, or at least 10 {whole.what}"

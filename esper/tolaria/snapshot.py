@@ -109,7 +109,7 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     `load_state_dict` alone would share the tensors of `state`, and the next step would overwrite them.
 
     Raises:
-        DependencyViolationError: the groups differ from those of the optimizer; nothing was changed. Or
+        DependencyViolationError: the groups differ from the groups of the optimizer; nothing was changed. Or
             `load_state_dict` failed, or changed the shape or dtype of a tensor. In this case the state of the optimizer
             is invalid.
     """

@@ -247,7 +247,7 @@ def _tensors_of(value: Any) -> dict[str, Tensor]:  # Any: a value from the file
 
 
 def plain_incubation(incubation: Mapping[str, Any]) -> dict[str, Any]:  # Any: plain values and snapshots
-    """Return named values in plain form. Each `HostSnapshot` (the twin, an incubation's origin) is converted."""
+    """Return named values in plain form. Each `HostSnapshot` among them is converted, for example that of the twin."""
     found = {}
     for name, value in incubation.items():
         if isinstance(value, HostSnapshot):

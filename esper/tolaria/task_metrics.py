@@ -174,7 +174,7 @@ def _as_doubles(found: object) -> Tensor:
     """Convert to doubles.
 
     Raises:
-        TypeError, ValueError, OverflowError, RuntimeError: not real numbers, or too large.
+        TypeError, ValueError, OverflowError, RuntimeError: the values are not real numbers, or are too large.
     """
     if isinstance(found, Real) and not isinstance(found, np.generic):
         return torch.tensor(float(found), dtype=torch.float64)

@@ -125,7 +125,7 @@ class Trainer(MeasuredHost):
         state = self._state(fence, mean, tuple(losses), max(norms), best)
         for report in state.blends:
             with span("seed blend", role=self._settings.role, fence=fence, **report.model_dump()):
-                pass  # the span exists for its attributes
+                pass  # the span is needed only for its attributes
         return state
 
     def first_step_at(self) -> float | None:
@@ -212,7 +212,9 @@ class Trainer(MeasuredHost):
         return output
 
     def _begin_audits(self, last_step: int) -> None:
-        """Begin to train up to `last_step`. The last step is audited, so that a gate has evidence of its own fence."""
+        """Begin to train up to `last_step`. The last step is audited, so that a gate has evidence of the fence at which
+        it judges.
+        """
         self._set_mode(training=True)
         self._optimizer.zero_grad(set_to_none=True)  # the seed of a fork in this process may have reached this host
         self._audited_now, self._last_step = set(), last_step

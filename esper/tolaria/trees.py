@@ -1,6 +1,6 @@
 """Functions over state dicts: nestings of dicts, lists and tuples with tensors.
 
-Subclasses of list and tuple are not supported. For batches and outputs, which may have subclasses, there is
+Subclasses of list and tuple are not supported. Batches and outputs may have subclasses. For them there is
 `esper.ground.nested`.
 """
 

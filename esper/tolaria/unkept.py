@@ -31,8 +31,8 @@ Changing = Mapping[str, frozenset[str]]
 are not state."""
 
 DATA_LIMITS = Limits(values=1_000, whole_bytes=2**20)
-"""Limits for reading a data set, which may have millions of samples. Only its first values and parts of its arrays are
-read."""
+"""Limits for reading a data set. Only its first values and parts of its arrays are read, because it may have millions
+of samples."""
 
 KIND_MEND = "make it in the factory with its final shape and type; size a table that grows for the longest input"
 FLAG_MEND = "freeze and unfreeze in the factory; the optimizer has the parameters that are trainable there"
@@ -85,7 +85,7 @@ class Surroundings:
                 self._sets[f"task.{name}"] = shard.samples
 
     def meet(self, objects: Iterable[object]) -> None:
-        """Add the classes of objects to those that are read. A seed may bring a new class."""
+        """Add the classes of objects to the classes that are read. A seed may bring a new class."""
         self._kinds = list(dict.fromkeys((*self._kinds, *kinds_of(*objects))))
 
     def held(self, changing: Changing) -> dict[str, Held]:

@@ -1,1 +1,1 @@
-"""The user's code: esper finds and calls it here, and finds its state."""
+"""Finds and calls the user's code, and finds the state of this code."""

@@ -31,7 +31,7 @@ WHOLE_BYTES = 64 * 2**20
 read.
 """
 PIECES, PIECE_BYTES = 256, 64 * 2**10
-"""Number of the pieces, and length of a piece in bytes: 16 MiB together."""
+"""Number of the pieces, and length of a piece in bytes. All pieces together have 16 MiB."""
 
 _SCALARS = {bool, int, float, complex, str, bytes, type(None)}
 _CONTAINERS = (list, tuple, deque, set, frozenset)
@@ -41,7 +41,7 @@ _SHARED_VALUES = (*_SCALARS, *_CONTAINERS, dict, Tensor, np.ndarray, functools._
 _NEVER_OPENED = ("_io", "_thread", "concurrent", "logging", "multiprocessing", "threading", "tqdm", "weakref")
 _KEPT_BY_TORCH = {"_parameters", "_buffers", "_modules"}
 _ESPERS = {"_compiled_call_impl", "_fallbacks_told"}
-"""Attributes of a module that esper sets: its compiled forward, and the fallbacks that it reported."""
+"""Attributes that esper sets on a module: the compiled forward, and the fallbacks that the module reported."""
 _HOOKS_OF_TORCH = {name for name in vars(nn.Module()) if "_hooks" in name}
 
 

@@ -103,7 +103,9 @@ def _asked(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
 
 
 def modules_in(folder: Path) -> dict[str, Path]:
-    """Return name and file of each loaded module in a folder or below. Installed modules and esper's are left out."""
+    """Return name and file of each loaded module in a folder or below. Installed modules and modules of esper are left
+    out.
+    """
     loaded = [(name, module) for name, module in list(sys.modules.items()) if isinstance(module, ModuleType)]
     files = {name: file_of(module) for name, module in loaded if not is_ours(name)}
     return {name: file for name, file in files.items() if file is not None and _belongs(file, folder)}
@@ -124,7 +126,7 @@ def file_of(module: ModuleType) -> Path | None:
 
 
 def _lies_in(module: ModuleType, folder: Path) -> bool:
-    """Return whether a module's file lies in a folder or below. For a package without a file, its folders count."""
+    """Return whether a module's file lies in a folder or below. If a package has no file, its folders are checked."""
     file = file_of(module)
     if file is not None:
         return file.is_relative_to(folder)
@@ -134,7 +136,7 @@ def _lies_in(module: ModuleType, folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class Hidden:
-    """A hidden module in a task's folder: an import of its name finds another module."""
+    """A hidden module in a task's folder. An import of this name finds another module."""
 
     name: str
     beside: Path
@@ -142,7 +144,7 @@ class Hidden:
     found: str
     """Description of the module that the import finds."""
     file: Path | None = None
-    """Source file with the import statement. None: only the name was checked, without an import statement."""
+    """Source file with the import statement. None: a name was checked, and no import statement."""
     line: int | None = None
     """Line of the import statement. None without a file."""
 

@@ -26,7 +26,7 @@ _KINDS = {
     "cache": {"lru_cache"},
     "container": {"dict", "list", "set", "tuple", "deque", "full deque"},
 }
-"""Kind in the tables below -> the values of `Leaf.kind` for it."""
+"""Kind in the tables below -> the values of `Leaf.kind` that belong to the kind."""
 
 _EACH = {
     "iterator": "an iterator cannot be saved: count the steps in a buffer and compute the item from that number",
@@ -100,7 +100,7 @@ def _of_kind(mends: Mapping[str, str], path: str, moments: Iterable[Held]) -> st
 
 
 def _kind(path: str, moments: Iterable[Held]) -> str:
-    """Return the kind of a value, which is a key of the tables above."""
+    """Return the kind of a value. The kinds are keys of the tables above."""
     if _ITERATOR in path:
         return "iterator"
     there = next((held[path].kind for held in moments if path in held), None)

@@ -14,7 +14,8 @@ from esper.errors import ConfigError
 from esper.user_code.import_paths import OURS, ROOT, file_of, is_installed, is_ours
 
 LAUNCHERS = "esper.launchers"
-"""Entry-point group of launchers for runs outside this process; the package `actors` registers "ray"."""
+"""Entry-point group of launchers for runs outside of this process. The package `actors` registers "ray" in this group.
+"""
 PACKAGE = "esper-runtime"
 IN_PROCESS = "run in one process (--in-process, or on=esper.InProcess())"
 

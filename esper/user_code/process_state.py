@@ -63,7 +63,7 @@ def _older(name: str, get: Callable[[], Any], put: Callable[[Any], object], ours
             return CONTRADICTED
 
     def write(value: Any) -> None:
-        if value != CONTRADICTED:  # else skip it: the newer settings, which are restored later, contradict it
+        if value != CONTRADICTED:  # else skip it, because the newer settings contradict it; they are restored later
             put(value)
 
     return Setting(name, read, write, ours)

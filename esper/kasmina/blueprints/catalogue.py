@@ -136,7 +136,8 @@ class BlueprintRegistry:
         return name in self._blueprints
 
     def add(self, blueprint: Blueprint) -> None:
-        """Add a blueprint. If a file is imported again, its function replaces the earlier version of the same function.
+        """Add a blueprint. If the file of the blueprint is imported again, the new function replaces the earlier
+        version of this function.
 
         Raises:
             ConfigError: another function has registered this name.

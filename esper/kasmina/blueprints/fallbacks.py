@@ -17,7 +17,7 @@ _TOLD = "_fallbacks_told"
 
 
 def fell_back(module: nn.Module, why: str) -> None:
-    """Report that a seed does not compute as planned, for example because its fast kernel is missing.
+    """Report that a seed does not compute as planned, for example because a fast kernel is missing.
 
     Call this function in a blueprint's factory, or in the constructor or the forward of a module of the seed. Outside a
     run, for example in a finished network, a call has no effect.

@@ -33,7 +33,7 @@ def autocast_at(tensor: Tensor) -> str | None:
 
 
 def as_slot(correction: Tensor, host: Tensor) -> Tensor:
-    """Return a seed's output; under autocast, in the dtype of its slot's output."""
+    """Return a seed's output. Under autocast, convert it to the dtype of the slot's output."""
     if isinstance(correction, Tensor) and torch.is_autocast_enabled(host.device.type):
         return correction.to(host.dtype)
     return correction

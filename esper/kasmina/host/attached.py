@@ -1,8 +1,9 @@
 """Seeds as registered modules of a finished network, called by forward hooks.
 
-Imports only torch, `formulas` and `slot_output`. A live host does not register seeds as modules (see `host_editor.py`),
-because they are added and removed there. A finished network registers its seeds. So they are moved, copied and pickled
-with the network, and switch modes with it. A forward pass changes no alpha.
+Imports only torch, `formulas` and `slot_output`. A live host does not register its seeds as modules (see
+`host_editor.py`), because seeds are added to it and removed from it. A finished network registers its seeds, so that
+the seeds are moved, copied and pickled with the network, and switch modes with the network. A forward pass changes no
+alpha.
 """
 
 from __future__ import annotations
@@ -124,9 +125,9 @@ def check_names(network: nn.Module, slots: Collection[str]) -> None:
 def register(network: nn.Module, path: list[str], seed: Seed) -> None:
     """Register a seed at a path of names below a network.
 
-    Missing modules on the path are added: a `SeedHolder` as the first, empty modules below it. If `a` and `a.0` are
-    slots, the first seed of `a` and the parent of the seeds of `a.0` have the same path. In this case the seed of `a`
-    is also the parent. If children were registered before it, they become its children.
+    Missing modules on the path are added. The first of them is a `SeedHolder`, and those below it are empty modules. If
+    `a` and `a.0` are slots, the first seed of `a` and the parent of the seeds of `a.0` have the same path. In this case
+    the seed of `a` is also the parent. If children were registered before the seed of `a`, they become its children.
     """
     place = network
     for name in path[:-1]:

@@ -25,7 +25,7 @@ HYSTERESIS = 0.02
 """Largest change of a seed's confidence (0..1) that is not applied to the live host."""
 
 Problem = tuple[str, str]
-"""(what is missing or wrong, the value or its limit)."""
+"""(description of the fault, the wrong value or the limit)."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ def next_confidence(spec: BlendSpec, logits: Sequence[float], applied: float | N
 
 
 def check_fits(host: Tensor, seed: Tensor) -> None:
-    """Refuse a seed's output if a formula would broadcast it or convert its dtype.
+    """Refuse a seed's output if a formula would broadcast this output or convert its dtype.
 
     Raises:
         ValueError: shapes, dtypes or devices differ.

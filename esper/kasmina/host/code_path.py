@@ -1,4 +1,4 @@
-"""Finds the code path of a module's calls from torch's own state: eager, or compiled by `torch.compile`."""
+"""Finds the code path of a module's calls: eager, or compiled by `torch.compile`. The source is the state of torch."""
 
 from __future__ import annotations
 

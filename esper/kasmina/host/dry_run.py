@@ -27,8 +27,8 @@ from esper.user_code.their_code import refused_as_theirs
 Forward = Callable[[nn.Module, Any], Any]  # Any: the user's model determines the types of inputs and outputs
 
 TOLERANCE = 1e-5
-"""Largest change of an output, relative to its largest entry, that counts as rounding. The value is 100 times the
-rounding of single precision, which is about 1e-7."""
+"""Largest size of a change of an output that counts as rounding, relative to the largest entry of the output. The value
+is 100 times the rounding of single precision, which is about 1e-7."""
 
 NESTED = (
     "nn.TransformerEncoder packs a padded batch into a nested tensor in evaluation mode, and no seed can read that;"
@@ -98,7 +98,7 @@ def dry_run(model: nn.Module, slots: Sequence[str], batch_input: Any, call: Forw
 
 @dataclass(frozen=True)
 class _Host:
-    """The model with the arguments of its forwards."""
+    """The model, and the arguments for forwards of the model."""
 
     model: nn.Module
     matched: Matched

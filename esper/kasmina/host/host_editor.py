@@ -74,7 +74,7 @@ class GraftedSeed(nn.Module):
         asked_path: str,
         record: Callable[[GraftPlan], Held],
     ) -> None:
-        """Make a seed that is not attached yet.
+        """Make the module without attaching the seed.
 
         Args:
             record: Function that returns the digests of everything that this seed must not change.
@@ -119,7 +119,8 @@ class GraftedSeed(nn.Module):
         return self.blend.formula(host, correction, weight_of(self.alpha, self.channels, host))
 
     def _input(self, host: Tensor) -> Tensor:
-        """Return the input of the seed. In a watched call it is a copy, so that the host's tensor stays as it is.
+        """Return the input of the seed. In a watched call the input is a copy, so that the call cannot change the
+        host's tensor.
 
         An input without a gradient is made contiguous, because the backward pass of GroupNorm crashes the process if
         its input has the memory format `channels_last` and needs no gradient.
@@ -152,8 +153,8 @@ class GraftedSeed(nn.Module):
     def observe(self) -> SeedObservation:
         """Return the observation since the last call of `observe`, and start a new observation.
 
-        Alpha and its target are rounded to the buffer's dtype, so that they can be compared. If calls differed in
-        dtype, device or path, all values are listed. The devices of the seed's tensors are listed, too.
+        Alpha and the target of alpha are rounded to the buffer's dtype, so that they can be compared. If calls differed
+        in dtype, device or path, all values are listed. The devices of the seed's tensors are listed, too.
         """
         target = torch.tensor(target_alpha(self.plan.blend, self.plan.confidence).effective, dtype=self.alpha.dtype)
         counts = self.calls.take()
@@ -261,7 +262,7 @@ class SeedEditor:
         module = self._blueprints.get(plan.blueprint_id).build(spec, seed_key=0)
         own = [*module.parameters(), *module.buffers()]
         if shared := sharing_memory(own, {**self.tensors(), **self._host_tensors()}):
-            raise _violation(plan, shared)  # loading the seed's weights would overwrite the host's
+            raise _violation(plan, shared)  # loading the weights of the seed would overwrite the host
         try:
             load_weights(module, weights[plan.weights_digest])
         except RuntimeError as error:
@@ -280,7 +281,7 @@ class SeedEditor:
         self._seeds[plan.seed_id] = seed
 
     def amend(self, change: Amendment) -> None:
-        """Change the plan of a seed. If the change ends the seed's isolation, this applies from the next forward on.
+        """Change the plan of a seed. If the change ends the seed's isolation, the isolation ends with the next forward.
 
         A changed confidence applies from the next `set_alphas` on.
         """
@@ -401,7 +402,7 @@ class SeedEditor:
     def _foreign_to(self, plan: GraftPlan) -> dict[str, Tensor]:
         """Return the tensors of the host and of the other seeds.
 
-        A tensor that the seed shares with them is included.
+        If the seed shares a tensor with them, this tensor is included.
         """
         return self._seeds_beside(plan) | self._host_tensors()
 

@@ -43,7 +43,7 @@ def strange_parameters(
 
 
 def leaves_of(branch: Tensor, cut: Node | None = None) -> Iterator[Tensor]:
-    """Yield each tensor whose gradient a backward pass from `branch` would change, without those behind `cut`."""
+    """Yield each tensor whose gradient a backward pass from `branch` would change, except tensors behind `cut`."""
     seen: set[object] = {cut}
     stack = [branch.grad_fn]
     while stack:
@@ -51,7 +51,7 @@ def leaves_of(branch: Tensor, cut: Node | None = None) -> Iterator[Tensor]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if hasattr(node, "variable"):  # only AccumulateGrad, the end of a path, has it
+        if hasattr(node, "variable"):  # only the end of a path, AccumulateGrad, has this attribute
             yield node.variable
         stack.extend(following for following, _ in node.next_functions)
     if branch.is_leaf and branch.requires_grad:

@@ -22,8 +22,8 @@ def unchanged(x: Tensor) -> Tensor:
 def other_content(x: Tensor) -> Tensor:
     """Return other content for a batch x. The values stay within the range of x, so that the model can process them.
 
-    An integer becomes the next larger integer that occurs in x; the largest becomes the smallest. A floating number
-    moves a random part of the way to the same entry of another sample.
+    An integer becomes the next larger integer that occurs in x. The largest integer becomes the smallest. A floating
+    number moves towards the same entry of another sample, by a random part of the distance.
     """
     if not x.is_floating_point():
         occurring, index = torch.unique(x, return_inverse=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from esper.leyline.commands import BlendSchedule, BlendSpec
 
 STEEPNESS = 12.0
-"""Width of the interval of the logistic function that SIGMOID uses: -6 to 6."""
+"""SIGMOID uses the logistic function on the interval from -6 to 6. This is the width of the interval."""
 
 
 def sigmoid(x: float) -> float:

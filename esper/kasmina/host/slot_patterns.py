@@ -46,8 +46,7 @@ class Matched:
 
         If the check raises a TaskError and only a wildcard matched the module, leave it out.
 
-        Raises:
-            TaskError: the check's error, if the module was named without a wildcard.
+        Raises: TaskError: the check failed, and the module was named without a wildcard.
         """
         try:
             yield

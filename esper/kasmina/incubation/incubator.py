@@ -32,12 +32,12 @@ T = TypeVar("T")
 F = TypeVar("F", bound=Fork)
 
 PROBE_BATCHES = 2
-"""Number of backward passes in a candidate's gradient probe, which G1 judges."""
+"""Number of backward passes in the gradient probe of a candidate. G1 judges this probe."""
 
 
 @dataclass
 class _Entry(Generic[F]):
-    """A fork or the control of a tournament, with its results so far."""
+    """A fork of a tournament, or its control, with the results so far."""
 
     fork: F
     plan: GraftPlan | None = None

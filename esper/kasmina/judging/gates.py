@@ -103,7 +103,8 @@ def gradient_gate(evidence: GradientEvidence, limits: GrowthConfig, seed_id: str
 def stability_gate(evidence: StabilityEvidence, limits: GrowthConfig, seed_id: str, fence: int) -> GateReport:
     """Judge G2: does the seeded fork beat its control on samples not used for ranking, and train steadily?
 
-    A replica repeats a winner. Its gain is judged by the winner's evidence; its own evidence must show no harm.
+    A replica repeats a winner. The gain of a replica is judged by the evidence of the winner. The evidence of the
+    replica must show no harm.
 
     Raises:
         EvidenceMissing: a seed whose fork trained to the end has no rank; or the first seed of a tournament was not
@@ -231,7 +232,7 @@ def reset_gate(evidence: ResetEvidence, seed_id: str, fence: int) -> GateReport:
 
 
 def performance_status(seen: SeedObservation, cost_ratio: float, budget: float) -> PerformanceStatus:
-    """Rate a live seed: FALLBACK if its dtype, device or code path is not as planned; else by its cost.
+    """Rate a live seed: FALLBACK if its dtype, device or code path is not as planned. Otherwise the cost decides.
 
     Args:
         cost_ratio: Modelled FLOPs of the seed over those of the host.
@@ -250,7 +251,7 @@ def performance_status(seen: SeedObservation, cost_ratio: float, budget: float) 
 
 
 def _failed(gate: Gate, first: list[Check], seed_id: str, fence: int) -> GateReport | None:
-    """Return a failed report if a check of fallbacks or of the stage fails, else None.
+    """Return a failed report if the check of fallbacks or the check of the stage fails. Return None if both pass.
 
     These checks are made first, so they fail the gate even if other evidence is missing.
     """

@@ -60,8 +60,8 @@ def probe_seed(module: nn.Module, spec: SlotSpec, sample_h: Tensor, blueprint: s
     dropout causes no difference. A seed that mixes samples by batch statistics is found in training mode.
 
     Args:
-        sample_h: A batch of the slot's output, [B, ...], two samples or more, in the slot's dtype and layout. Lengths,
-            heights and widths may differ from those of the spec.
+        sample_h: A batch of the slot's output, [B, ...], two samples or more, in the slot's dtype and layout. Its
+            length, height and width may differ from the spec.
 
     Raises:
         DependencyViolationError: `sample_h` does not have the channels or the dtype of the slot's output.
@@ -143,7 +143,7 @@ def _forward(
     Args:
         autocast: Dtype to which the host's autocast casts at the slot. None: the host uses no autocast there.
         told: Mapping to which the copy's fallbacks are added. None: fallbacks do not count, because the copy runs in
-            double precision, which no plan requires.
+            double precision, and no plan requires double precision.
     """
 
     def forward(h: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ def _forward(
 
 
 def _with_random_parameters(module: nn.Module) -> nn.Module:
-    """Return a double-precision copy whose parameters are all replaced by draws from N(0, 1/fan_in)."""
+    """Return a double-precision copy. All its parameters are replaced by draws from N(0, 1/fan_in)."""
     copy, generator = deepcopy(module).double(), torch.Generator().manual_seed(0)
     for p in copy.parameters():
         fan_in = p[0].numel() if p.dim() > 1 else 1

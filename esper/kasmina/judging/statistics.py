@@ -31,7 +31,7 @@ def paired(control: SampleLosses, seeded: SampleLosses) -> PairedLosses:
     if control.groups is not None:
         base, d = _group_means(base, control.groups), _group_means(d, control.groups)
     count = len(d)
-    with np.errstate(invalid="ignore"):  # if a loss is not finite, z is not-a-number, which passes no limit
+    with np.errstate(invalid="ignore"):  # if a loss is not finite, z is not-a-number and passes no limit
         mean = float(d.mean())
         sd = float(d.std(ddof=1)) if d.min() != d.max() else 0.0  # for equal numbers, std returns a rounding error
     return PairedLosses(
@@ -72,7 +72,7 @@ def z_limit(false_pass: float, tests: int, count: int) -> float:
 
 
 def stouffer(zs: tuple[float, ...]) -> float:
-    """Combine k values of z for the same question into one: `sum(z) / sqrt(k)`.
+    """Combine k values of z for the same question into one value, `sum(z) / sqrt(k)`.
 
     Source: Stouffer et al. 1949, "The American Soldier", vol. 1, p. 45.
     """

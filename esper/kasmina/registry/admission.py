@@ -19,7 +19,7 @@ from esper.telemetry.events import Severity, reported
 from esper.telemetry.metrics import count
 
 STALE_S = 60.0
-"""Largest age of a command, in seconds by its `issued_at`."""
+"""Largest age of a command in seconds. The age is computed from `issued_at`."""
 FUTURE_S = 5.0
 """Largest time, in seconds, by which `issued_at` may be later than this process's clock."""
 

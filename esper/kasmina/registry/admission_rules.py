@@ -41,7 +41,7 @@ class Rule:
 
 
 def always(command: Command, ledger: Ledger) -> bool:
-    """Return True: the operation always uses the field."""
+    """Return True, because the operation always uses the field."""
     del command, ledger
     return True
 

@@ -1,4 +1,4 @@
-"""The end of a seed: its cull, and the gate G5 of its slot after the embargo."""
+"""The end of a seed: the seed is culled, and after the embargo the gate G5 judges its slot."""
 
 from __future__ import annotations
 

@@ -29,7 +29,8 @@ class Ledger:
     """Id of each seed in `stages` -> its (slot, blueprint)."""
     slots: Mapping[str, SlotSpec]
     blends: Mapping[str, BlendSpec | None]
-    """Id of each seed in `stages` -> its commanded blend. None: an earlier version of esper recorded no blend."""
+    """Id of each seed in `stages` -> the blend that was commanded for the seed. None: an earlier version of esper
+    recorded no blend."""
     closed: frozenset[str]
     """The slots that are closed for further seeds."""
     order_in_flight: str | None

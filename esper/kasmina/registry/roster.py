@@ -132,7 +132,7 @@ class Roster:
         """Return the seeds that are in the host and not fossilised, the last grafted first.
 
         Seeds that were grafted at the same step are ordered by slot and ordinal. Seed ids must not decide the order,
-        because they depend on the run's id. Two runs with the same random seed must have the same results.
+        because the ids depend on the id of the run. Two runs with the same random seed must have the same results.
         """
 
         def grafted(seed: SeedRecord) -> tuple[int, str, int]:

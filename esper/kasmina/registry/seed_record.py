@@ -25,7 +25,7 @@ CRITICAL_REASONS = frozenset(
 
 
 class Graft(Message):
-    """The facts of a seed's graft into the live host that later decisions need. The weights are in the host."""
+    """Facts about a seed's graft into the live host. Later decisions need these facts. The weights are in the host."""
 
     ordinal: int
     """Number of the seed among all seeds that were ever grafted into its slot, from 0."""
@@ -56,7 +56,7 @@ class SeedRecord(Message):
     germinated_fence: int
     since_fence: int
     commanded: BlendSpec | None = None
-    """The blend of the GERMINATE command. None: the command is from an earlier version of esper, which had no blends.
+    """The blend of the GERMINATE command. None: the command is from an earlier version of esper, and has no blend.
     """
     stage: Stage = Stage.DORMANT
     graft: Graft | None = None

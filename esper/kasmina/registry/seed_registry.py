@@ -1,7 +1,7 @@
 """Kasmina's registry of seeds: admits commands, carries them out on its records, and returns plans and orders.
 
-The registry has no host. Its answers depend only on its inputs and its records. The clock decides whether a command is
-fresh, and dates field reports.
+The registry has no host. Its answers depend only on its inputs and its records. The clock is used to decide whether a
+command is fresh, and to date field reports.
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ class SeedRegistry:
         """Admit a command and record it with the plans of its candidates. No seed and no host changes.
 
         Args:
-            checkpoints: The fences to which a command may roll the run back. The caller, the line, determines them.
+            checkpoints: The fences to which a command may roll the run back. The caller (`esper.flow.line`) determines
+                these fences.
 
         Returns:
             For GERMINATE, the plans of the candidates. They must be measured on a fork before `carry_out`. For other
