@@ -101,8 +101,8 @@ class FaultSpec(Settings):
     passage: Annotated[int, Field(ge=1)] = 1
     """Number of the counted passage at which the fault fires first. Each process counts from 1."""
     times: Annotated[int, Field(ge=1)] = 1
-    """Number of firings in the whole run. After the first, the fault fires at each counted passage until this number is
-    reached.
+    """Number of firings in the whole run. After the first firing, the fault fires at each counted passage until this
+    number is reached.
     """
     error: str = "FaultInjected"
     """For `raise`: a class of `esper.errors` that can be made from two texts."""

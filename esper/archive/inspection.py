@@ -75,7 +75,9 @@ def missing(path: Path, commits: Sequence[CheckpointWritten]) -> list[str]:
 
 
 def still_kept(path: Path, files: set[str]) -> set[str]:
-    """Return the files that still belong to valid checkpoints. The run may have dropped some since `files` was read."""
+    """Return the files that still belong to valid checkpoints. The run may have dropped some checkpoints since `files`
+    was read.
+    """
     return files & {written.file for written in look_at(path).commits} if files else files
 
 
