@@ -41,7 +41,8 @@ def actor_environment(threads: int) -> dict[str, str]:
 
 
 def spawn(spec: ActorSpec, attempt: int = 1) -> ActorHandle[Shell]:
-    """Begin to start an actor. Call `await_ready` afterwards. Ray neither restarts the actor nor repeats a call of it.
+    """Begin to start an actor. The caller must call `await_ready` afterwards. Ray neither restarts the actor nor
+    repeats a call of it.
 
     Args:
         attempt: Number of this start in the actor's generation, from 1. It is a part of the actor's name, because Ray

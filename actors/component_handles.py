@@ -61,7 +61,7 @@ def handle(port: type[P], remote: Remote, **deliveries: Delivery) -> P:
     answer.
 
     Args:
-        deliveries: Method name -> delivery, for methods that do not use `ask`.
+        deliveries: Method name -> delivery. Methods without an entry use `ask`.
 
     Raises:
         TypeError: a delivery is given for a method that the port does not have.

@@ -41,7 +41,7 @@ of Ray's server.
 
 
 RAY = "ray"
-"""Name of Ray's own processes in errors."""
+"""Name that errors use for Ray's own processes."""
 
 
 class EmbeddedRay(Closing):

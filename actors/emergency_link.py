@@ -93,7 +93,9 @@ class EmergencyGuard:
         self._thread.start()
 
     def close(self) -> None:
-        """Begin no further restart. This method does not wait for a restart in progress; `join` waits for it."""
+        """After this call, no further restart begins. This method does not wait for a restart in progress; `join` waits
+        for it.
+        """
         self._over.set()
 
     def join(self) -> None:

@@ -53,4 +53,4 @@ def _tail(path: Path) -> str:
             lines = file.read().decode(errors="replace").splitlines()
     except FileNotFoundError:  # the folder of Ray's logs was removed
         return ""
-    return "\n".join(line for line in lines[-LINES:] if not line.startswith(":"))  # lines of Ray
+    return "\n".join(line for line in lines[-LINES:] if not line.startswith(":"))  # these lines were written by Ray

@@ -32,7 +32,7 @@ SERVER_PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
 """Name of the variable that sets how many seconds Ray's core waits for its control store. After this time Ray's core
 ends the process, in C++."""
 NO_END_S = 1_000_000
-"""Seconds, about eleven days. As milliseconds, the number fits into Ray's 32 bits."""
+"""A number of seconds, about eleven days. As milliseconds, the number fits into Ray's 32 bits."""
 
 HEADS = ("gcs_server", "raylet")
 """Ray's names of its two essential processes: the control store and the raylet."""
@@ -107,7 +107,7 @@ def printing() -> Callable[..., None]:
 
 
 def set_printing(write: Callable[..., None]) -> None:
-    """Make Ray call `write(data, ignore_prefix)` to print. The lines are `data["lines"]`."""
+    """Make Ray call `write(data, ignore_prefix)` to print. The lines to print are `data["lines"]`."""
     worker.print_to_stdstream = write
 
 
@@ -158,7 +158,7 @@ def guarded_start(watcher: Watcher, limit_s: float) -> Iterator[None]:
 
 
 def _asked_until(limit_s: float, ask: Callable[..., Any], watcher: Watcher) -> Callable[..., Any]:  # Any: a type of Ray
-    """Return a function that calls `ask` again while a process is not up yet, at most until `limit_s`."""
+    """Return a function that calls `ask` again as long as a process is not up yet, but at most until `limit_s`."""
 
     def asked(*which: Any, **named: Any) -> Any:  # Any: a type of Ray
         while True:

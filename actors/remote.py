@@ -90,7 +90,7 @@ class Process:
 
     def await_end(self) -> None:
         """Wait for the end of the process. Call it after `kill`."""
-        if not self.gone_soon():  # Ray asks the process to exit, and a stopped process does not react
+        if not self.gone_soon():  # Ray asks the process to exit, but a stopped process does not react
             try:
                 os.kill(self.pid, signal.SIGKILL)
             except ProcessLookupError:  # the process ended between the two lines
@@ -163,13 +163,13 @@ class Remote:
         """Call a method, and wait for its answer as long as the actor shows progress.
 
         Args:
-            group: Concurrency group of the actor in which the method runs. None: its working thread. An asynchronous
-                actor has no groups.
+            group: Concurrency group of the actor in which the method runs. None: the working thread of the actor. An
+                asynchronous actor has no groups.
             process: The process to call, even if it was replaced. None: the present process.
 
         Raises:
             ActorLost: the process has ended, or it showed no progress for `patience_s` and was killed.
-            Exception: whatever the method raised.
+            Exception: the exception of the method.
         """
         here = process or self.process
         return self._opened(here, self._wait(here, self._send(here, "call", method, arguments, **self._in(group))))
@@ -179,7 +179,7 @@ class Remote:
 
         Raises:
             CallDeadlineExceeded: no answer came in time.
-            Exception: whatever the method raised.
+            Exception: the exception of the method.
         """
         here = self.process
         sent = self._send(here, "call", method, arguments)

@@ -109,6 +109,6 @@ class RunActors:
         )
 
     def _gpu_share(self) -> float:
-        """Return the number of GPUs of an actor that computes: 1, or an equal share of all if there are too few."""
+        """Return the number of GPUs of a computing actor: 1, or an equal share of all GPUs if there are too few."""
         there: float = ray.cluster_resources().get("GPU", 0.0)  # type: ignore[no-untyped-call]  # Ray leaves it untyped
         return min(1.0, there / (1 + self.config.growth.managers))

@@ -19,7 +19,7 @@ GIVE_UP_WITHIN_S = 2.0
 THREAD = "ray-start"
 LOOK_EVERY_S = 0.05
 _GIVEN_UP: list[threading.Thread] = []
-"""Threads of starts that were given up. If a thread is in Ray's code, it may continue. Else it ends at once."""
+"""Threads of starts that were given up. If a thread is in Ray's code, it may continue. Otherwise it ends at once."""
 
 
 def start(
@@ -38,7 +38,7 @@ def start(
         give_up: Function that ends the started processes. After this, `begin` fails, or its thread is abandoned.
         ended: Event that is set when the processes are no longer needed. The thread must run until then, because the
             system ends the processes together with the thread.
-        gone: Function that describes the essential process that has ended. "": all run.
+        gone: Function that describes the essential process that has ended. "": all are running.
 
     Raises:
         StartDeadlineExceeded: the start was not complete in time.
@@ -71,7 +71,7 @@ def _why_to_stop(
     """Return the error that ends a start now. None: the start continues.
 
     Args:
-        lost: Description of the process that has ended. "": all run.
+        lost: Description of the process that has ended. "": all are running.
         came: The signals so far, each with its monotonic time.
         limit_s: Monotonic time of the deadline.
     """

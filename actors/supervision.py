@@ -22,7 +22,7 @@ from esper.ground.clock import Clock
 class Strategy(StrEnum):
     """The children that restart when one of them dies."""
 
-    ONE_FOR_ONE = "one_for_one"  # only the dead child
+    ONE_FOR_ONE = "one_for_one"  # only the child that died
     ONE_FOR_ALL = "one_for_all"  # all children of its group
 
 

@@ -26,22 +26,22 @@ from esper.user_code.task_reference import Reference, import_task, locate
 
 @dataclass(frozen=True)
 class TaskSource:
-    """A task that can be sent. If it has a reference, each process imports the task. The import registers the task's
-    blueprints.
+    """A task that can be sent. If the task has a reference, each process imports the task. The import registers the
+    task's blueprints.
     """
 
     reference: Reference
     path: tuple[str, ...]
-    """The sender's import path. The modules of the task are found in its folders."""
+    """The sender's import path. The modules of the task are found by this path."""
     digest: str | None = None
     """Digest of the task's file."""
     modules: Mapping[str, str] = field(default_factory=dict)
     """Digest of each module of the task, by its path in the task's folder."""
     pickled: bytes | None = None
-    """Task and blueprints as bytes, if there is no reference."""
+    """Task and blueprints as bytes, if the task has no reference."""
     started_in: str = ""
-    """The working directory at the beginning of the sender's command or call. The task's code may have changed it
-    since."""
+    """The working directory at the beginning of the sender's command or call. The task's code may have changed the
+    working directory since then."""
 
     @classmethod
     def of(cls, survey: Survey, reference: Reference) -> TaskSource:

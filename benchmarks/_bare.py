@@ -31,7 +31,7 @@ class BareLoop:
     def __init__(self, survey: Survey) -> None:
         task, data, seed = survey.task, survey.data, survey.config.run.seed
         self.host = build_host(task, seed, "cpu")
-        self._samples: Any = task.train  # Any: it has `__getitems__`
+        self._samples: Any = task.train  # Any: a data set with `__getitems__`
         self._loss = task.loss
         self._optimizer = task.optimizer(list(self.host.parameters()))
         assert task.scheduler is not None, "the task of this benchmark has one"

@@ -69,7 +69,7 @@ def in_turns(works: Mapping[str, Callable[[], object]], turns: int) -> dict[str,
 
 
 def copies(size: int) -> dict[str, Callable[[], object]]:
-    """Return ways to copy `size` bytes in memory. All pages are allocated before."""
+    """Return ways to copy `size` bytes in memory. All memory pages are allocated in advance."""
     source, target = torch.ones(size, dtype=torch.uint8), torch.zeros(size, dtype=torch.uint8)
     from_numpy, to_numpy = source.numpy(), target.numpy()
     return {

@@ -112,7 +112,7 @@ def p95(values: list[float]) -> float:
 
 
 def measure(repetitions: int) -> Outcome:
-    """Measure all in each repetition, with a new trainer, actor and queue. One Ray serves all."""
+    """Measure all in each repetition, with a new trainer, actor and queue. All repetitions use the same Ray."""
     found: dict[str, list[float]] = {}
     with process_state(1), scratch() as folder, EmbeddedRay(slots=1) as _:
         for repetition in range(repetitions):

@@ -145,7 +145,7 @@ Kept = Callable[[str, list[float]], list[float]]
 def run(
     embedded: EmbeddedRay, folder: Path, name: str, seed: int, settings: dict[str, Any]
 ) -> tuple[Stopwatch, Result]:
-    """Make one run of the task on actors, with a stopwatch."""
+    """Make one run of the task on actors, and measure it with a `Stopwatch`."""
     pinned = settings.pop("pinned")
     task, reference = load_task(TASK)
     told = {"run.seed": seed, "run.dir": str(folder / f"{name}-{seed}"), "growth.managers": MANAGERS}

@@ -24,7 +24,7 @@ from esper.user_code.process_state import process_state
 
 STATE_BYTES = 256 * MEBIBYTE
 BUFFERS = 2
-"""Number of copies. The trainer and the twin have one each."""
+"""Number of copies. The trainer has one copy, and the twin has one copy."""
 SLACK_BYTES = 16 * MEBIBYTE
 """Allowed further memory, for the allocator, for Python, and for the pieces of a save."""
 LOOK_EVERY_S = 0.002

@@ -1,4 +1,4 @@
-"""Draws docs/flow.svg: `python tools/flow_picture.py`.
+"""Draws docs/flow.svg by `python tools/flow_picture.py`.
 
 The picture shows the calls of two rounds of a real tiny run, in order. Every call of the line to a component, to the
 journal and to the checkpoints is recorded. One round ends at the first fence at which a tournament begins. The other

@@ -36,7 +36,7 @@ class EmergencyService:
     """Call `open`, then `start`, then the methods of the port in any order, and last `stop`.
 
     Only the worker's thread uses the queue and the intake, and reads files of the inbox. If a background task fails,
-    for example because of a full disk, every later call raises its error.
+    for example because of a full disk, every later call raises the error of the task.
     """
 
     def __init__(

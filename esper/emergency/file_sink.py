@@ -18,7 +18,7 @@ class FileSink:
     """A `Sink` that writes one file. If a signal is sent twice, the file has two lines with the same `signal_id`.
 
     Args:
-        path: Absolute path. The folder must exist. The file is made if it is missing.
+        path: Absolute path of the file. The folder must exist. The file is made if it is missing.
         total_s: Time limit in seconds for one signal, because a network file system may not answer.
     """
 

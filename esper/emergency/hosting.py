@@ -56,7 +56,7 @@ class HostedEmergency:
         self._call(self._service.start(reads_inbox))
 
     def stop(self, drain_s: float) -> Mapping[str, int]:
-        """See `EmergencyService.stop`. The thread ends, too. Call it once.
+        """See `EmergencyService.stop`. The thread of the service ends, too. Call it once.
 
         If the wait is interrupted, for example by Ctrl-C, the wait for sinks ends and the queue is closed.
         """
@@ -80,7 +80,7 @@ class HostedEmergency:
         finally:
             self._loop.close()
 
-    def _call(self, work: Coroutine[Any, Any, T], signal_id: str = "") -> T:  # Any: what coroutines exchange
+    def _call(self, work: Coroutine[Any, Any, T], signal_id: str = "") -> T:  # Any: as in `_begin`
         """Run a method in the thread, with the caller's context variables, and wait for it.
 
         Raises:

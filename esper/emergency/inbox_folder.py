@@ -54,7 +54,7 @@ class InboxFolder:
     """The reader of one inbox. Only the thread that calls the queue may call `take`.
 
     Args:
-        folder: `RUN/emergency`. Its folder `inbox` is made.
+        folder: `RUN/emergency`. The folder `inbox` in it is made.
         run_id: Id of the run. A signal with the id of another run is refused.
 
     Raises:

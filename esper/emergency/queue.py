@@ -339,7 +339,8 @@ class EmergencyQueue(Closing):
         return ids
 
     def drop(self, signal_ids: Sequence[str], why: str) -> tuple[str, ...]:
-        """Remove signals from the queue before all subscribers have acknowledged them. Durable on return.
+        """Remove signals from the queue before all subscribers have acknowledged them. The removal is durable on
+        return.
 
         Returns:
             The ids that were in the queue.

@@ -128,7 +128,8 @@ class Held(Record):
 
 
 class Summary(Record):
-    """The rest of the state. A compaction writes it, and then the `Held` records of the same batch.
+    """The state without the signals in the queue. A compaction writes it, and then the `Held` records of the same
+    batch.
 
     A signal that is not in `held` is not in the queue any more.
     """

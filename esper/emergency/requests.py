@@ -28,7 +28,7 @@ INBOX, TAKEN, REFUSED = "inbox", "taken", "refused"
 MOST_BYTES = 65_536
 """Largest size of a request or of a refusal as a file, in bytes. A larger file in the inbox is refused."""
 FIRST = "halt-"
-"""Names in the inbox that begin with this are read before all others."""
+"""If a name in the inbox begins with this text, its file is read before all other files."""
 
 Ids = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=512)], ...], Field(min_length=1, max_length=64)]
 

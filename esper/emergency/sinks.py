@@ -41,7 +41,7 @@ def make_sinks(configs: Sequence[SinkConfig], folder: Path, environment: Mapping
     """Make the sinks of a config, in its order. Addresses and tokens are read in this call. No connection is made.
 
     Args:
-        folder: `RUN/emergency`. It need not exist yet.
+        folder: `RUN/emergency`. The folder need not exist yet.
         environment: The environment variables. `url_env` and `token_env` may name some of them.
 
     Raises:
@@ -52,7 +52,7 @@ def make_sinks(configs: Sequence[SinkConfig], folder: Path, environment: Mapping
 
 
 def check_sinks(configs: Sequence[SinkConfig], environment: Mapping[str, str]) -> None:
-    """Check that `make_sinks` can make these sinks. Raises: ConfigError, as `make_sinks`. Nothing is written."""
+    """Check that `make_sinks` can make these sinks. Raises: ConfigError: as in `make_sinks`. Nothing is written."""
     make_sinks(configs, Path("/"), environment)
 
 

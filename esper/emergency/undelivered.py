@@ -21,7 +21,7 @@ def undelivered(folder: Path) -> tuple[str, ...]:
     """Return one line for people about each sink that has not confirmed all signals of a run.
 
     Args:
-        folder: `RUN/emergency`. It need not exist.
+        folder: `RUN/emergency`. The folder need not exist.
 
     Raises:
         StoreCorrupt: the queue cannot be read.

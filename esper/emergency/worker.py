@@ -18,7 +18,7 @@ class Worker:
     """One daemon thread. If a call hangs, the process can end nevertheless; a thread of a pool would delay its end."""
 
     def __init__(self, name: str) -> None:
-        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()  # Any: each call's own
+        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()  # Any: depends on call
         self._stopped = False
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
@@ -35,7 +35,9 @@ class Worker:
         return await asyncio.wrap_future(answer)
 
     def stop(self) -> None:
-        """Let the thread end after all earlier calls. Do not wait for it. A second call has no effect."""
+        """Let the thread end after all earlier calls. This call does not wait for the end of the thread. A second call
+        has no effect.
+        """
         self._stopped = True
         self._calls.put(None)
 

@@ -1,4 +1,4 @@
-"""Settings of growth: limits and sizes. Tamiyo chooses seeds within them."""
+"""Settings of growth: limits and sizes. Tamiyo chooses seeds within these limits."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Task of a character model of the running Python's standard library: its text, its split, and a transformer.
 
-The corpus is read when `task()` is called and never written. A hash of a file's path selects its shard, so a file is in
-the same shard on every machine and in every Python version.
+`task()` reads the corpus. The corpus is never written. A hash of a file's path selects its shard, so a file is in the
+same shard on every machine and in every Python version.
 
     B batch   T position in the window   V symbol   C channel   N window
 """
@@ -80,7 +80,7 @@ def read_corpus(root: Path) -> Corpus:
 
 
 def _source_paths(root: Path) -> list[str]:
-    def refuse(error: OSError) -> None:  # without this, os.walk skips unreadable folders silently
+    def refuse(error: OSError) -> None:  # without this function, os.walk skips unreadable folders silently
         raise error
 
     paths = []

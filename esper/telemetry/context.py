@@ -124,7 +124,7 @@ def span_id() -> str:
 
 
 def plain(value: object, depth: int = 4) -> AnyValue:
-    """Convert a value to types that both strict JSON and OpenTelemetry support. It never raises.
+    """Convert a value to types that both strict JSON and OpenTelemetry support. The conversion never raises an error.
 
     Floats that are not finite, other types, and values nested deeper than `depth` containers become text.
     """

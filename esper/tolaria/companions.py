@@ -12,7 +12,7 @@ from esper.tolaria.loss import sample_losses
 from esper.tolaria.task_metrics import Seen
 
 ROUNDING = 1e-3
-"""Relative tolerance. Losses count as equal if they differ by less than this share of their value or of the mean
+"""A relative tolerance. Losses count as equal if they differ by less than this share of their value or of the mean
 absolute loss. Equal losses may differ by rounding, because the sums have different numbers of rows. In half of the
 batch, a contrastive loss changes by much more."""
 

@@ -46,7 +46,7 @@ class TrainerSettings:
     compile_backend: str | None
     """Backend of `torch.compile` for the host, as torch names it. None: the host is not compiled."""
     clip_norm: float | None
-    """Largest global gradient norm. None: no clipping."""
+    """Largest global gradient norm. None: gradients are not clipped."""
     peak_share: float
     """Peak learning rate of a seed, divided by the first learning rate of the task's optimizer; see
     `esper.tolaria.optim.peak_share`."""

@@ -38,8 +38,8 @@ def batch_loss(loss: Loss, output: Any, target: Any) -> Tensor:
 
 
 def sample_loss(task: Task) -> Loss:
-    """Return the function of sample losses. It is `task.sample_loss`, or is made from `task.loss` by the setting
-    `reduction`.
+    """Return the function of sample losses. It is `task.sample_loss`. Without this field, it is made from `task.loss`
+    by the setting `reduction`.
 
     The function returns losses [B], or (losses [B], weights [B]) if the weights of samples may differ; see
     `sample_losses`.
@@ -94,7 +94,7 @@ def broadcast_refused(output: str, target: str) -> TaskError:
 
 
 def _reduction(loss: Loss) -> object:
-    """Return the reduction of a torch loss. "mean" if none was given."""
+    """Return the reduction of a torch loss. If no reduction was given, it is "mean"."""
     while isinstance(loss, functools.partial):
         if "reduction" in loss.keywords:
             return loss.keywords["reduction"]

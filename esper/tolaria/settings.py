@@ -1,4 +1,4 @@
-"""The settings of training: seed, length, threads, device. If a key is absent, the task's value applies."""
+"""The settings of training: seed, length, threads, device. If a key is absent, the value of the task is used."""
 
 from __future__ import annotations
 

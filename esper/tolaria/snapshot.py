@@ -45,7 +45,7 @@ class HostSnapshot:
     removal."""
     receipts: Receipts
     leaks: dict[str, tuple[str, ...]]
-    """Seed id -> host parameters that the seed's gradient reached in an audit. Empty: audits found none."""
+    """Seed id -> host parameters that the seed's gradient reached in an audit. Empty: audits found no parameter."""
     modules: dict[str, Any] = field(default_factory=dict)
     """Module path -> result of the module's `get_extra_state`."""
     data: dict[str, Any] = field(default_factory=dict)

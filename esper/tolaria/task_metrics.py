@@ -171,7 +171,7 @@ class Metric:
 
 
 def _as_doubles(found: object) -> Tensor:
-    """Convert to doubles.
+    """Convert the values of a metric to doubles.
 
     Raises:
         TypeError, ValueError, OverflowError, RuntimeError: the values are not real numbers, or are too large.

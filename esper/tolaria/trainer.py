@@ -77,7 +77,7 @@ class Trainer(MeasuredHost):
         self._make_editor, self._halted = make_editor, halted
         self._fault_point = f"{settings.role}.step"
         self._round: int | None = None
-        """Fence at which the present round ends, for fault points. None before the first round."""
+        """Fence at which the present round ends, for fault points. None: no round has begun."""
         self._audited_now: set[str] = set()
         """Ids of the seeds that were audited since the start of the last round or of the last call of `train_to`."""
         self._last_step = 0
@@ -129,7 +129,7 @@ class Trainer(MeasuredHost):
         return state
 
     def first_step_at(self) -> float | None:
-        """Return the Unix time at the end of the first step since construction or restore. None before that step."""
+        """Return the Unix time at the end of the first step since construction or restore. None: no step has ended."""
         return self._first_step_at
 
     def untrained(self) -> TrainingState:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from esper.tolaria.trainer import Trainer
 
 Changing = Mapping[str, frozenset[str]]
-"""Name of a field of the task, or of a module -> paths that changed in the survey's steps. The survey found that they
-are not state."""
+"""Name of a field of the task, or name of a module -> paths that changed in the survey's steps. The survey found that
+they are not state."""
 
 DATA_LIMITS = Limits(values=1_000, whole_bytes=2**20)
 """Limits for reading a data set. Only its first values and parts of its arrays are read, because it may have millions

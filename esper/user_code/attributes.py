@@ -238,7 +238,7 @@ def _children(value: Any, opens: Opens) -> Iterator[tuple[str, object]]:
 
 
 def _of_code(value: Any) -> Iterable[tuple[str, object]] | None:
-    """Return the parts of a function, method, generator or built-in iterator. None: it is another value."""
+    """Return the parts of a function, method, generator or built-in iterator. None: the value is of another kind."""
     if isinstance(value, types.FunctionType):
         return _of_function(value)
     if isinstance(value, types.MethodType):

@@ -1,4 +1,4 @@
-"""The import path of a task: its folder, the modules that were loaded from the folder, and modules that hide others.
+"""The import path of a task: the folder of the task, the modules that were loaded from it, and modules that are hidden.
 
 No module is imported. Import finders locate a file, so that its digest can be compared before its code runs.
 """
@@ -146,7 +146,7 @@ class Hidden:
     file: Path | None = None
     """Source file with the import statement. None: a name was checked, and no import statement."""
     line: int | None = None
-    """Line of the import statement. None without a file."""
+    """Line of the import statement. None: there is no file."""
 
 
 def hidden_module(name: str, folder: Path) -> Hidden | None:

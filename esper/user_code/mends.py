@@ -77,7 +77,7 @@ def mend_of(holder: str, path: str, *moments: Held) -> str:
     """Return the advice for an attribute that changes and that no checkpoint saves.
 
     Args:
-        holder: Field of the task whose object has the attribute, or a seed. Another name means shared state.
+        holder: Field of the task whose object has the attribute, or a seed. Any other name means shared state.
         path: Path of the attribute in that object.
         moments: Digests of the object at several times. The first of them that has the path determines the kind of the
             value.

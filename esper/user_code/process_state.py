@@ -190,7 +190,7 @@ class _Process:
     expected: dict[str, Any] | None = None
     """Values that esper has set. None: esper has set no values, and no check is made."""
     found: dict[str, Any] | None = None
-    """Values before esper set its values. None outside of `process_state`."""
+    """Values before esper set its values. None: the context `process_state` is not entered."""
 
 
 _here = _Process()

@@ -44,8 +44,8 @@ class Reference:
     file: Path | None = None
     """Absolute path of the task's file. None: there is no file, or only an import can find it."""
     folder: Path | None = None
-    """Folder of the task. All modules in it and below belong to the task. None: only the module of the task belongs to
-    it."""
+    """Folder of the task. All modules in this folder or below it belong to the task. None: the module of the task is
+    the only module that belongs to the task."""
     goes_first: bool = False
     """True if the folder is put at the front of the import path."""
 
@@ -68,8 +68,8 @@ def load_task(text: str) -> tuple[Task, Reference]:
 def locate(text: str, started_in: str = "") -> Reference:
     """Find the file and the folder of a task without running its code.
 
-    Modules that an earlier task of this process loaded are removed from `sys.modules` and imported again, because files
-    may have changed, and because other folders may have modules of the same names.
+    Modules that an earlier task of this process loaded are removed from `sys.modules`, so that they are imported again.
+    Their files may have changed, or other folders may have modules of the same names.
 
     Args:
         started_in: Folder that is searched before the working directory.

@@ -1,6 +1,6 @@
 """The registry of blueprints. A blueprint has a factory of seed modules, the kinds of slots that they fit, and a risk.
 
-A user's own blueprint is a function with a decorator::
+A blueprint of a user is a function with a decorator::
 
     @blueprint("my_mixer", kinds=(Kind.NTC,), risk=0.3)
     def my_mixer(spec: SlotSpec) -> nn.Module: ...
@@ -163,7 +163,7 @@ class BlueprintRegistry:
 
 
 BLUEPRINTS = BlueprintRegistry()
-"""The built-in blueprints, and the user's blueprints. The decorator adds the latter."""
+"""The built-in blueprints, and the user's blueprints. The decorator `blueprint` adds a user's blueprint."""
 
 
 def blueprint(

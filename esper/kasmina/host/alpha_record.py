@@ -49,5 +49,5 @@ def _percentile(values: np.ndarray, counts: np.ndarray) -> float:
     """
     order = np.argsort(values, kind="stable")
     ranks = np.cumsum(counts[order])
-    rank = -(-PERCENT * int(ranks[-1]) // 100)  # rounded up
+    rank = -(-PERCENT * int(ranks[-1]) // 100)  # division that rounds up
     return float(values[order][np.searchsorted(ranks, rank)])

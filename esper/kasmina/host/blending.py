@@ -77,7 +77,7 @@ class ChannelBlend(Blend):
             yield "channels missing", "CHANNEL needs one value per channel, or per group of channels"
         if length > MAX_CHANNELS:
             yield "channels too long", f"{length} over {MAX_CHANNELS}; give channel_groups and a value per group"
-        if strange := [value for value in blend.channels if not 0.0 <= value <= 1.0]:  # true for nan, too
+        if strange := [value for value in blend.channels if not 0.0 <= value <= 1.0]:  # also true for nan
             yield "channels outside [0, 1]", str(strange[0])
         for slot in slots:
             wanted, what = slot.channels, "channels"
@@ -124,7 +124,7 @@ class ConfidenceBlend(Blend):
         return alpha * confidence
 
     def bounds(self, blend: BlendSpec) -> tuple[float, float]:
-        """Return `low` and `high`."""
+        """Return the bounds `low` and `high` of the blend."""
         return blend.low, blend.high
 
 
@@ -164,7 +164,7 @@ def _problems(spec: BlendSpec, slots: Iterable[SlotSpec], logits: Sequence[float
         yield "blend mode not known", f"{spec.mode!r}; there are {', '.join(BLENDS)}"
     if spec.schedule not in SCHEDULES:
         yield "blend schedule not known", f"{spec.schedule!r}; there are {', '.join(SCHEDULES)}"
-    if not 0.0 <= spec.alpha_target <= 1.0:  # true for nan, too
+    if not 0.0 <= spec.alpha_target <= 1.0:  # also true for nan
         yield "alpha_target outside [0, 1]", str(spec.alpha_target)
     blend = blend_of(spec)
     fields = BlendSpec.model_fields

@@ -218,7 +218,7 @@ def recording(
     The hook copies the output at once, because a later layer may write into it.
 
     Args:
-        autocast: Path -> dtype. Each slot at which autocast is on is added.
+        autocast: Path -> dtype. If autocast is on at a slot, an entry for this slot is added.
         gradients: Record `WITHOUT_GRADIENTS` for a module that is called while gradients are off.
     """
 

@@ -25,7 +25,9 @@ def residual(host: Tensor, seed: Tensor, weight: Tensor) -> Tensor:
 
 
 def convex(host: Tensor, seed: Tensor, weight: Tensor) -> Tensor:
-    """Interpolate between the host and the seed: `(1 - weight) * host + weight * seed`. Shapes as in `residual`."""
+    """Interpolate between the host and the seed: `(1 - weight) * host + weight * seed`. The shapes are as in
+    `residual`.
+    """
     return (1 - weight) * host + weight * seed
 
 

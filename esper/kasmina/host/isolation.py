@@ -59,7 +59,7 @@ def leaves_of(branch: Tensor, cut: Node | None = None) -> Iterator[Tensor]:
 
 
 def sharing_memory(own: Iterable[Tensor], foreign: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Return the names of the foreign tensors that share memory with an own tensor.
+    """Return the names of the tensors in `foreign` that share memory with a tensor in `own`.
 
     The autograd graph does not show shared memory, because two parameters with the same memory are two leaves.
     """

@@ -17,7 +17,7 @@ from esper.leyline.slots import SlotSpec
 from esper.user_code.their_code import their_code
 
 SAMPLES = 2
-"""Number of samples of the drawn activations. Batch statistics need two."""
+"""Number of samples of the drawn activations. Batch statistics need two samples."""
 
 
 CHANGES_INPUT = "it changes its input, an activation of the host; let it work on a copy"

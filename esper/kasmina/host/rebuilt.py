@@ -51,7 +51,7 @@ def rebuild(model: Callable[[], nn.Module], seeds: Sequence[Grafted], state: Con
 def _empty(
     make: Callable[[], nn.Module], dtype: torch.dtype, alpha: torch.dtype, formula: Formula, shape: Sequence[int] | None
 ) -> Seed:
-    """Return a seed with zeros as alpha and vector. `fill` sets both."""
+    """Return a seed whose alpha and vector are 0. `fill` sets the values of both."""
     vector = torch.zeros(shape, dtype=alpha) if shape is not None else None
     return Seed(make().to(dtype), torch.zeros((), dtype=alpha), formula, vector)
 

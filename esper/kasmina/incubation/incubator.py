@@ -263,7 +263,8 @@ def run_tournament(
     """Train the control and all forks, drop the worse half at the halving step, rank the rest, and test the best fork.
 
     Args:
-        together: Function that runs independent pieces, perhaps in parallel. It changes no result.
+        together: Function that runs independent pieces, perhaps in parallel. The choice of this function changes no
+            result.
 
     Returns:
         The result, and the control at `order.last_step`.

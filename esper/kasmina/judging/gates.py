@@ -236,7 +236,8 @@ def performance_status(seen: SeedObservation, cost_ratio: float, budget: float) 
 
     Args:
         cost_ratio: Modelled FLOPs of the seed over those of the host.
-        budget: Limit of `cost_ratio`. NOMINAL: at most half the limit. HEALTHY: at most the limit. DEGRADED: above it.
+        budget: Limit of `cost_ratio`. NOMINAL: at most half the limit. HEALTHY: at most the limit. DEGRADED: above the
+            limit.
 
     Raises:
         EvidenceMissing: no call of the seed was recorded since the last fence.

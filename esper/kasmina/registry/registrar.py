@@ -1,4 +1,4 @@
-"""The `Registrar` port of Kasmina. It offers the registry of seeds by a few calls.
+"""The `Registrar` port of Kasmina. It has the few calls by which other components use the registry of seeds.
 
 On Ray each call is a blocking message to another process. So the answer to a change contains everything that the caller
 needs next: plans, weights and, if the call changes the view, the new view.

@@ -83,7 +83,7 @@ class StoredAnswer(Message):
     """The answer to a command, for a replay of that command."""
 
     answer: Answer
-    """The answer without its plans for the host. These are in `plans`."""
+    """The answer without its plans for the host. The plans are in the field `plans`."""
     plans: tuple[StoredPlan, ...]
 
     @classmethod

@@ -110,7 +110,7 @@ class SeedRegistry:
 
         Returns:
             For GERMINATE, the plans of the candidates. They must be measured on a fork before `carry_out`. For other
-                commands, no plans.
+            commands, the result has no plans.
 
         Raises:
             CommandRejected, DependencyViolationError: the command was refused.
