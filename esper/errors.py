@@ -78,9 +78,10 @@ class EsperError(Exception):
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield the error, its cause, the cause of that cause and so on. Each is yielded once, even if the chain is a loop.
+    """Yield the error, its cause, the cause of that cause and so on. Each error is yielded once, even if the chain is a
+    loop.
 
-    `raise error from error` makes a loop. All code that follows causes uses this function.
+    `raise error from error` makes a loop. All code that follows a chain of causes uses this function.
     """
     seen: set[int] = set()
     here: BaseException | None = error
@@ -91,7 +92,9 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def notes_of(error: BaseException) -> tuple[object, ...]:
-    """Return the notes of an error. Empty if other code replaced them by another type. It never raises."""
+    """Return the notes of an error. Empty if other code replaced the notes by an object of another type. It never
+    raises.
+    """
     notes = error.__dict__.get("__notes__")
     return tuple(notes) if isinstance(notes, list | tuple) else ()
 
@@ -490,8 +493,8 @@ class EmergencyQueueFull(EsperError):
 
 
 class EmergencyUnavailable(EsperError):
-    """This signal was refused because the run is ending. Or the owner of the queue cannot be reached, and it is unknown
-    whether the signal was accepted. Signals that were accepted before are not lost.
+    """This signal was refused because the run is ending. Or the owner of the queue could not be reached; then it is
+    unknown whether the signal was accepted. Signals that were accepted before are not lost.
     """
 
     def __init__(self, signal_id: str, why: str = "the run is ending and takes no signal any more") -> None:

@@ -58,7 +58,7 @@ class Task:
         epoch_samples: Samples of an epoch. An epoch continues in the shuffled order of `train` after the last sample of
             the epoch before. Default: all of `train`. Samples beyond the last full batch are left out of the epoch.
         round_steps: Optimizer steps between two decisions on growth. By default a run of up to 600 steps has 15 rounds,
-            and a longer run 60. `run.round_steps` overrides it.
+            and a longer run has 60 rounds. `run.round_steps` overrides it.
         group: Index of a sample -> int, which is equal for correlated samples, such as lines of one file. Gates then
             count groups instead of samples, and need 128 groups in pick and in gate (`growth.min_samples`). Not needed
             for a data set with a method `group_of`. Default: no groups.

@@ -38,7 +38,7 @@ class FakeClock:
         return self.seconds
 
     def move(self, seconds: float) -> None:
-        """Add seconds to the time. A negative number sets it back."""
+        """Add seconds to the time. A negative number sets the time back."""
         self.seconds += seconds
 
 

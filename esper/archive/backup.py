@@ -109,8 +109,8 @@ def _copy(run_dir: Path, draft: Path) -> None:
 
 
 def _copy_words(run_dir: Path, draft: Path) -> None:
-    """Copy everything but the checkpoints. The journals are copied first. A run writes its summary before RUN_ENDED, so
-    a copied RUN_ENDED always has its summary.
+    """Copy everything except the checkpoints. The journals are copied first. A run writes its summary before RUN_ENDED,
+    so a copied RUN_ENDED always has its summary.
     """
     _copy_file(run_file(run_dir), run_file(draft))
     for file in journals(run_dir).values():
@@ -131,7 +131,9 @@ def _copy_words(run_dir: Path, draft: Path) -> None:
 
 
 def _copy_inbox(inbox: Path, copy: Path) -> None:
-    """Copy the requests that wait. The queue is copied later, so a request that is taken meanwhile is in the copy."""
+    """Copy the requests that wait. The queue is copied after the requests. So if the run takes a request during the
+    copy, the copy of the queue has it.
+    """
     if not inbox.is_dir():
         return
     make_folders(copy)

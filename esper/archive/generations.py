@@ -1,5 +1,6 @@
-"""Selects the valid records in the journals of several generations. A record is valid if no later generation took it
-back."""
+"""Selects the valid records in the journals of several generations. A record is valid unless a later generation took it
+back.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +91,9 @@ def joined_entries(
 
 
 def _up_to(entries: list[Entry], fence: int | None) -> tuple[list[Entry], str]:
-    """Return the records that stay valid if a run continues from a fence, and the reason if they are ambiguous."""
+    """Return the records that stay valid if a run continues from a fence. Also return the reason if it is unclear which
+    records stay valid.
+    """
     if fence is None:
         return [entry for entry in entries if entry.kind in (RecordKind.RUN_STARTED, RecordKind.SIGNAL)], ""
     end, lost = _end_of(entries, fence), ""
@@ -115,7 +118,7 @@ def _end_of(entries: Sequence[Entry], fence: int) -> int | None:
 def _stays(entry: Entry, fence: int) -> bool:
     """Return whether a record stays valid although the run went back to an earlier fence.
 
-    A late COMMIT of an earlier fence stays valid. So does a signal, because it came from outside the run.
+    A late COMMIT of an earlier fence stays valid. A signal stays valid, too, because it came from outside the run.
     """
     committed_late = entry.kind is RecordKind.CHECKPOINT_COMMITTED and entry.body["fence"] <= fence
     return committed_late or entry.kind is RecordKind.SIGNAL

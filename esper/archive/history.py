@@ -1,8 +1,9 @@
 """The valid history of a run: the records of all its journals, without records that a later generation took back.
 
 Each generation of a run has its own journal. After the first generation, the first record of a journal is SUPERSEDED.
-It names the fence from which the run continued, and the length of each older journal at that moment. Records that an
-older writer appends later are not valid. A generation whose takeover failed has no SUPERSEDED and takes nothing back.
+SUPERSEDED names the fence from which the run continued, and the length of each older journal at that moment. Records
+that an older writer appends later are not valid. A generation whose takeover failed has no SUPERSEDED, so it takes no
+records back.
 
 A resume uses `read_past`, which raises if the valid history is ambiguous. `esper inspect` uses `look_at`, which returns
 the readable history of a damaged run, and each damaged part.
@@ -50,7 +51,7 @@ class Remains:
     identity: Identity | None
     """Read from `run.json`, or from the journals if that file cannot be read."""
     generation: int
-    """Number of the newest generation. 0: the run died before it made a journal."""
+    """Number of the newest generation. 0: the run ended before it made a journal."""
     entries: tuple[Entry, ...]
     """The valid records, in order."""
     commits: tuple[CheckpointWritten, ...]

@@ -1,4 +1,4 @@
-"""`run.json`, the identity of a run. It has the config, the versions, and digests of task, network and data."""
+"""`run.json`, the identity of a run. The file has the config, the versions, and digests of task, network and data."""
 
 from __future__ import annotations
 

@@ -54,7 +54,8 @@ class RecordKind(IntEnum):
 
 
 FIRST_GENERATION = 1
-"""The generation of a new run. Each resume, restart of the whole run and rollback adds 1."""
+"""The generation of a new run. Each resume, each restart of the whole run and each rollback adds 1 to the
+generation."""
 
 
 @dataclass(frozen=True)

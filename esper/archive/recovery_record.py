@@ -32,7 +32,8 @@ class Recovery(Message):
     alone: bool
     """True if the actors were replaced while all others continued, in the same generation."""
     from_memory: bool
-    """True if the host was restored from memory. False if it was restored from a checkpoint, or built again."""
+    """True if the host was restored from memory. False if the host was restored from a checkpoint, or was built
+    again."""
     detect_s: float | None
     """Seconds from the death until the run noticed it. Ray records the time of the death. None: Ray has no record."""
     decide_s: float

@@ -180,7 +180,8 @@ def _is_fixed(key: str) -> bool:
 
 
 def check_versions(run_dir: Path, identity: Identity) -> None:
-    """Check the versions, and `PYTHONHASHSEED` if it was set. Both change the bits of a run.
+    """Check the versions, and `PYTHONHASHSEED` if it was set. Other versions, or another hash seed, change the bits of
+    a run.
 
     Raises:
         RunDirectoryError: other versions of the packages are installed here.

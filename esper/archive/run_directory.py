@@ -37,7 +37,7 @@ KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-"""The name in words of each type of file."""
+"""The words for each type of file."""
 
 
 @contextmanager
@@ -157,7 +157,9 @@ def misplaced(path: Path) -> dict[str, str]:
 
 
 def _kind_of(path: Path) -> str | None:
-    """Return the type of the file at a path in words. Symbolic links are followed. Return None if no file exists."""
+    """Return the type of the file at a path in words. Symbolic links are followed. Return None if nothing exists at the
+    path.
+    """
     if path.exists():
         return KINDS[stat.S_IFMT(path.stat().st_mode)]
     return f"a symbolic link to {os.readlink(path)}, which leads nowhere," if path.is_symlink() else None

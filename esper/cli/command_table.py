@@ -76,8 +76,9 @@ COMMANDS: dict[str, CommandSpec] = {
 
 
 def only_prints(words: list[str]) -> bool:
-    """Return whether printing is the only effect of a command line. It is also true for options without a command
-    (`--version`)."""
+    """Return whether printing is the only effect of a command line. Return True also for options without a command
+    (`--version`).
+    """
     if not words or words[0].startswith("-"):
         return True
     return words[0] in COMMANDS and COMMANDS[words[0]].only_prints

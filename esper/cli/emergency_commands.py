@@ -137,7 +137,7 @@ def _confirmed(number: int) -> bool:
 
 
 def _contents(run_dir: Path) -> QueueContents | None:
-    """Return the queue of a run. None: the run has none yet."""
+    """Return the queue of a run. None: the run has no queue yet."""
     folder = emergency_folder(run_dir) / QUEUE
     return read_queue(folder) if folder.is_dir() else None
 

@@ -56,14 +56,16 @@ def seeds(found: Mapping[str, Any]) -> Table:
 
 
 def _blend(report: Mapping[str, Any] | None) -> str:
-    """Return a seed's blend mode, with the mean of alpha in its last round. Return an empty text if it was in no
-    round."""
+    """Return a seed's blend mode, with the mean of alpha in its last round. Return an empty text if the seed was in no
+    round.
+    """
     return f"{report['mode']} {report['mean']:.2f}" if report is not None else ""
 
 
 def beaten(found: Mapping[str, Any]) -> str:
-    """Return the number of seeds that the table of `seeds` leaves out, by slot. Return an empty text if it leaves out
-    no seed."""
+    """Return the number of seeds that the table of `seeds` leaves out, by slot. Return an empty text if the table
+    leaves out no seed.
+    """
     slots = Counter(seed["slot"] for seed in found["seeds"] if _beaten(seed))
     if not slots:
         return ""

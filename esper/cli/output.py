@@ -58,7 +58,7 @@ class _Stream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write a text. After a failure, drop it."""
+        """Write a text. After a failure, drop the text."""
         if not self._mute:
             encoding = self._stream.encoding or "utf-8"
             try:

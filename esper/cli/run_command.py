@@ -180,7 +180,7 @@ def _signals(drain: Drain) -> Iterator[None]:
 
 
 def say_failure(error: Exception, run_dir: Path | None, *, as_json: bool) -> None:
-    """Print the error, its cause, its trace id, the files that it left, and the next step."""
+    """Print the error, its cause, its trace id, the files that the failed run left, and the next step."""
     facts, last, kept = failure(error), None, "nothing was written"
     if run_dir is not None:
         kept = "nothing that can be read"

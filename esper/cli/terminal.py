@@ -331,8 +331,8 @@ def _time(result: Summary) -> str:
 
 
 def _of_replicas(seeds: Sequence[SeedFate]) -> str:
-    """Return the end of a caption, which explains replicas that are worse than their controls. It is empty if the table
-    has no such replica.
+    """Return the end of a caption, which explains replicas that are worse than their controls. The text is empty if the
+    table has no such replica.
     """
     if not any(seed.replica_of and seed.stage in IN_HOST and not (seed.gain or 0.0) > 0 for seed in seeds):
         return ""

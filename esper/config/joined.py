@@ -122,8 +122,8 @@ def _is_dotted(key: str) -> bool:
 
 
 def _tables(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the tables of a config that is given by tables, by dotted keys, or by both. A dotted key replaces the
-    entry of a table.
+    """Return the tables of a config. The config is given by tables, by dotted keys, or by both. A dotted key replaces
+    the entry of a table.
 
     Raises:
         ConfigError: a dotted key belongs to a table whose value is not a dict.

@@ -91,7 +91,7 @@ class Disk:
         os.replace(old, new)
 
     def link(self, old: Path, new: Path) -> None:
-        """Give `old` a second name. Unlike a rename, this fails if the name exists."""
+        """Give `old` a second name. Unlike a rename, this call fails if the new name exists."""
         os.link(old, new)
 
     def unlink(self, path: Path) -> None:
@@ -130,7 +130,7 @@ def read_small(path: Path, *, limit_bytes: int = 2**24) -> bytes:
 
     Raises:
         OSError: the system refused, or it is not a regular file.
-        StoreCorrupt: the file is larger than `limit_bytes`. No more than that was read.
+        StoreCorrupt: the file is larger than `limit_bytes`. No more than `limit_bytes` were read.
     """
     descriptor = DISK.open(path, os.O_RDONLY)
     with DISK.reader(descriptor, owned=True) as file:

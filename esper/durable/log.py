@@ -30,8 +30,8 @@ from esper.ground.workplace import fixed
 class Scan:
     """The content of a log: its records, the damage between the records, and the torn tail.
 
-    A torn tail is an incomplete record that an interrupted append left at the end. Damage to the last record looks the
-    same.
+    A torn tail is an incomplete record that an interrupted append left at the end. Damage to the last record looks like
+    a torn tail.
     """
 
     epoch: int
@@ -110,8 +110,8 @@ class FramedLog(Closing):
         return self.append_many([(kind, payload)])[0]
 
     def append_many(self, records: Sequence[tuple[int, bytes]]) -> range:
-        """Append `(kind, payload)` records with one sync. They are durable on return. After a crash before the return,
-        the log may have none, some or all of these records.
+        """Append `(kind, payload)` records with one sync. The records are durable on return. After a crash before the
+        return, the log may have none, some or all of these records.
 
         Returns:
             Their sequence numbers.
@@ -125,8 +125,8 @@ class FramedLog(Closing):
         """Append one record without a sync. On return another process can read it, even if this process is killed.
 
         A crash of the system may lose or damage the record. This risk ends when another record was appended durably,
-        `sync` returned, or the log was opened again. If it is damaged and a later record is whole, it is reported as
-        damage between records.
+        `sync` returned, or the log was opened again. If the record is damaged and a later record is whole, the damage
+        is reported as damage between records.
 
         Returns:
             Its sequence number.
@@ -267,7 +267,7 @@ class FramedLog(Closing):
 
 
 def scan(path: Path, *, disk: Disk = DISK) -> Scan:
-    """Read a whole log. It is neither locked nor changed. An append in progress looks like a torn tail.
+    """Read a whole log. It is neither locked nor changed. A record that is being appended looks like a torn tail.
 
     Raises:
         StoreCorrupt: the file is missing, unreadable, or not a log that this program can read.

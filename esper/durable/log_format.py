@@ -94,8 +94,8 @@ def _read_frame(file: BinaryIO, path: Path, offset: int, size: int, salt: int) -
     """Read the frame at `offset`. Return the frame or the reason why it is unreadable, and the offset at which reading
     continues.
 
-    A length is used only if the checksum of the header is right. It is then compared with `size`, before memory is
-    allocated.
+    A length is used only if the checksum of the header is right. The length is then compared with `size`, before memory
+    is allocated.
     """
     file.seek(offset)
     fields, sealed = file.read(_FRAME_FIELDS.size), file.read(_CRC.size)
@@ -122,7 +122,7 @@ def _read_frame(file: BinaryIO, path: Path, offset: int, size: int, salt: int) -
 
 
 def _next_magic(file: BinaryIO, start: int, size: int) -> int:
-    """Return the offset of the first frame magic at or after `start`. Return `size` if there is none."""
+    """Return the offset of the first frame magic at or after `start`. Return `size` if there is no frame magic."""
     file.seek(start)
     window, step = b"", _SEARCH_BYTES
     while chunk := file.read(step):

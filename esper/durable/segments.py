@@ -164,7 +164,7 @@ class SegmentedLog(Closing):
         crash, some segments are old and the rest are new. A segment without records is removed.
 
         Returns:
-            The damaged segments. They are not changed, so that people can still examine them.
+            The damaged segments. Damaged segments are not changed, so that people can still examine them.
 
         Raises:
             StoreCorrupt: a segment cannot be read. The segments before it are rewritten.

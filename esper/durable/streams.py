@@ -76,7 +76,7 @@ def open_verified(path: Path, length: int, crc: int, algorithm: str, *, disk: Di
 
 
 class _Writer(io.RawIOBase):
-    """The file to which a producer writes. After an error it refuses all writes with that error."""
+    """The file to which a producer writes. After an error, the file refuses all writes with that error."""
 
     def __init__(self, disk: Disk) -> None:
         self.length, self.crc = 0, 0

@@ -124,7 +124,9 @@ class Definitions:
         return module in self.own or module.partition(".")[0] == "esper"
 
     def _claim(self, name: str, by: str) -> bool:
-        """Reserve a name. Returns: True if it is new. Raises: CannotBeWritten: another definition has the name."""
+        """Reserve a name. Returns: True if the name is new. Raises: CannotBeWritten: another definition has the
+        name.
+        """
         if name in self._taken and self._taken[name] != by:
             raise CannotBeWritten(f"{self._taken[name]} and {by} both define {name!r}; rename yours")
         new = name not in self._taken

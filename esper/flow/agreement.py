@@ -93,7 +93,7 @@ def _check_stages(host: HostSnapshot, registry: RegistryState, told: Sequence[En
 
 def _check_forks(written: CheckpointWritten, saved: FenceState, registry: RegistryState) -> None:
     """Check the twin's step and seeds. Check also the origin, which is the snapshot from which the order in flight
-    began. It must be stored if the order began at an earlier fence, and must be absent otherwise.
+    began. The origin must be stored if the order began at an earlier fence, and must be absent otherwise.
     """
     twin, origin, steps = saved.incubation["twin"], saved.incubation["origin"], saved.incubation["twin_steps"]
     _check_equal("a twin is kept", twin is not None, registry.twin_kept)

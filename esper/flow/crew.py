@@ -29,7 +29,7 @@ class Crew(Protocol):
         ...
 
     def mend(self) -> None:
-        """Restart every dead process that can be restarted while all others continue.
+        """Restart every dead process that can be restarted alone, which means that all other processes continue.
 
         Raises:
             ActorLost: a process that cannot be restarted alone has died; the run must go back.

@@ -48,7 +48,7 @@ class Cause(StrEnum):
 
     DEATH = "death"
     ROLLBACK = "rollback"
-    """Everything since a checkpoint is taken back."""
+    """Rollback: everything after a checkpoint is taken back."""
     RESUME = "resume"
     """The run is resumed in a new process. The generation of the earlier process is already superseded, and every
     component is new."""
@@ -108,7 +108,9 @@ class GoingBack:
     # -- the states to restore -----------------------------------------------------------------------------------
 
     def keep_beginning(self) -> None:
-        """Store the state before fence 0 in memory. After a death before the first checkpoint, it is restored."""
+        """Store the state before fence 0 in memory. This state is restored if a process dies before the first
+        checkpoint.
+        """
         if self.memory is None:
             self.components.trainer.copy_state(0)
             self.beginning = self.memory = self._beginning(HostCopy.IN_MEMORY)
@@ -173,7 +175,8 @@ class GoingBack:
         """Restore the run to the last stored state after the death of a process.
 
         Raises:
-            EsperError: `error`, if a restart cannot mend it; or the error of a process that did not come up.
+            EsperError: `error`, if processes are not restarted after it; or the error of a process that did not come
+                up.
             RestartIntensityExceeded: a process died too often.
             ActorLost: another process died during the restore.
         """
@@ -197,7 +200,9 @@ class GoingBack:
             self.deaths.await_first_step(watch.ended_at)
 
     def _trainer_is_gone(self) -> None:
-        """Drop the state that was in the memory of the trainer that died. The new trainer is in its initial state."""
+        """Drop the state that was in the memory of the trainer that died. The new trainer begins in its initial
+        state.
+        """
         self.memory = None
         if self.beginning is not None:
             self.beginning = replace(self.beginning, host=HostCopy.AS_BUILT)

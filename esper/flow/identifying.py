@@ -1,4 +1,4 @@
-"""The identity of a run. It is written when the run begins. A resume compares it with the task."""
+"""The identity of a run. It is written when the run begins. A resume compares the identity with the task."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def identify(
     """Return the identity of a run that is about to start.
 
     Args:
-        policy: Class and version of the policy that decides.
+        policy: Class and version of the policy of the run.
     """
     return Identity(
         run_id=run_id,

@@ -40,7 +40,7 @@ class InProcessLauncher:
     conductor_name: ClassVar[str] = ""
 
     def __init__(self, on: InProcess) -> None:
-        """Raises: ConfigError: `on.policy` is no policy."""
+        """Raises: ConfigError: `on.policy` is not a policy."""
         if on.policy is not None:
             check_policy(on.policy)
         self.clock: Clock = on.clock or SystemClock()

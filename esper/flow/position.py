@@ -1,5 +1,5 @@
-"""The state of a run that belongs to no component: fence, tally, emergency level. It is saved and restored with the
-components.
+"""The state of a run that belongs to no component: fence, tally, emergency level. This state is saved and restored
+together with the components.
 """
 
 from __future__ import annotations

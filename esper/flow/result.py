@@ -1,5 +1,6 @@
-"""The value that `esper.run` and `esper.resume` return. It is the summary of a run that reached its end, with the
-network."""
+"""The value that `esper.run` and `esper.resume` return. The value is the summary of a run that reached its end, with
+the network.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ class Result(Summary):
 
         Args:
             place: The run directory, absolute.
-            network: The grown network. None: it is loaded from `place` on first use.
+            network: The grown network. None: the network is loaded from `place` on first use.
             task: The task of the run, to load the network. None: the task is found by its reference in `run.json`.
         """
         result = cls(**dict(summary))

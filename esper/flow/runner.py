@@ -1,4 +1,4 @@
-"""Begins, resumes and ends a run, in one process or on Ray. Its rounds and fences are in `line.py`.
+"""Begins, resumes and ends a run, in one process or on Ray. The rounds and fences of a run are in `line.py`.
 
 When its journal is open, a run journals everything on which its results depend, and its end. If a run fails earlier,
 its directory contains only `run.json`.
@@ -71,7 +71,7 @@ class Conductor:
     clock: Clock
     drain: Drain
     policy: str
-    """Class and version of the policy that decides."""
+    """Class and version of the policy of the run."""
 
     def begin(self, survey: Survey) -> Summary:
         """Claim a run directory and run from fence 0.
@@ -150,7 +150,7 @@ class Conductor:
 
 @dataclass
 class OpenRun:
-    """A run whose directory and journal are open. Every end of it is journaled."""
+    """A run whose directory and journal are open. Every end of the run is journaled."""
 
     conductor: Conductor
     survey: Survey

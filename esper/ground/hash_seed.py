@@ -11,7 +11,7 @@ import sys
 
 VARIABLE = "PYTHONHASHSEED"
 OURS = 0
-"""Hash seed of processes that esper starts, if the user has set no seed."""
+"""Hash seed of processes that esper starts. It is used if the user has set no seed."""
 _AT_START = os.environ.get(VARIABLE)
 """The value of the variable at the start of the process. Later changes of the variable have no effect on the
 process."""

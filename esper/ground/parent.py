@@ -1,5 +1,5 @@
 """Splits a command line into a parent that waits and a child that works. If the child could not report its end, the
-parent reports it.
+parent reports the end of the child.
 
 Code in C can end a process. For example, Ray's core calls `_exit(1)` if a process of Ray has died. The system can end a
 process, too, by SIGKILL for lack of memory. Then no Python code runs, and esper does not choose the exit code. See

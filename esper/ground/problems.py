@@ -69,7 +69,7 @@ def first_problem(error: ValidationError, within: str = "") -> Problem:
 
 
 def problems(error: ValidationError, within: str = "") -> list[Problem]:
-    """Return all problems that pydantic found, at least one. The arguments are those of `first_problem`."""
+    """Return all problems that pydantic found, at least one. The arguments are the same as for `first_problem`."""
     return [
         Problem((*filter(None, [within]), *one["loc"]), _in_words(one), one["type"], one["input"])
         for one in error.errors(include_url=False)

@@ -32,8 +32,9 @@ def generator(run_seed: int, purpose: str, *place: int | str) -> np.random.Gener
 
 
 def seed_process(run_seed: int, purpose: str, *place: int | str) -> None:
-    """Seed the global generators of python, numpy and torch in this process for one use. Those of CUDA are seeded if
-    CUDA is in use."""
+    """Seed the global generators of python, numpy and torch in this process for one use. The generators of CUDA are
+    seeded, too, if CUDA is in use.
+    """
     seed_by(stream_key(run_seed, purpose, *place))
 
 

@@ -15,7 +15,7 @@ def part_of(output: Any) -> Any:  # Any: an output of a user's module
 
 
 def with_part(output: Any, part: Any) -> Any:  # Any: as above
-    """Return a slot's output with another part in the place of `part_of(output)`. A named tuple is returned in its
+    """Return a slot's output in which `part_of(output)` is replaced by another part. A named tuple is returned in its
     class."""
     if not isinstance(output, tuple):
         return part

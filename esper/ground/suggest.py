@@ -11,8 +11,8 @@ errors in six letters still counts as near.
 """
 
 LISTED = 8
-"""Largest number of names that a message lists. If there are more, it lists the first names and the number of the
-others.
+"""Largest number of names that a message lists. If there are more names, the message lists the first names and the
+number of the others.
 """
 
 

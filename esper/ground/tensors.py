@@ -43,8 +43,9 @@ def state_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def state_crc32c(tensors: Mapping[str, Tensor]) -> int:
-    """Return the CRC32C over sorted names and bytes. It detects a difference at the speed of memory. It is not safe
-    against an attacker."""
+    """Return the CRC32C over sorted names and bytes. The checksum detects differences, and is computed at the speed of
+    memory. The checksum is not safe against an attacker.
+    """
     crc = 0
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

@@ -133,8 +133,8 @@ class Command(Message):
     seed_id: ShortText = ""
     candidates: Annotated[tuple[Candidate, ...], Field(max_length=MAX_CANDIDATES)] = ()
     replica_of: ShortText | None = None
-    """Id of the accepted seed that a replica repeats. G2 uses the evidence of that seed. A command for a replica has no
-    other candidate. None: no candidate is a replica.
+    """If the command is for a replica: id of the accepted seed that the replica repeats. G2 uses the evidence of that
+    seed. A command for a replica has no other candidate. None: no candidate is a replica.
     """
     blend: BlendSpec | None = None
     rate_scale: float | None = None

@@ -30,7 +30,7 @@ class PairedLosses(Message):
     shard: str
     fence: int
     count: int
-    """Number of pairs, or of groups of pairs."""
+    """Number of pairs, or of groups if samples are grouped."""
     grouped: bool
     mean: float
     sd: float
@@ -93,8 +93,8 @@ class SanityProbe(Message):
     """Largest relative change of the output at positions before a perturbed input position. None: the slot is not
     causal."""
     sample_leak: float | None
-    """Largest relative change of the output for a sample whose input was not perturbed, while other samples were. None:
-    the host mixes samples."""
+    """Largest relative change of the output for a sample whose input was not perturbed, while the inputs of other
+    samples were perturbed. None: the host mixes samples."""
     told: tuple[str, ...] = ()
     """The fallbacks that the module reported while it was built and measured."""
 
@@ -122,7 +122,8 @@ class GradientProbe(Message):
     """
 
     batches: int
-    """Number of backward passes. 0: the seed shares memory that is not its own, so it was not attached to a host."""
+    """Number of backward passes. 0: the seed shares memory with something outside itself, so it was not attached to a
+    host."""
     nonfinite: int
     """Number of entries of the seed's gradients that are not finite."""
     norm: float
@@ -132,7 +133,7 @@ class GradientProbe(Message):
 
 
 class GradientEvidence(Message):
-    """Evidence for G1. It has no fallback marks of the command, because G0 has judged them."""
+    """Evidence for G1. This evidence has no fallback marks of the command, because G0 has judged the marks."""
 
     fallbacks: tuple[str, ...] | None
     """As `evidence_fallbacks` in `Marks`."""
@@ -279,7 +280,7 @@ class ResetProbe(Message):
     """True if the host still has tensors of the seed."""
     optimizers_left: int
     hooks_left: int
-    """Number of forward hooks at the slot that should not be there."""
+    """Number of forward hooks that the seed left at the slot."""
     output_equal: bool
     """True if the slot's output on the next batch is equal bit for bit."""
     flags_equal: bool
@@ -289,6 +290,6 @@ class ResetProbe(Message):
 
 
 class ResetEvidence(Message):
-    """Evidence for G5. It has no `Marks`, since no command requests this judgement and no seed runs."""
+    """Evidence for G5. This evidence has no `Marks`, because no command requests this judgement and no seed runs."""
 
     probe: ResetProbe | None

@@ -1,5 +1,5 @@
-"""Ports inside a process that trains a host. Through them Kasmina edits Tolaria's host, and measures on Tolaria's
-forks.
+"""Ports inside a process that trains a host. Through these ports Kasmina edits Tolaria's host, and measures on
+Tolaria's forks.
 
 Types of torch are written `Any`, because this room may not import torch. The exact types are in the rooms that use the
 ports.
@@ -17,10 +17,12 @@ from esper.leyline.state import BlendReport
 
 
 class HostEditor(Protocol):
-    """Attaches seeds to one host, and detaches them without a trace. Kasmina implements it, Tolaria calls it."""
+    """Attaches seeds to one host, and detaches them without a trace. Kasmina implements this port, and Tolaria calls
+    it.
+    """
 
     def graft(self, plan: GraftPlan, weights: Weights) -> None:
-        """Attach a seed. The caller has verified that its weights have the plan's digest."""
+        """Attach a seed. The caller has verified that the weights have the digest in the plan."""
         ...
 
     def amend(self, change: Amendment) -> None:
@@ -44,8 +46,8 @@ class HostEditor(Protocol):
         ...
 
     def topology(self) -> tuple[GraftPlan, ...]:
-        """Return the current plans of all grafted seeds, in graft order. A fresh host to which they are applied has the
-        same seeds as this host.
+        """Return the current plans of all grafted seeds, in graft order. A fresh host to which these plans are applied
+        has the same seeds as this host.
         """
         ...
 
@@ -59,7 +61,8 @@ class HostEditor(Protocol):
         ...
 
     def modules(self) -> Mapping[str, Any]:  # Any: torch.nn.Module
-        """Return the module of each seed, by the first part of the names of its tensors in `tensors`."""
+        """Return the module of each seed. The key is the first part of the names that the seed's tensors have in
+        `tensors`."""
         ...
 
     def set_training(self, training: bool) -> None:
@@ -134,7 +137,7 @@ class ProbedFork(Fork, Protocol):
     measurements, `remove`."""
 
     def remove(self, seed_id: str) -> None:
-        """Detach the candidate, so that the next can be grafted."""
+        """Detach the candidate, so that the next candidate can be grafted."""
         ...
 
     def activation(self, slot: str) -> Any:  # Any: torch.Tensor

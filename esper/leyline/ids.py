@@ -1,5 +1,6 @@
-"""Ids of the objects of a run. They are derived from the object's place in the run, so a repeated step makes the same
-ids."""
+"""Ids of the objects of a run. An id is derived from the place of its object in the run, so a repeated step makes the
+same ids.
+"""
 
 from __future__ import annotations
 

@@ -78,14 +78,15 @@ class IncubationResult(Message):
     fence: int
     forks: tuple[ForkResult, ...]
     fork_steps: int
-    """Optimizer steps of all forks together, the control's included."""
+    """Optimizer steps of all forks together, including the steps of the control."""
     flops: int
-    """Modelled FLOPs of all forks together, control and evaluations included."""
+    """Modelled FLOPs of all forks together, including the control and all evaluations."""
 
 
 class Answer(Message):
-    """Result of an operation of Kasmina. It contains everything that other components must carry out or record, in
-    order."""
+    """Result of an operation of Kasmina. The answer contains, in order, everything that other components must carry out
+    or record.
+    """
 
     transitions: tuple[Transition, ...] = ()
     gates: tuple[GateReport, ...] = ()
@@ -109,7 +110,7 @@ class Received(Message):
 
     plans: tuple[GraftPlan, ...]
     """Plans of the candidates that must be measured on a fork before the command is carried out. Empty for all
-    operations but GERMINATE."""
+    operations except GERMINATE."""
     weights: dict[str, bytes]
     """Weights of these plans; see `esper.leyline.reports.Weights`."""
     flops: int
@@ -135,7 +136,7 @@ class Compared(Message):
 
 
 class TwinReport(Message):
-    """Report on the twin: the host's training without growth."""
+    """Report on the twin, which is the host trained without growth."""
 
     steps: int
     """Optimizer steps since the control became the twin."""

@@ -132,7 +132,9 @@ class Policy(Protocol):
         ...
 
     def logits(self, state: RoundState, seed: SeedState, past: Sequence[FieldReport]) -> tuple[float, ...]:
-        """Return the policy's logits for a seed whose next gate is due. Called only if its blend is CONFIDENCE."""
+        """Return the policy's logits for a seed whose next gate is due. Called only if the blend of the seed is
+        CONFIDENCE.
+        """
         ...
 
 
@@ -185,7 +187,7 @@ class Registrar(Protocol):
         """Admit a command for one seed and carry it out as far as the gates allow.
 
         Args:
-            observation: Observation of the live host at this fence. None for a command that no gate judges.
+            observation: Observation of the live host at this fence. None if no gate judges the command.
         """
         ...
 
@@ -218,7 +220,9 @@ class Registrar(Protocol):
         ...
 
     def conclude(self, result: IncubationResult, fence: int) -> Changed:
-        """Record a tournament's results. Call it at the fence at which the view is due, before any command."""
+        """Record a tournament's results. Call this method at the fence at which `due` of the view is set, before any
+        command.
+        """
         ...
 
     def compare(self, live: SampleLosses, twin: SampleLosses) -> Compared:
@@ -305,9 +309,9 @@ class Incubation(Protocol):
         ...
 
     def state(self, fence: int) -> Mapping[str, Any]:  # Any: plain values and snapshots
-        """Return a dict with three keys. `twin`: the snapshot of the twin, or None. `twin_steps`: its number of steps.
-        `origin`: the snapshot from which the tournament in flight began. None: the tournament began at this fence, or
-        no tournament is in flight."""
+        """Return a dict with three keys. `twin`: the snapshot of the twin, or None. `twin_steps`: the number of steps
+        of the twin. `origin`: the snapshot from which the tournament in flight began. None: the tournament began at
+        this fence, or no tournament is in flight."""
         ...
 
     def restore(self, state: Mapping[str, Any]) -> None:  # Any: as `state`

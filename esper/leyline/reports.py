@@ -95,7 +95,7 @@ class Transition(Message):
 
 
 class HostChange(Message):
-    """A change of the host. Every rank applies it once, at a fence."""
+    """A change of the host. Every process of the trainer applies the change once, at a fence."""
 
     command_id: str
     run_id: str
@@ -105,7 +105,7 @@ class HostChange(Message):
 
 
 class GraftPlan(GrownMessage, HostChange):
-    """Plan to attach a seed. Its weights are sent separately, as `Weights`."""
+    """Plan to attach a seed. The weights of the seed are sent separately, as `Weights`."""
 
     LATER: ClassVar = frozenset({"confidence", "rate_scale"})
 
@@ -131,11 +131,11 @@ class GraftPlan(GrownMessage, HostChange):
 
 
 Weights = Mapping[str, bytes]
-"""Initial weights of seeds as made by `esper.ground.tensors.to_bytes`. The key is their SHA-256 in hex."""
+"""Initial weights of seeds as made by `esper.ground.tensors.to_bytes`. The key is the SHA-256 of the weights in hex."""
 
 
 class JoinPlan(HostChange):
-    """Plan to end a seed's isolation. Afterwards its gradient reaches the host."""
+    """Plan to end a seed's isolation. Afterwards the gradient of the seed reaches the host."""
 
     def amended(self, plan: GraftPlan) -> GraftPlan:
         """Return the seed's graft plan after this change."""

@@ -49,7 +49,7 @@ class Level(IntEnum):
 
 
 class EmergencySignal(GrownMessage):
-    """One signal; make it by `sealed`. A repeated `signal_id` is the same signal and has no further effect."""
+    """One signal; make a signal by `sealed`. A repeated `signal_id` is the same signal and has no further effect."""
 
     LATER: ClassVar[frozenset[str]] = frozenset({"attributes", "monotonic_ns", "checksum"})
 
@@ -71,12 +71,12 @@ class EmergencySignal(GrownMessage):
 
     @classmethod
     def sealed(cls, **fields: Any) -> Self:  # Any: the fields of the class
-        """Make a signal from all its fields but `checksum`, which is computed. Raises: ValidationError."""
+        """Make a signal from all its fields except `checksum`, which is computed. Raises: ValidationError."""
         made = cls(**fields)
         return made.model_copy(update={"checksum": made.content_sha256()})
 
     def content_sha256(self) -> str:
-        """Return the SHA-256 of all fields but `checksum`, in hexadecimal."""
+        """Return the SHA-256 of all fields except `checksum`, in hexadecimal."""
         content = json.loads(self.model_dump_json(exclude={"checksum"}))
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -25,7 +25,7 @@ class SlotSpec(Message):
     dtype: str
     device: str
     causal: bool
-    """True if the input at position t changes no output before t. False for every kind but NTC."""
+    """True if the input at position t changes no output before t. False for every kind except NTC."""
     samples_independent: bool
     """True if, in training mode, no sample changes the output of another."""
     samples_independent_evaluated: bool = False

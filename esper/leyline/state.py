@@ -17,7 +17,7 @@ class BlendReport(Message):
     mode: str
     """Name of a `BlendMode`."""
     mean: float
-    """Mean over the steps. For CHANNEL it is the mean over the channels, too."""
+    """Mean over the steps. For CHANNEL: the mean over steps and channels."""
     p95: float
     """95th percentile of effective alpha over the same values, by nearest rank."""
     clamped: float | None

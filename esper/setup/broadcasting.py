@@ -14,7 +14,7 @@ WARNED = r"Using a target size .* that is different to the input size .* due to 
 """Pattern of the warning of torch's losses, such as `mse_loss`, `l1_loss` and `huber_loss`."""
 
 _SIZES = re.compile(r"torch\.Size\((\[[^]]*\])\)")
-"""The two shapes in that warning. The first is the target's, the second the model output's."""
+"""The two shapes in that warning. The first is the shape of the target, the second the shape of the model's output."""
 
 
 @contextmanager

@@ -69,8 +69,8 @@ def _place(survey: Survey, pair: Pair, tried: tuple[Pair, ...]) -> str:
 
 
 def why_nothing_grows(survey: Survey) -> str | None:
-    """Return why no seed can germinate in a run of this length, and how to change that. Return None if a seed can
-    germinate, or if growth is off.
+    """Return why no seed can germinate in a run of this length, and which settings would allow it. Return None if a
+    seed can germinate, or if growth is off.
     """
     growth = survey.config.growth
     if survey.can_grow or not growth.enabled:

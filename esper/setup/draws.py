@@ -31,7 +31,7 @@ def rehearse_draws(task: Task, data: TaskData) -> None:
 
     Raises:
         TaskError: a data set has state on which later samples depend. If the state is in an attribute, the error names
-            it.
+            the attribute.
     """
     for name, state in data.made_with.items():
         check_plain(f"task.{name}", state)
@@ -81,7 +81,8 @@ def _collates_otherwise(data: TaskData, name: str, lots: list[list[int]]) -> boo
 
 def _generator(before: dict[str, Held], after: dict[str, Held]) -> str:
     """Return the first random generator among the shared objects that drawing has changed. Return an empty text if
-    there is none."""
+    drawing has changed no generator.
+    """
     for name, held in before.items():
         for path in different(held, after[name]) if name in after else ():
             if path in held and held[path].kind == "generator":

@@ -16,7 +16,7 @@ MiB."""
 
 
 def fences(task: Task, config: RunConfig, data: TaskData) -> tuple[int, ...]:
-    """Return the steps at which the rounds of a run begin and end, from 0 to the total.
+    """Return the steps at which the rounds of a run begin and end, from 0 to the last step.
 
     Raises:
         TaskError: a number of the task is less than 1.

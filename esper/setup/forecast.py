@@ -173,7 +173,7 @@ def foretell_waits(survey: Survey, measured: Timings) -> dict[str, Any]:
 
 def busiest(pieces: Iterable[tuple[int, float]], managers: int) -> float:
     """Return the seconds until all pieces of work are done. A piece is (number, seconds). Manager `number % managers`
-    does it; a manager does its pieces one after the other.
+    does this piece; a manager does its pieces one after the other.
     """
     loads = [0.0] * managers
     for number, seconds in pieces:
@@ -182,7 +182,9 @@ def busiest(pieces: Iterable[tuple[int, float]], managers: int) -> float:
 
 
 def probes_s(measured: Timings, count: int, managers: int) -> float:
-    """Return the seconds in which the managers measure `count` candidates. The trainer always waits for them."""
+    """Return the seconds in which the managers measure `count` candidates. The trainer always waits for these
+    measurements.
+    """
     return busiest([(number, measured.probe_s) for number in range(count)], managers)
 
 
@@ -200,11 +202,12 @@ def tournament_s(measured: Timings, heats: Sequence[int], managers: int) -> floa
 
 
 def replica_s(measured: Timings, steps: int, managers: int, *, twin: bool) -> float:
-    """Return the seconds of the first replica's incubation. Its control and the twin are trained at the same time.
+    """Return the seconds of the first replica's incubation. The control of this incubation and the twin are trained at
+    the same time.
 
-    The control of this incubation has one seed, the accepted seed. The replica's fork has two. The twin has number 0,
-    because it is the control of the first tournament. The control and the fork have the next numbers after the forks of
-    that tournament.
+    The control has one seed, the accepted seed. The replica's fork has two seeds. The twin has number 0, because it is
+    the control of the first tournament. The control and the fork have the next numbers after the forks of that
+    tournament.
     """
     one, host = measured.fork, measured.host
     two = Work(one.making_s, 2 * one.step_s - host.step_s, 2 * one.evaluation_s - host.evaluation_s)
@@ -241,7 +244,7 @@ def measure(survey: Survey) -> Timings:
         for step in range(min(WARM_UP_STEPS + TIMED_STEPS, survey.total_steps)):
             fork.train_to(snapshot.step + step + 1)
             moments.append(time.perf_counter())
-        if survey.config.growth.enabled:  # without an expected tournament the judging shards may be empty
+        if survey.config.growth.enabled:  # if no tournament is expected, the judging shards may be empty
             fork.sample_losses("pick", fence)
         evaluation_s = time.perf_counter() - moments[-1]
         steps = [after - before for before, after in pairwise(moments)]

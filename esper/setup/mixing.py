@@ -49,7 +49,7 @@ class Mixing(NamedTuple):
     mixes: bool | None
     """None: inconclusive."""
     module: str | None = None
-    """Path and class of the module that mixes. Of nested modules it is the innermost."""
+    """Path and class of the module that mixes. If modules are nested, the innermost is named."""
 
 
 NOT_FOUND_OUT = Mixing(None)
@@ -62,7 +62,7 @@ class Rows:
     values: Tensor
     """[B], double precision. [1] if the tensor has no row per sample."""
     size: float
-    """The magnitude of the values. A movement is measured relative to it."""
+    """The magnitude of the values. A movement is measured relative to this magnitude."""
 
     def verdict(self, after: Rows, unchanged: Tensor, rounding: float) -> bool | None:
         """Return whether the samples `unchanged` (booleans [B]) moved although only other samples were changed. None:
@@ -177,7 +177,7 @@ class _Look:
 
 def _first_shown(verdicts: Iterable[bool | None]) -> bool | None:
     """Return the verdict from the losses if it is conclusive, else the first conclusive verdict from an output. None:
-    there is none.
+    no verdict is conclusive.
     """
     return next((verdict for verdict in verdicts if verdict is not None), None)
 

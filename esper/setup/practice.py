@@ -91,8 +91,9 @@ def practise(task: Task, host: nn.Module, total_steps: int) -> Changing:
 
 
 def _smallest(host: nn.Module) -> list[Tensor]:
-    """Return the values of the trained parameters, in order. If they have more than `MOST_ELEMENTS` elements together,
-    the largest are left out."""
+    """Return the values of the trained parameters, in order. If the parameters have more than `MOST_ELEMENTS` elements
+    together, the largest are left out.
+    """
     trained = [parameter.detach() for parameter in host.parameters() if parameter.requires_grad]
     room = MOST_ELEMENTS
     chosen: set[int] = set()

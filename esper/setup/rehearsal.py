@@ -48,8 +48,8 @@ NO_ATTRIBUTE = (
 class Remembered:
     """A replacement for `TaskData` that loads each training batch once; every later call returns a copy of the batch.
 
-    A later call sets the random streams to their state after the first loading, so that both networks see the same
-    streams.
+    A later call sets the random streams to the state that they had after the first loading, so that both networks see
+    the same streams.
     """
 
     def __init__(self, data: TaskData) -> None:
@@ -76,8 +76,8 @@ class Rehearsed(NamedTuple):
     weights_crc32c: int | None
     """Checksum of all tensors after the last step of the rehearsal."""
     changing: Changing
-    """Attributes of model, optimizer and scheduler that changed before the snapshot. Each is restored, or is a
-    cache."""
+    """Attributes of model, optimizer and scheduler that changed before the snapshot. Each of these attributes is
+    restored, or is a cache."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class _Course:
 
 
 def tensors_of(host: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and buffers by name. Those that `state_dict` leaves out are included."""
+    """Return parameters and buffers by name. Buffers that `state_dict` leaves out are included."""
     return {**dict(host.named_parameters()), **dict(host.named_buffers())}
 
 
@@ -101,7 +101,7 @@ def check_same_build(first: nn.Module, made: Held, second: nn.Module) -> None:
     separate builds.
 
     Args:
-        made: State of the first build when it was built. A forward pass may have changed the build since.
+        made: State of the first build when it was built. Since then a forward pass may have changed the build.
 
     Raises:
         TaskError: two builds share a tensor, or differ.

@@ -89,7 +89,8 @@ class Survey:
     first_loss: float | None = None
     """Loss of the first training step. None before the rehearsal, or if training diverged."""
     changing: Changing = field(default_factory=dict)
-    """Attributes that the survey's steps changed and accepted. The checks at the fences skip them."""
+    """Attributes that the survey's steps changed and that the survey accepted. The checks at the fences skip these
+    attributes."""
     rehearsed_crc32c: int | None = None
     """Checksum of the weights after the rehearsal's last step. None before the rehearsal, or if training diverged."""
 
@@ -136,7 +137,7 @@ class Survey:
 
     @property
     def parameter_budget(self) -> int:
-        """Largest number of parameters that all seeds together may add."""
+        """Largest number of parameters that all seeds together may have."""
         return int(self.config.growth.parameter_budget * self.host_parameters)
 
     def editor(self, host: nn.Module) -> SeedEditor:

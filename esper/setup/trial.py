@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from esper.setup.survey import Survey
 
 STEPS = 3
-"""Number of training steps. It is more than one, because lengths may differ between batches."""
+"""Number of training steps. There is more than one step, because lengths may differ between batches."""
 
 
 def try_backward(task: Task, host: nn.Module, inputs: Any, targets: Any) -> None:  # Any: a batch of the task
@@ -116,7 +116,9 @@ def _try_compiled(survey: Survey) -> None:
 
 
 def _graft_cheapest(survey: Survey, trainer: Trainer) -> None:
-    """Attach the cheapest candidate of each slot. Leave out those that violate isolation, which gate G1 refuses."""
+    """Attach the cheapest candidate of each slot. Leave out candidates that violate isolation, because gate G1 refuses
+    them.
+    """
     for plan, blob in cheapest_plans(survey):
         with suppress(IsolationViolation):
             trainer.graft(plan, {plan.weights_digest: blob})
@@ -137,8 +139,8 @@ def _look_for_calls(trainer: Trainer, shapes: dict[str, list[tuple[int, ...]]]) 
 
 
 def cheapest_plans(survey: Survey) -> Iterator[tuple[GraftPlan, bytes]]:
-    """Yield one plan for each slot, with its weights. The candidate is that with the fewest FLOPs, and its alpha is at
-    the target from the first step.
+    """Yield one plan for each slot, with its weights. The candidate is the one of the slot with the fewest FLOPs. Its
+    alpha is at the target from the first step.
 
     Candidates whose output has another shape or dtype than the slot are left out, because gate G0 refuses them.
     """
