@@ -78,7 +78,7 @@ def await_ready(
 
     Args:
         began_s: Monotonic time at which the first actor of the run began to start. `deadline_s` counts from that time.
-        look: Function that is called during the wait. It raises if the actor can no longer come up.
+        look: Function that is called during the wait. It raises an error if the actor can no longer come up.
 
     Raises:
         EsperError: the error of the actor's constructor.

@@ -30,7 +30,7 @@ class ActorStart:
     def __init__(self, config: RayConfig, supervisor: Supervisor, look: Callable[[], None]) -> None:
         """`supervisor` receives the outcome of each start.
 
-        `look` raises if no actor can come up, for example without Ray.
+        `look` raises an error if no actor can come up, for example if Ray has ended.
         """
         self._config, self._supervisor, self._look = config, supervisor, look
         self._begun: list[ActorHandle[Shell]] = []

@@ -73,7 +73,7 @@ class Handle:
     """The class of the objects that `handle` returns.
 
     A method raises the actor's error, or `ActorLost` if the actor died. Arguments that the port's method does not have
-    raise a TypeError before the message is sent. A name that the port does not have raises an AttributeError.
+    raise a TypeError before the message is sent. If the port does not have a name, its use raises an AttributeError.
     """
 
     def __init__(self, port: type, remote: Remote, deliveries: Mapping[str, Delivery]) -> None:

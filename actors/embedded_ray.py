@@ -32,8 +32,8 @@ from esper.ground.closing import Closing, noted_on
 from esper.user_code.import_paths import ROOT, is_installed
 
 STUCK_AFTER_S = 40.0
-"""Seconds that this process waits for a call into Ray after the death of Ray's server or raylet. Then it ends with a
-report.
+"""Seconds that this process waits for a call into Ray after the death of Ray's server or raylet. After this time, the
+process ends with a report.
 
 The number must be less than 60, because Ray's core would end the process without a message 60 s after the last answer
 of Ray's server.
@@ -104,7 +104,7 @@ class EmbeddedRay(Closing):
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 job_config=ray_private.OwnPath([] if is_installed(ROOT) else [str(ROOT)]),
-                **ray_private.place_of(self.folder / "ray"),  # any user can read it, but not the folder around it
+                **ray_private.place_of(self.folder / "ray"),  # all users may read it, but not the folder around it
             )
 
     def close(self) -> None:

@@ -13,8 +13,8 @@ from esper.ground.closing import at_the_end
 
 @contextmanager
 def emergency_word() -> Iterator[EmergencyWord]:
-    """Create the emergency word of one run, in shared memory if the system has that. Remove the word at the end of the
-    block.
+    """Create the emergency word of one run, in shared memory if the system has shared memory. Remove the word at the
+    end of the block.
     """
     folder = make_place("word", SHARED_MEMORY if SHARED_MEMORY.is_dir() else TEMPORARY)
     path = folder / "word"

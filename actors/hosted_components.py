@@ -129,7 +129,9 @@ class HostedForks:
         return self._forks[name].weights_sha256()
 
     def abandon(self, yes: bool) -> None:
-        """If `yes` is true, stop every fork at its next training step. If not, later training steps run again."""
+        """If `yes` is true, stop every fork at its next training step. If `yes` is false, later training steps run
+        again.
+        """
         self._abandoned = yes
 
     def snapshot(self, name: str) -> Any:  # Any: a HostSnapshot

@@ -52,7 +52,8 @@ class Publisher:
 
         Raises:
             EmergencyUnavailable: the run is ending, and the signal was not accepted; or the actor did not answer within
-                the deadline. In the second case, the signal may have been accepted, and the cause is the first error.
+                the deadline. In the second case, the signal may have been accepted, and the error's cause is the first
+                failure.
             EmergencyQueueFull, DependencyViolationError, StoreWriteFailed: the signal was not accepted.
         """
         until, first = time.monotonic() + self._deadline_s, None

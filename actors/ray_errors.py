@@ -16,7 +16,8 @@ from esper.errors import ActorDoubtful, ActorError, ActorLost, CallDeadlineExcee
 
 
 def unwrapped(error: BaseException, role: str, name: str = "") -> BaseException:
-    """Return the exception of esper for an exception of Ray. The latter becomes the cause of the former.
+    """Return the exception of esper for an exception of Ray. The exception of Ray becomes the cause of the returned
+    exception.
 
     Other exceptions are returned unchanged. If a method or the constructor of the actor raised an exception, this
     exception is returned. Else it is `ActorLost` if the process has ended, `ActorDoubtful` if the connection broke and

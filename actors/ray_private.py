@@ -78,7 +78,7 @@ def read_environment_again() -> None:
 def place_of(folder: Path) -> dict[str, Any]:  # Any: `ray.init` has arguments of other types
     """Return the argument of `ray.init` for the folder of Ray's files.
 
-    The public setting would apply to all Rays of a user.
+    The public setting would apply to all Ray instances of a user.
     """
     return {"_temp_dir": str(folder)}
 

@@ -127,7 +127,7 @@ class Remote:
 
         Args:
             patience_s: Seconds without progress after which a waiting caller kills the process.
-            look: Function that is called during a wait. It raises if no answer can come.
+            look: Function that is called during a wait. It raises an error if no answer can come.
         """
         self.role, self.name, self._look, self._patience_s = spec.role, spec.name, look, patience_s
         self._counting, self._outlived = threading.Lock(), Counter[str]()

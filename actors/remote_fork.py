@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class RemoteFork:
-    """A `Fork` in a manager's process. It is lost when the process ends.
+    """A `Fork` in a manager's process. The fork is lost when the process ends.
 
     The first call of `graft`, `make` or `train_to` makes the fork. Other methods must be called later.
     """

@@ -90,7 +90,7 @@ class RemoteIncubator:
         assert self._pending is None, "one tournament is in flight per run"
         self._pending = self._start(self._order, self._run, order, weights, snapshot)
         self._began = order, snapshot
-        self._control = None  # `keep_twin` was not called for the last control
+        self._control = None  # `keep_twin` was not called after the last tournament
 
     def collect(self) -> IncubationResult:
         """See `Incubation`."""

@@ -21,8 +21,8 @@ from esper.setup.assembly import RunKey
 from esper.setup.survey import Survey
 
 SPARE = "tamiyo-spare"
-"""Name of the spare, an actor that is started in advance. If the policy's actor dies, the spare replaces it. Until then
-the spare is not called."""
+"""Name of the spare. This actor is started in advance. It is called only after the policy's actor has died and the
+spare has replaced it."""
 
 STRATEGIES = {
     "emergency": Strategy.ONE_FOR_ONE,

@@ -1,7 +1,7 @@
 """Temporary folders outside the run directory. Each belongs to one process.
 
 If the process is killed, a later process removes the folder. A file in the folder names the process. The folder is
-removed only if it is certain that this process has ended. The file must name the user, boot and process namespace of
+removed only if it is certain that this process has ended. The file must contain the user, boot and process namespace of
 the present process. No running process may have the id and the start time in the file.
 """
 
@@ -63,6 +63,6 @@ def _mark(pid: int, began_ticks: int | None) -> str:
 
 
 def _here() -> list[str]:
-    """Return the ids of this boot of the machine and of this process namespace."""
+    """Return the id of this boot of the machine, and the id of this process namespace."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return [boot, os.readlink("/proc/self/ns/pid")]

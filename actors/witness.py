@@ -31,7 +31,7 @@ def words(reason: str, run_dir: Path | None) -> str:
 
 
 class Witness(Closing):
-    """Prints the report on the standard error of this process if it ends before `close`."""
+    """Prints the report on the standard error of this process if the process ends before `close`."""
 
     def __init__(self, run_dir: Path | None = None) -> None:
         """Begin to watch this process. The report names `run_dir`."""

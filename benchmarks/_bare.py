@@ -26,7 +26,9 @@ from esper.user_code.task_reference import load_task
 
 
 class BareLoop:
-    """The training loop that a user would write without esper. It uses the same samples in the same order as esper."""
+    """The training loop that a user would write without esper. The loop uses the same samples in the same order as
+    esper.
+    """
 
     def __init__(self, survey: Survey) -> None:
         task, data, seed = survey.task, survey.data, survey.config.run.seed

@@ -53,7 +53,7 @@ def trained(state_bytes: int) -> Trainer:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Return the wall seconds of one call."""
+    """Return how many seconds of wall time one call takes."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start

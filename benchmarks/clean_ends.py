@@ -26,7 +26,8 @@ from esper.testing import tiny_config, tiny_task, until
 TASK = "from esper.testing import tiny_task\n\ntask = tiny_task()\n"
 DEADLINE_S = 1.0
 MOST_S = {"Ctrl-C in a round": 5.0, "SIGTERM in a round": 5.0, "Ctrl-C while Ray starts": 12.0}
-"""Largest allowed seconds. The limit is higher while Ray starts, because the start is not interrupted."""
+"""Largest allowed number of seconds until the end. The limit is higher while Ray starts, because the start is not
+interrupted."""
 
 
 def measure(repetitions: int) -> Outcome:

@@ -22,7 +22,7 @@ GOALS_S = {"esper --help": 0.3, "esper inspect RUN": 1.0}
 
 
 def lines(run: Path) -> dict[str, list[str]]:
-    """Return name of a command -> arguments of Python."""
+    """Return a mapping from the name of a command to the arguments of Python."""
     esper = ["-m", "esper"]
     return {
         "python -c pass": ["-c", "pass"],

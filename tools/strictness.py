@@ -1,6 +1,6 @@
 """Lists the places in Python source where a failure may be hidden.
 
-Usage: strictness.py PATH... (files or folders). It prints one line per place.
+Usage: strictness.py PATH... (files or folders). It prints one line for each place.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ class EmergencyService:
         of the word, the word gets the signal's level.
 
         Args:
-            folder: `RUN/emergency`. It is made if it is missing.
+            folder: `RUN/emergency`. The folder is made if it is missing.
             environment: The environment variables. The config of a sink may name some of them.
             clock: None: the clock of the machine.
             draw: Random generator for the waits after failed attempts. None: the generator of the operating system.
@@ -172,9 +172,8 @@ class EmergencyService:
             drain_s: Largest number of seconds to wait for deliveries. If no attempt is due within this time, there is
                 no wait.
 
-        Returns:
-            Name of a sink -> number of signals that it has not confirmed. These signals stay in the queue. Dead letters
-            are not counted. Empty: every sink has confirmed all signals that are not dead letters.
+        Returns: Name of a sink -> number of signals that the sink has not confirmed. These signals stay in the queue.
+            Dead letters are not counted. Empty: every sink has confirmed all signals that are not dead letters.
 
         Raises:
             EsperError: a background task or the queue failed. The queue is closed.

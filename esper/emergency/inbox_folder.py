@@ -105,7 +105,7 @@ class InboxFolder:
         self._entries = None
 
     def _some(self) -> list[str]:
-        """Return the files among the next names. Raises: OSError: the folder cannot be read."""
+        """Read the next names, and return those of files. Raises: OSError: the folder cannot be read."""
         entries = self._entries = self._entries or os.scandir(self._inbox)
         read = list(islice(entries, MOST_NAMES))
         if len(read) < MOST_NAMES:
@@ -133,7 +133,7 @@ class InboxFolder:
         )
 
     def take(self, name: str) -> None:
-        """Carry out or refuse the request in a file, then remove the file. If the file does not exist, do nothing.
+        """Carry out or refuse the request in a file, then remove the file. If the file no longer exists, do nothing.
 
         Raises:
             EmergencyUnavailable: the queue accepts no more signals. The file stays in the inbox.

@@ -45,7 +45,8 @@ _ACKNOWLEDGED_BYTES = 28 + len('{"subscriber":,"ids":[]}')
 _REASON_CHARACTERS = 1000
 """Largest length of the reason of a refusal or a drop in a record. The rest is cut off."""
 _DAMAGE_TOLD = 16
-"""Largest number of events about damage. If there is more damage, one further event has the number of the rest."""
+"""Largest number of events about damage. If there is more damage, one further event has the number of the unreported
+parts."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class EmergencyQueue(Closing):
         """Id of each signal in the queue -> number of bytes that it may need in the log."""
         self._held_bytes = sum(self._needed.values())
         self._older_bytes = 0
-        """Size of all segments but the last. A crash during a compaction leaves such segments."""
+        """Size of all segments but the last. A crash during a compaction leaves these segments."""
         self._takes = True
 
     @classmethod

@@ -103,7 +103,7 @@ class QueueState:
         _APPLY[type(record)](self, record)
 
     def checksum(self, signal_id: str) -> str | None:
-        """Return the checksum of an accepted signal. None: it was not accepted, or it was forgotten."""
+        """Return the checksum of an accepted signal. None: the signal was not accepted, or it was forgotten."""
         held = self.held.get(signal_id)
         return held.signal.checksum if held is not None else self.finished.checksum(signal_id)
 

@@ -42,8 +42,9 @@ class Put(Record):
 
 
 class Attempt(Record):
-    """Signals are about to be sent to a subscriber. The record is not synced. If a crash loses it, the signals may
-    be sent once more than is counted."""
+    """Signals are about to be sent to a subscriber. The record is not synced. If a crash loses the record, the signals
+    may be sent once more than is counted.
+    """
 
     KIND = 2
     subscriber: str
@@ -78,8 +79,9 @@ class Rejected(Record):
 
 
 class Retry(Record):
-    """An attempt failed, and the next attempt is due at `ready_at`. The record is not synced. If a crash loses it, the
-    next attempt is made earlier."""
+    """An attempt failed, and the next attempt is due at `ready_at`. The record is not synced. If a crash loses the
+    record, the next attempt is made earlier.
+    """
 
     KIND = 6
     subscriber: str
@@ -128,10 +130,10 @@ class Held(Record):
 
 
 class Summary(Record):
-    """The state without the signals in the queue. A compaction writes it, and then the `Held` records of the same
-    batch.
+    """The state without the signals in the queue. A compaction writes this record, and then the `Held` records of the
+    same batch.
 
-    A signal that is not in `held` is not in the queue any more.
+    A signal that is not in `held` is no longer in the queue.
     """
 
     KIND = 10

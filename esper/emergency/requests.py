@@ -5,9 +5,9 @@ RUN/emergency/taken/NAME.json      a request that was carried out
 RUN/emergency/refused/NAME.json    the reason why a request was refused
 
 The other process writes the file with `submit`. The process that owns the queue reads the file and carries out the
-request. It moves the file to `taken/` when the effect is durable in the queue. If it refuses the request, it first
-writes the reason, then removes the file. If none of the three folders has a file of the request, there is no answer,
-because a file was removed or could not be written.
+request. It moves the file to `taken/` when the effect is durable in the queue. If this process refuses the request, it
+first writes the reason, then removes the file. If none of the three folders has a file of the request, there is no
+answer, because a file was removed or could not be written.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Ids = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=512)], ...],
 
 
 class SignalRequest(Message):
-    """Publish a signal. Its `run_id` must be that of the run."""
+    """Publish a signal. The `run_id` of the signal must be the id of the run."""
 
     kind: Literal["signal"] = "signal"
     signal: EmergencySignal

@@ -18,7 +18,7 @@ _STEP_BYTES = 64 * 2**10
 class Reserve:
     """A file of zeros. When the disk is full, the blocks of the file are freed, so that the queue can use them.
 
-    Another program may use the freed blocks first. Only the process that has the lease of the folder may use this
+    But another program may use the freed blocks first. Only the process that has the lease of the folder may use this
     object.
     """
 

@@ -28,8 +28,8 @@ class Sink(Protocol):
     async def send(self, signal: EmergencySignal) -> None:
         """Send a signal, and return when the receiver has confirmed it.
 
-        The signal may have been sent before. The receiver recognizes this by the `signal_id`. If the call is cancelled,
-        the receiver may have the signal.
+        The signal may have been sent before. The receiver recognizes a repeated signal by the `signal_id`. If the call
+        is cancelled, the receiver may have the signal.
 
         Raises:
             SinkFailed: the receiver did not confirm the signal, but may have it.

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, Strict
 from esper.leyline.base import PositiveInt, Settings
 
 MOST_MANAGERS = 512
-"""Upper limit of `growth.managers`. Each manager is a process. Many more processes exhaust a machine."""
+"""Upper limit of `growth.managers`. Each manager is a process. Many more processes would exhaust a machine."""
 Share = Annotated[float, Field(gt=0, lt=1)]
 Ratio = Annotated[float, Field(gt=0)]
 

@@ -1,6 +1,6 @@
 """Finds the (slot, blueprint) pairs that may be germinated at a fence.
 
-If there are no pairs, finds the measured reason.
+If there is no pair, finds the reason and the measured value.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from esper.leyline.stages import IN_HOST
 from esper.leyline.state import RoundState, SeedState
 
 RETRY_FENCES, SETTLED_RETRY_FENCES = 3, 12
-"""Numbers of fences for which a tried pair rests. The first applies until the host has an accepted seed, the second
-afterwards.
+"""Numbers of fences for which a tried pair rests. The first number applies until the host has an accepted seed, and the
+second number afterwards.
 
 Measured with run seeds 1-3 on the text task: if the rest is 3 fences even after a winner and its replicas, no further
 seed is accepted, and the incubation costs 1.6 to 1.9 times as much. Without a winner, only another try can grow the
@@ -75,7 +75,7 @@ class HeuristicPolicy:
     def _may_repeat(self, state: RoundState, winner: SeedState) -> bool:
         family = [s for s in state.seeds if s.seed_id == winner.seed_id or s.replica_of == winner.seed_id]
         in_host = sum(s.stage in IN_HOST for s in family)
-        return in_host < self._replicas and in_host == len(family)  # no replica after a failed member
+        return in_host < self._replicas and in_host == len(family)  # no replica if one of the family failed
 
     def _decision(
         self,

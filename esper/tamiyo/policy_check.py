@@ -40,8 +40,8 @@ def check_policy(policy: Policy) -> None:
 def policy_in_words(policy: Policy | None) -> str:
     """Return the class and the version of a policy. None: the policy that the config names.
 
-    The class counts, because a subclass inherits the version. The name of its module does not count, because a file has
-    another module name if it is run as a script.
+    The class is included, because a subclass inherits the version. The name of its module does not count, because a
+    file has another module name if it is run as a script.
     """
     decides = HeuristicPolicy if policy is None else type(policy)
     version = HeuristicPolicy.version if policy is None else policy.version

@@ -31,7 +31,7 @@ def check_environment() -> TelemetryEnvironment:
 
 @dataclass(frozen=True)
 class Telemetry(Closing):
-    """The telemetry of one run in one process. `start` makes it. `close` or the end of a `with` ends it."""
+    """The telemetry of one run in one process. `start` makes it. `close`, or the end of a `with` block, ends it."""
 
     directory: Path | None
     """Folder of the span file and the severe-event log. None: no files are written, and only the counters are

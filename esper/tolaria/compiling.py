@@ -15,8 +15,8 @@ from torch import nn
 from esper.errors import ConfigError, in_a_line
 
 MOST_GRAPHS = 64
-"""Largest number of compiled versions of one forward. Each combination of shape, mode, and gradients on or off needs a
-version.
+"""Largest number of compiled versions of one forward. A version is needed for each combination of shape, mode, and
+gradients on or off.
 """
 SETTINGS = {
     "accumulated_recompile_limit": 2**31,  # no limit per process, because it compiles many forks

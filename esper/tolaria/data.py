@@ -189,7 +189,7 @@ class TaskData:
     def tried(self, shard: str) -> Iterator[tuple[str, int, Any]]:
         """Yield the first and the last batch of `whole`.
 
-        If there are more than two, also yield a batch of evenly spaced samples.
+        If there are more than two batches, also yield a batch of evenly spaced samples.
 
         Returns:
             (name for messages, number of samples, batch) of each.
@@ -313,7 +313,7 @@ def _resolve_shards(task: Task) -> dict[str, Shard]:
 def _split_off(task: Task, missing: list[str]) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
     """Split `train` into the missing shards, and use the rest for training. Return name -> indices.
 
-    The split never divides a group. It is the same for every run seed.
+    The split never divides a group. The split is the same for every run seed.
     """
     if not missing:
         return {}

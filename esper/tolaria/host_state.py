@@ -42,9 +42,9 @@ class TrainerSettings:
     run_seed: int
     total_steps: int
     device: str
-    """Device of the host, as torch names it."""
+    """Torch's name of the host's device."""
     compile_backend: str | None
-    """Backend of `torch.compile` for the host, as torch names it. None: the host is not compiled."""
+    """Name of the backend of `torch.compile` for the host. None: the host is not compiled."""
     clip_norm: float | None
     """Largest global gradient norm. None: gradients are not clipped."""
     peak_share: float
@@ -53,7 +53,7 @@ class TrainerSettings:
     audit_every: int
     """Steps between two audits of isolation in the live host."""
     trace_every: int
-    """Number of steps from one step with a span to the next. A failed step always gets a span."""
+    """Number of steps from one step with a span to the next step with a span. A failed step always gets a span."""
 
 
 class GrownHost:
@@ -318,7 +318,7 @@ class GrownHost:
             raise DependencyViolationError("restore", "an older generation", f"{generation}, at least {least} here")
 
     def copy_state(self, fence: int) -> StateCopied:
-        """Copy the present state into memory, over the previous copy. Call it after `observe` at that fence.
+        """Copy the present state into memory, over the previous copy. Call it after `observe` at the same fence.
 
         Raises:
             StoreWriteFailed: the running save failed. This call waits for the end of that save, because the save reads
@@ -353,7 +353,7 @@ class GrownHost:
 
         Args:
             states: Name of another component -> state of the component, as text.
-            incubation: Plain values and snapshots of other hosts. They must not change until `saved` returns.
+            incubation: Plain values and snapshots of other hosts. These values must not change until `saved` returns.
 
         Raises:
             StoreWriteFailed: the previous save failed. No write was started.

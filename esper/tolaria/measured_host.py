@@ -249,7 +249,7 @@ class MeasuredHost(GrownHost):
                 if seed_id in found:  # gate G1 refuses the seed; a backward pass might write into another host
                     return self._leaking(found[seed_id])
                 loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-                if self._compiled:  # after the backward pass, because the audit overwrites tensors that this pass needs
+                if self._compiled:  # after the backward pass, because the audit overwrites tensors that the pass needs
                     found = self._audit_eagerly(inputs, self._audited)
                     if seed_id in found:
                         return self._leaking(found[seed_id])

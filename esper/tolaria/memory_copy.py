@@ -69,7 +69,7 @@ def _allocated(wanted: list[Tensor], memory: list[tuple[_Form, Tensor]]) -> list
     The rest of `memory` is released.
     """
     there: defaultdict[_Form, list[Tensor]] = defaultdict(list)
-    for form, tensor in reversed(memory):  # reversed, because `pop` removes the last
+    for form, tensor in reversed(memory):  # reversed, because `pop` removes the last item
         there[form].append(tensor)
     memory.clear()
     found = []

@@ -36,7 +36,7 @@ def seed_rate(step: int, start: int, total: int, warmup: int) -> float:
         seed.
     """
     age = step - start
-    rise = min(1.0, max(0, age + 1) / warmup)  # 0 before the start, like alpha
+    rise = min(1.0, max(0, age + 1) / warmup)  # the rate is 0 before the start, like alpha
     course = age / max(1, total - start)
     return rise * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * course)))
 

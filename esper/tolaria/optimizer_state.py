@@ -15,7 +15,8 @@ from esper.user_code.extra_state import state_of
 from esper.user_code.their_code import their_code
 
 Kinds = dict[Any, dict[str, object]]
-"""Index of a parameter -> name of a value -> type of the value. For a tensor, it is the shape and dtype."""
+"""Index of a parameter -> name of a value -> type of the value. For a tensor, shape and dtype are used instead of the
+type."""
 
 
 def check_groups(optimizer: Optimizer, stored: dict[str, Any]) -> None:

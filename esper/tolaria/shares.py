@@ -16,7 +16,7 @@ JUDGING = ("pick", "gate")
 
 @dataclass(frozen=True)
 class Units:
-    """Size of a shard in independent units."""
+    """Size of a shard, counted in independent units."""
 
     count: int
     what: str

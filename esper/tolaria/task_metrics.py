@@ -56,7 +56,7 @@ class Metric:
     name: str
     metric: Loss
     at_once: bool = False
-    """True if the result is computed on all batches joined. The values of the first batch decide this."""
+    """True if the result is computed on all batches joined. The number of values on the first batch decides this."""
     draws: bool = False
     """True if a call has drawn random numbers."""
     values: list[Tensor] = field(default_factory=list)

@@ -41,7 +41,8 @@ class TrainingOrder:
         """Number of full batches in an epoch."""
         self._ahead: dict[int, Draw] = {}
         self._permutations: dict[int, Indices] = {}
-        """Lap (number of a permutation) -> permutation. At most two are stored, because a batch may need two."""
+        """Lap (number of a permutation) -> permutation. At most two permutations are stored, because a batch may need
+        two."""
 
     def draw(self, step: int) -> Draw:
         """Return the samples and the key of an optimizer step. The caller may request steps in any order."""

@@ -141,7 +141,7 @@ def suspects_in(before: Mapping[str, Held], after: Mapping[str, Held], changing:
 
 
 def _without_root(paths: list[str]) -> list[str]:
-    """If there are paths of parts, drop the path of the whole object."""
+    """If there are paths of parts of an object, drop the path of the whole object."""
     return [path for path in paths if path] or paths
 
 
@@ -212,7 +212,7 @@ class Unkept:
         batches.
 
         Raises:
-            StateNotKept: a suspect differs. The error names the first one.
+            StateNotKept: a suspect differs. The error names the first suspect.
             EmergencyStop: an emergency has stopped the run. This is checked before each batch, because the comparison
                 may take as long as the forward passes of four rounds.
         """

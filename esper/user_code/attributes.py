@@ -73,7 +73,7 @@ class Limits:
 
     values: int = MOST
     whole_bytes: int = WHOLE_BYTES
-    """Size of the largest array that is read whole, in bytes."""
+    """Size in bytes of the largest array that is read whole."""
 
 
 def held_by(
@@ -165,7 +165,7 @@ def _kind_of(container: Collection[Any]) -> str:
 
 
 def _flat(values: Iterable[Any]) -> int:
-    """Return a hash that is equal for equal scalars. The order of a set does not count."""
+    """Return a hash that is equal for equal scalars. For a set, the hash does not depend on the order."""
     if isinstance(values, set | frozenset):
         return hash(frozenset(values))
     found = tuple(values)

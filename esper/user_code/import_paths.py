@@ -97,7 +97,7 @@ def _top(name: str, first: Path) -> ModuleSpec | None:
 
 
 def _asked(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
-    """Return the first spec for a name that an import finder of this process finds."""
+    """Return the spec of a module by its name, from the first import finder of this process that finds the module."""
     answers = (finder.find_spec(name, path) for finder in sys.meta_path)
     return next((spec for spec in answers if spec is not None), None)
 
@@ -144,7 +144,7 @@ class Hidden:
     found: str
     """Description of the module that the import finds."""
     file: Path | None = None
-    """Source file with the import statement. None: a name was checked, and no import statement."""
+    """Source file with the import statement. None: only a name was checked, so there is no statement."""
     line: int | None = None
     """Line of the import statement. None: there is no file."""
 

@@ -70,7 +70,9 @@ def _older(name: str, get: Callable[[], Any], put: Callable[[Any], object], ours
 
 
 def _precision(place: str, ours: str = "none") -> Setting:
-    """Make the setting of float32 rounding for one kind of operation. With "none", the next wider setting applies."""
+    """Make the setting of float32 rounding for one kind of operation. If the value is "none", the next wider setting
+    applies.
+    """
     name = f"{place}.fp32_precision"
     holder = attrgetter(place.removeprefix("torch."))(torch)
 

@@ -128,12 +128,12 @@ def refused_as_theirs(doing: str = "") -> Iterator[None]:
     """Raise an exception of the user's code as a `TaskError`. Use it before a run has written anything.
 
     Args:
-        doing: Text that is added to the name of the call. It describes work that esper does in this call and a plain
-            training would not do.
+        doing: Text that is added to the name of the call. It describes work in this call that esper does, and that
+            plain training would not do.
 
     Raises:
         TaskError: the user's code raised. The error names the field, the call, the exception, its file and its line.
-        Exception: esper raised, because of a bug. The exception is raised unchanged.
+        Exception: esper raised an exception, because of a bug. The exception is raised unchanged.
     """
     try:
         with any_of_their_code:

@@ -94,8 +94,8 @@ class Blueprint:
     def flops(self, spec: SlotSpec, batch: int) -> int:
         """Return the modelled FLOPs of forward and backward for `batch` samples, including the gradient of the input.
 
-        Counts multiplications and additions of matrix products and convolutions, like torch. Other operations count 0.
-        The number is the same on every machine, because the meta device is used.
+        The multiplications and additions of matrix products and convolutions are counted, as in torch's counter. Other
+        operations count 0. The number is the same on every machine, because the meta device is used.
 
         Raises:
             SeedBuildFailed: the module does not run on the meta device.
@@ -202,7 +202,7 @@ def _place(factory: Factory) -> tuple[str, str] | None:
 
 @dataclass(frozen=True)
 class Called:
-    """A factory that calls a known function with known arguments. So `esper export` can write the call as code."""
+    """A factory that calls a known function with known arguments, so that `esper export` can write the call as code."""
 
     call: Callable[[SlotSpec], tuple[Callable[..., nn.Module], tuple[int, ...]]]
     """Slot -> (top-level function of a Python module, its arguments). The arguments are numbers and flags."""

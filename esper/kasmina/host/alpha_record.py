@@ -18,7 +18,7 @@ class AlphaRecord:
         self._alphas: dict[int, Alpha] = {}
 
     def add(self, step: int, alpha: Alpha) -> None:
-        """Record the alpha of a step. A second call for the same step replaces the first."""
+        """Record the alpha of a step. A second call for the same step replaces the alpha of the first call."""
         self._alphas[step] = alpha
 
     def take(self, plan: GraftPlan) -> BlendReport | None:

@@ -1,4 +1,4 @@
-"""The table of blend modes. A row has the checks of admission, the formula, and the effective alpha.
+"""The table of blend modes. Each row has a mode's checks for admission, its formula, and its effective alpha.
 
 No other code distinguishes between modes, except that `USE_LOGITS` of `esper.leyline.commands` names the modes that
 need logits. If an input of a mode is missing, an error is raised, and no other mode is used instead.

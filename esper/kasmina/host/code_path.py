@@ -1,4 +1,4 @@
-"""Finds the code path of a module's calls: eager, or compiled by `torch.compile`. The source is the state of torch."""
+"""Finds the code path of a module's calls: eager, or compiled by `torch.compile`. It reads the state of torch."""
 
 from __future__ import annotations
 

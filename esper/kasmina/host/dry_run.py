@@ -36,12 +36,12 @@ NESTED = (
 )
 
 WITHOUT_GRADIENTS = object()
-"""Recorded instead of the output, if the module was called in training mode while gradients were off."""
+"""This object is recorded instead of the output if a module was called in training mode while gradients were off."""
 
 MOST_KEYS = 50
 """Number of random streams that are tried to find a forward that skips no slot."""
 ALIKE = 10
-"""Number of forwards with different random numbers. If all skip the same slots, the skipping is not random."""
+"""Number of forwards with different random numbers. If all of them skip the same slots, the skipping is not random."""
 
 _KINDS = {4: Kind.NCHW, 3: Kind.NTC, 2: Kind.NC}
 
@@ -65,9 +65,9 @@ def dry_run(model: nn.Module, slots: Sequence[str], batch_input: Any, call: Forw
     forward. The model is not copied, because modules with weight norm cannot be copied.
 
     Causality is measured in evaluation mode, because dropout would hide a change of the output. A slot counts as causal
-    if no change of the input at one position changed the output at an earlier position. At least one change must have
-    changed the output. Sample independence is measured in both modes, because batch norm mixes samples in training mode
-    only.
+    if no change of the input at one position changed the output at an earlier position. At least one of these changes
+    must have changed the output. Sample independence is measured in both modes, because batch norm mixes samples in
+    training mode only.
 
     Args:
         model: In the modes in which it trains. A module in evaluation mode stays in evaluation mode.
@@ -181,7 +181,7 @@ class _Host:
 def _leave_out_repeated(matched: Matched, training: Mapping[str, Tensor], evaluation: Mapping[str, Tensor]) -> None:
     """If several modules have the same output in both modes, leave out all but one.
 
-    Modules named without a wildcard stay. If only wildcards matched them, the outermost module stays.
+    Modules named without a wildcard stay. If only wildcards matched the modules, the outermost module stays.
     """
     kept: list[str] = sorted(matched.named & set(matched.paths))
     for path in matched.paths:

@@ -16,8 +16,7 @@ def residual(host: Tensor, seed: Tensor, weight: Tensor) -> Tensor:
         seed: Seed output, same shape, dtype and device.
         weight: 0..1, no unit; rank 0 or broadcastable to one sample; not a parameter.
 
-    Returns:
-        New tensor, [B, ...], host dtype.
+    Returns: New tensor, [B, ...], in the dtype of the host.
 
     Source: He et al. 2016, arXiv:1512.03385, sec. 3.1 (identity shortcut); esper added the ramp of the weight.
     """

@@ -334,7 +334,7 @@ class SeedEditor:
     def tensors(self) -> Mapping[str, Tensor]:
         """Return all tensors of all seeds.
 
-        A name consists of the slot, the ordinal, and the name in the seed. It does not depend on the run id.
+        A name consists of the slot, the ordinal, and the name in the seed. The names do not depend on the run id.
         """
         found: dict[str, Tensor] = {}
         for seed in self._seeds.values():

@@ -38,7 +38,7 @@ SCHEDULES: Mapping[str, Callable[[float], float]] = {
     BlendSchedule.SIGMOID: _sigmoid,
 }
 """Schedule -> function. It takes the share of the ramp that is done, from 0 to 1, and returns alpha as a share of its
-target. At 0 it returns exactly 0, at 1 exactly 1."""
+target. At 0 it returns exactly 0, and at 1 it returns exactly 1."""
 
 
 def alpha_at(step: int, start: int, blend: BlendSpec) -> float:

@@ -32,7 +32,7 @@ class Matched:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The paths that are not left out."""
+        """The matched paths that are not left out."""
         return tuple(path for path in self.order if path not in self.left_out)
 
     @property

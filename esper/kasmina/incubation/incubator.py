@@ -114,7 +114,7 @@ class Incubator:
     """Runs tournaments, one at a time, and trains the twin. It works on forks, never on the live host.
 
     Call order: `begin` with an order at one fence, `collect` at the order's due fence. A `restore` in between drops the
-    order. The caller then calls `begin` again.
+    order. In this case the caller calls `begin` again.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Incubator:
     ) -> None:
         self._fork, self._specs, self._blueprints = fork, specs, blueprints
         self._pending: tuple[IncubationOrder, Weights, Any] | None = None  # Any: a snapshot, see leyline's ports
-        self._control: Fork | None = None  # the control of the last tournament, until `keep_twin` or the next `collect`
+        self._control: Fork | None = None  # control of the last tournament; None after `keep_twin`
         self._twin: Fork | None = None
         self._twin_steps = 0
 

@@ -179,8 +179,8 @@ def attachment_gate(leaks: tuple[str, ...], seed_id: str, fence: int) -> GateRep
 def impact_gate(evidence: ImpactEvidence, limits: GrowthConfig, seed_id: str, fence: int) -> GateReport:
     """Judge G4: does the seed run as planned, isolated and within its budgets, and is the host as good as its twin?
 
-    Without a twin (`twin_kept` False) there is no causal evidence. The gate then judges the rest, and the report has a
-    note.
+    Without a twin (`twin_kept` False) there is no causal evidence. In this case the gate judges all other evidence, and
+    the report has a note.
 
     Raises:
         EvidenceMissing: the performance was not measured, or a twin exists, and the host was not compared with the
@@ -235,7 +235,7 @@ def performance_status(seen: SeedObservation, cost_ratio: float, budget: float) 
     """Rate a live seed: FALLBACK if its dtype, device or code path is not as planned. Otherwise the cost decides.
 
     Args:
-        cost_ratio: Modelled FLOPs of the seed over those of the host.
+        cost_ratio: Modelled FLOPs of the seed, divided by the FLOPs of the host.
         budget: Limit of `cost_ratio`. NOMINAL: at most half the limit. HEALTHY: at most the limit. DEGRADED: above the
             limit.
 

@@ -26,7 +26,8 @@ MODES = (True, False)
 SAMPLES = 4
 """Number of samples of the batch that are perturbed, one at a time."""
 COPIES = 64
-"""Number of positions that are perturbed in one forward, each in a separate copy. This bounds the memory for long T."""
+"""Number of positions that are perturbed in one forward, each in a separate copy. This limits the memory if T is large.
+"""
 
 Forward = Callable[[Tensor], Tensor]
 

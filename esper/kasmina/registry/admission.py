@@ -1,7 +1,7 @@
 """Admission of commands: refuses a command unless it is authentic, fresh, complete and possible. No state changes.
 
-Only `admit` makes an `AdmittedCommand` of a new command. After a restore, `readmitted` makes it of a command in the
-checkpoint. An `AdmittedCommand` proves the admission, so it never leaves Kasmina's process.
+Only `admit` makes an `AdmittedCommand` of a new command. After a restore, `readmitted` makes an `AdmittedCommand` of a
+command in the checkpoint. An `AdmittedCommand` proves the admission, so it never leaves Kasmina's process.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ def admit(command: Command, ledger: Ledger, *, key: bytes, now: datetime) -> Adm
 def readmitted(command: Command) -> AdmittedCommand:
     """Return a command from a checkpoint as admitted. The caller must have verified the checkpoint's checksum.
 
-    No check is repeated. The signature was checked at the first admission. It cannot be checked now, because a resumed
-    run has a new key. This is safe, because a replay is answered only after its signature was checked, and because a
-    command of an older generation is never carried out. The only effect of the command is that another command with the
-    same id is refused.
+    No check is repeated. The signature was checked at the first admission. The signature cannot be checked now, because
+    a resumed run has a new key. This is safe, because a replay is answered only after its signature was checked, and
+    because a command of an older generation is never carried out. The only effect of the command is that another
+    command with the same id is refused.
     """
     return AdmittedCommand(command, _SEAL)
 

@@ -17,7 +17,7 @@ from esper.leyline.state import RegistryView
 
 
 class KasminaRegistrar:
-    """The `Registrar` of one `SeedRegistry`. The port describes the call order, and the registry the errors."""
+    """The `Registrar` of one `SeedRegistry`. The port describes the call order. The registry describes the errors."""
 
     def __init__(self, registry: SeedRegistry) -> None:
         self._registry = registry

@@ -130,7 +130,7 @@ class RegistryState(Message):
 
     @model_validator(mode="after")
     def _check_references(self) -> Self:
-        """Return the state. Raises: ValueError: an id or a digest is named but missing, or it is listed twice."""
+        """Return the state. Raises: ValueError: an id or a digest is used but not listed, or it is listed twice."""
         seeds = [seed.seed_id for seed in self.roster.seeds]
         ids = [kept.command.command_id for kept in self.commands]
         _check_unique("seed", seeds)

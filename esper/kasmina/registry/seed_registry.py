@@ -136,7 +136,8 @@ class SeedRegistry:
 
         Args:
             probes: Measurements of the plans that `receive` returned.
-            observation: The trainer's observation at this fence. Required for G3 and G4 (seeds in the live host).
+            observation: The trainer's observation at this fence. It is required for G3 and G4, the gates of seeds in
+                the live host.
 
         Raises:
             CommandRejected: the command was admitted in an older generation.
