@@ -100,7 +100,9 @@ class Journal(Closing):
         self._writer.submit(self._append, appended).result()
 
     def begin_generation(self, from_fence: int | None) -> None:
-        """Begin the next generation. Open its file, and supersede the present generation there."""
+        """Begin the next generation. Open the file of the next generation, and write SUPERSEDED into it, which ends the
+        present generation.
+        """
         self._writer.submit(self._open_next, from_fence).result()
 
     def supersede(self, from_fence: int | None) -> None:

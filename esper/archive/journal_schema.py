@@ -19,7 +19,7 @@ from esper.leyline.signals import Level
 
 
 class _Said(BaseModel):
-    """Part of the fields of a record."""
+    """Base class of these fields. A record may have other fields, too."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 

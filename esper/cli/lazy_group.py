@@ -36,7 +36,7 @@ class Unloaded(TyperCommand):
 class LazyGroup(TyperGroup):
     """The commands of `COMMANDS`, followed by the commands that packages added under other names."""
 
-    def __init__(self, **attributes: Any) -> None:  # Any: those of TyperGroup
+    def __init__(self, **attributes: Any) -> None:  # Any: the attributes of TyperGroup
         super().__init__(**attributes)
         added = dict(self.commands)
         self.commands = {name: Unloaded(name, spec) for name, spec in COMMANDS.items()}

@@ -80,7 +80,7 @@ def exit_code(arguments: list[str]) -> int:
 
 
 def _add_commands(words: list[str]) -> None:
-    """Add the commands of installed packages, unless the words name a command of esper.
+    """Add the commands of installed packages, unless the command line names a command of esper.
 
     Raises:
         TaskError: a package raised.

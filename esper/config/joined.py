@@ -45,7 +45,8 @@ class RayConfig(Settings):
 
 
 class RunConfig(Settings):
-    """All settings of a run, with defaults; frozen. `esper config` prints each of them.
+    """All settings of a run, with defaults. A config cannot be changed after it is made. `esper config` prints each of
+    them.
 
     ```python
     esper.RunConfig(run={"epochs": 3, "dir": "runs/first"}, growth={"margin": 0.05})

@@ -28,7 +28,8 @@ class InProcess:
 class OnRay:
     """The run is executed by actors on this machine, with the same bits as a run in one process.
 
-    It needs the package `actors`, which is installed with esper. `[ray]` in the config has its deadlines.
+    It needs the package `actors`, which is installed with esper. The table `[ray]` of the config has the deadlines of
+    actors.
 
     Args:
         embedded: An `actors.embedded_ray.EmbeddedRay` that is already up. It stays up after the run. By default the run

@@ -210,7 +210,9 @@ def compare(recorded: Past, repeated: Past) -> Proof:
 
 
 def _losses(past: Past) -> dict[int, list[float]]:
-    """Return the losses of every round's steps, by the fence at its end. Fence 0 has none."""
+    """Return the losses of every round's steps, by the fence at its end. Fence 0 has no losses, because no step was
+    taken before it.
+    """
     return {e.body["fence"]: e.body["losses"] for e in past.entries if e.kind is RecordKind.ROUND_ENDED}
 
 

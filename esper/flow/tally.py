@@ -61,7 +61,7 @@ class Tally:
 
     @contextmanager
     def training(self, steps: int, step_flops: int) -> Iterator[None]:
-        """Count and time one round of the live host."""
+        """Count one round of the live host, and measure its seconds."""
         start = time.monotonic()
         yield
         self.training_s += time.monotonic() - start
@@ -70,21 +70,21 @@ class Tally:
 
     @contextmanager
     def fence(self) -> Iterator[None]:
-        """Time a part of the work between the rounds of the live host."""
+        """Measure the seconds of a part of the work between the rounds of the live host."""
         start = time.monotonic()
         yield
         self.fences_s += time.monotonic() - start
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time the trainer's wait for an incubation or for the twin. Call it within `fence`."""
+        """Measure the seconds for which the trainer waits for an incubation or for the twin. Call it within `fence`."""
         start = time.monotonic()
         yield
         self.fence_wait_s += time.monotonic() - start
 
     @contextmanager
     def checkpoint(self) -> Iterator[None]:
-        """Time the part of a fence in which the state of the run is copied."""
+        """Measure the seconds of the part of a fence in which the state of the run is copied."""
         start = time.monotonic()
         yield
         self.checkpoint_s += time.monotonic() - start

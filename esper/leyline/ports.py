@@ -87,7 +87,7 @@ class LiveHost(Protocol):
         ...
 
     def first_step_at(self) -> float | None:
-        """Return the Unix time at which the first step after the host was built or restored ended. None: no step has
+        """Return the Unix time at the end of the first step since the host was built or restored. None: no step has
         ended yet.
         """
         ...
@@ -176,7 +176,7 @@ class Registrar(Protocol):
     view, so that `view` is called once per fence. `state` comes last, for the checkpoint. A command is journaled before
     it is sent. A command to go back is sent by `permit` instead of `receive`; the next call is then `restore`.
 
-    `restore` is called between fences. After it, `order` returns the tournament that must be begun again.
+    `restore` is called between fences. After a restore, `order` returns the tournament that must be begun again.
     """
 
     def view(self, fence: int) -> RegistryView:

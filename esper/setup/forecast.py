@@ -222,8 +222,8 @@ def replica_s(measured: Timings, steps: int, managers: int, *, twin: bool) -> fl
 
 
 def measure(survey: Survey) -> Timings:
-    """Time a few steps of the host, and of a fork with each candidate of a first tournament. The networks are
-    discarded.
+    """Measure the seconds of a few steps of the host, and of a fork with each candidate of a first tournament. The
+    networks are discarded.
 
     Raises:
         EsperError: the error with which a run would fail at the start of its first tournament.

@@ -161,7 +161,7 @@ class _Look:
 
     def _module(self, unchanged: Tensor, rounding: float) -> str:
         """Return the module whose output depends on other samples although its inputs do not depend on them. If there
-        are several modules, return the one whose call returned first.
+        are several of these modules, return the module whose call returned first.
         """
         host, calls = self.trainer.host, list[list[_Call]]()
         for change in (None, unchanged):

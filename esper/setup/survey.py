@@ -329,7 +329,8 @@ def _tried(survey: Survey, optional: frozenset[str]) -> Survey:
     left out, unless `task.slots` names it in full.
 
     Raises:
-        TaskError: the trial failed at a slot that `task.slots` names in full, at the last slot, or at no slot.
+        TaskError: the trial failed at a slot that `task.slots` names in full, or at the last remaining slot, or outside
+            the slots.
     """
     while True:
         try:
