@@ -270,7 +270,7 @@ class Incubation(Protocol):
     Call order of a tournament: `probe_candidates` and `begin` at one fence; `collect` at the fence at which the result
     is due; then `keep_twin`, if the control becomes the twin, before the next `begin`. `advance_twin` trains the twin
     once a round, before `twin_losses` at the fence. `state` is called last at a fence. `restore` is called between
-    fences; the order that was in flight then begins again by `begin`.
+    fences. The caller then begins the order that was in flight again, by a call of `begin`.
     """
 
     def probe_candidates(

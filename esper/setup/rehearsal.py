@@ -88,7 +88,7 @@ class _Course:
     saved: Held
     """Everything that a snapshot stores."""
     attributes: dict[str, Held]
-    """Attributes when both networks have seen the same batches in the same order."""
+    """The attributes after both networks have seen the same batches in the same order."""
 
 
 def tensors_of(host: nn.Module) -> dict[str, Tensor]:
