@@ -104,5 +104,5 @@ class EmergencyGuard:
 
     def _run(self) -> None:
         while not self._over.wait(LOOK_S):
-            with suppress(EsperError):  # the conductor gets the same error at its next call, which stops the run
+            with suppress(EsperError):  # the conductor's next call raises this error and stops the run
                 self._link.mend()

@@ -92,7 +92,7 @@ def record_of(actor: ActorHandle[Any]) -> Mapping[str, Any]:  # Any: Ray leaves 
     """Return Ray's record of an actor. `Pid` is 0 until the actor has a process. `EndTime`, in ms, is 0 until the actor
     has ended.
 
-    The public `ray.util.state` needs the dashboard, which the embedded Ray does not start.
+    The public `ray.util.state` needs the dashboard, but the embedded Ray does not start a dashboard.
     """
     told: Mapping[str, Any] = state.actors(actor._actor_id.hex())
     return told

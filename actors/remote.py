@@ -51,7 +51,7 @@ class Patience:
         """Return whether more than `limit_s` has passed without progress.
 
         Args:
-            progress: The actor's progress counter. None: the actor did not answer, which counts as no progress.
+            progress: The actor's progress counter. None: the actor did not answer. This counts as no progress.
             now_s: Monotonic time.
         """
         if progress is not None and progress != self._seen:
@@ -268,7 +268,8 @@ class Remote:
     def _raise(self, here: Process, error: BaseException) -> NoReturn:
         """Raise esper's error for `error`. For a death, add the last output of the process.
 
-        A broken connection is a death if the process has ended, else `ActorDoubtful`.
+        If the connection broke and the process has ended, the error is a death. If the process has not ended, it is
+        `ActorDoubtful`.
         """
         found = unwrapped(error, self.role, self.name)
         if isinstance(found, ActorDoubtful) and here.gone_soon():

@@ -168,8 +168,8 @@ class Shell(BaseShell):
     def hand_out(self, method: str, envelope: Envelope, arguments: tuple[Any, ...]) -> tuple[Any, Reply]:
         """Like `call`, but return the value and the reply separately.
 
-        So the caller can pass on a reference to the value. The caller first fetches the reply, which raises the error
-        of the method, if any.
+        So the caller can pass on a reference to the value. The caller first fetches the reply. This raises the error of
+        the method, if any.
         """
         return self._do(method, envelope, arguments), Reply(None, self._counted())
 
@@ -232,7 +232,7 @@ def _unsendable(error: BaseException) -> str:
 
 
 def relinked(error: BaseException) -> BaseException:
-    """Restore the causes of a received error, which `sendable` has stored in attributes."""
+    """Restore the causes of a received error from the attributes in which `sendable` has stored them."""
     for one in causes(error):
         one.__cause__ = vars(one).pop(CAUSE, one.__cause__)
     return error

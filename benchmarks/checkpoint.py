@@ -93,7 +93,7 @@ class TorchSaves:
 
 @contextmanager
 def process_group(folder: Path) -> Iterator[None]:
-    """Make a process group of one process, which torch's checkpoints require."""
+    """Make a process group of one process, because torch's checkpoints require a group."""
     store = torch.distributed.FileStore(str(folder / "store"), 1)
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:

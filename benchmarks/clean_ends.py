@@ -76,7 +76,7 @@ def _ended(folder: Path, number: signal.Signals, is_time: Callable[[Path], bool]
 
 
 def _hear_all() -> None:
-    """Restore the default handlers. A process in the background may inherit that signals are ignored."""
+    """Restore the default handlers. A process in the background may inherit handlers that ignore the signals."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
 

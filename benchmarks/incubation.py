@@ -55,14 +55,14 @@ def pin(pid: int, cores: set[int]) -> None:
 
 @dataclass
 class Incubation:
-    """One incubation: the waits of the trainer for it."""
+    """One incubation, and how long the trainer waited for it."""
 
     fence: int
     candidates: int
     births_s: float
-    """Wait while the candidates were measured."""
+    """Seconds of the wait for the measurements of the candidates."""
     result_s: float = 0.0
-    """Wait for the result, at the order's due fence."""
+    """Seconds of the wait for the result, at the order's due fence."""
     seeds_in_host: int = 0
 
     @property

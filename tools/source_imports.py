@@ -118,7 +118,7 @@ class Module:
         while isinstance(node, ast.Attribute):
             parts.append(node.attr)
             node = node.value
-        if not isinstance(node, ast.Name):  # for example the result of a call, which is known only at run time
+        if not isinstance(node, ast.Name):  # for example the result of a call; it is known only at run time
             return "__builtins__" if NAMES & set(parts) else ""
         return ".".join([self._aliases[node.id], *reversed(parts)]) if node.id in self._aliases else ""
 

@@ -47,7 +47,7 @@ class FinishedIds:
             self.add(generation, signal_id, checksum)
 
     def add(self, generation: int, signal_id: str, checksum: str) -> None:
-        """Remember a signal, and forget another one if there are too many."""
+        """Remember a signal. If there are too many signals, forget another signal."""
         if signal_id in self._checksums:
             return
         if len(self._checksums) >= REMEMBERED:

@@ -28,8 +28,8 @@ _FIELDS_BYTES = 128
 
 
 def needed_bytes(signal: EmergencySignal, subscribers: Iterable[str]) -> int:
-    """Return the largest number of bytes that a held signal can need. A signal needs most if it is a dead letter for
-    each subscriber.
+    """Return the largest number of bytes that a held signal can need. A signal needs the most bytes if it is a dead
+    letter for each subscriber.
     """
     deliveries = sum(_FIELDS_BYTES + _json_bytes(name) + REASON_BYTES for name in subscribers)
     return _FIELDS_BYTES + len(signal.model_dump_json(ensure_ascii=True)) + _json_bytes(signal.signal_id) + deliveries

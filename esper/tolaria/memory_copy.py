@@ -18,7 +18,7 @@ _Form = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
 
 @dataclass(frozen=True, eq=False)
 class HeldSnapshot:
-    """A snapshot in a `MemoryCopy`. It is valid until the next `copy_state`, which overwrites the tensors."""
+    """A snapshot in a `MemoryCopy`. The next `copy_state` overwrites the tensors and makes it invalid."""
 
     record: StateCopied
     snapshot: HostSnapshot

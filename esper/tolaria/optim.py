@@ -174,7 +174,7 @@ def global_norm(gradients: list[Tensor]) -> Tensor:
     """Return the Euclidean norm of all gradients together, a scalar on the device of the first gradient.
 
     For gradients of one dtype the result equals `torch.nn.utils.get_total_norm` bit for bit. That function groups
-    gradients by device and dtype, which takes 2 % of the step of a small host.
+    gradients by device and dtype. The grouping takes 2 % of the step of a small host.
     """
     norms = torch._foreach_norm(gradients)
     if len(set(map(_device_of, norms))) > 1:

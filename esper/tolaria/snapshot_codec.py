@@ -87,7 +87,7 @@ def check_own_state(snapshot: HostSnapshot) -> None:
 def check_task(task: Task, total_steps: int, parameters: Sequence[nn.Parameter]) -> None:
     """Refuse a task whose optimizer or scheduler has a state that a checkpoint cannot store.
 
-    The states are checked after one step, which creates the moments.
+    The states are checked after one step, because the first step creates the moments.
 
     Args:
         parameters: The host's parameters. The step changes copies of them.
@@ -247,7 +247,7 @@ def _tensors_of(value: Any) -> dict[str, Tensor]:  # Any: a value from the file
 
 
 def plain_incubation(incubation: Mapping[str, Any]) -> dict[str, Any]:  # Any: plain values and snapshots
-    """Return named values in plain form. Each `HostSnapshot` among them is converted, for example that of the twin."""
+    """Return named values in plain form. Each `HostSnapshot` among them is converted, for example the twin's."""
     found = {}
     for name, value in incubation.items():
         if isinstance(value, HostSnapshot):

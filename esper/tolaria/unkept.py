@@ -306,7 +306,7 @@ def _not_kept(field: str, path: str, fence: int, *moments: Held) -> StateNotKept
 def _is_allowed(path: str, vetted: frozenset[str]) -> bool:
     """Return whether a path may change. Modes may change, because each round sets them.
 
-    Paths within a path of `vetted` may change.
+    A path also may change if it lies within a path in `vetted`.
     """
     return path.endswith(".training") or path in vetted or any(_is_within(path, other) for other in vetted)
 

@@ -47,7 +47,9 @@ def _is_global(kind: type, modules: Modules) -> bool:
 
 
 def kinds_of(*parts: object) -> list[type]:
-    """Return the user's classes among the classes and base classes of some objects and their submodules."""
+    """Return the classes and base classes of some objects and of their submodules, but only those that the user
+    defined.
+    """
     objects = [one for part in parts for one in (part.modules() if isinstance(part, nn.Module) else [part])]
     kinds = {kind: None for one in objects for kind in type(one).__mro__}
     return [kind for kind in kinds if is_users_class(kind)]

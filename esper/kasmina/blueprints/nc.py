@@ -23,7 +23,7 @@ def low_rank(channels: int) -> nn.Module:
 def mlp(channels: int, ratio: int = 4, *mix: nn.Module) -> nn.Module:
     """s = W2 relu(W1 mix(LN(x)))^2, with `ratio * channels` hidden channels. `mix` may act along other axes, too.
 
-    Source: pre-norm, Xiong et al., arXiv:2002.04745; the activation as in `SquaredReLU`.
+    Source: pre-norm, Xiong et al., arXiv:2002.04745; the activation is `SquaredReLU`.
     """
     width = ratio * channels
     return nn.Sequential(

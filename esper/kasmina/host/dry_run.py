@@ -27,8 +27,8 @@ from esper.user_code.their_code import refused_as_theirs
 Forward = Callable[[nn.Module, Any], Any]  # Any: the user's model determines the types of inputs and outputs
 
 TOLERANCE = 1e-5
-"""Largest size of a change of an output that counts as rounding, relative to the largest entry of the output. The value
-is 100 times the rounding of single precision, which is about 1e-7."""
+"""Largest size of a change of an output that counts as rounding, relative to the largest entry of the output. The
+rounding of single precision is about 1e-7. The value is 100 times as large."""
 
 NESTED = (
     "nn.TransformerEncoder packs a padded batch into a nested tensor in evaluation mode, and no seed can read that;"
@@ -129,8 +129,8 @@ class _Host:
         """Return this host with the random seed (`key`) for which a forward in training mode calls the most slots.
 
         A model may skip layers at random. The search ends when a forward calls every slot, or after `MOST_KEYS`
-        forwards. It also ends if the first `ALIKE` forwards skip the same slots, because then the skipping is not
-        random.
+        forwards. It also ends if the first `ALIKE` forwards skip the same slots, because this shows that the skipping
+        is not random.
         """
         called: list[set[str]] = []
         for key in range(MOST_KEYS):

@@ -49,7 +49,7 @@ class _Entry(Generic[F]):
     diverged: bool = False
     leaks: tuple[str, ...] = ()
     fallbacks: tuple[str, ...] | None = None
-    """Differences between the seed's calls and its plan (dtype, device, code path). None: no call was observed."""
+    """How the calls of the seed differ from the seed's plan (dtype, device, code path). None: no call was observed."""
 
     def graft(self, weights: Weights) -> None:
         """Attach the candidate. If it shares memory with the fork or changes it, record `leaks`.
@@ -336,7 +336,7 @@ def _shared(one: nn.Module, other: nn.Module) -> tuple[str, ...]:
 
 
 def _fallbacks(fork: Fork, seed_id: str, fence: int) -> tuple[str, ...] | None:
-    """Return the differences between a seed's calls in its fork and its plan (dtype, device, code path).
+    """Return how the calls of a seed in its fork differ from the seed's plan (dtype, device, code path).
 
     None: no call of the seed was recorded.
     """

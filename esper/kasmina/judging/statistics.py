@@ -26,7 +26,7 @@ def paired(control: SampleLosses, seeded: SampleLosses) -> PairedLosses:
     left, right = np.asarray(control.losses), np.asarray(seeded.losses)
     if left.shape != right.shape or len(left) < 2:
         raise EvidenceMissing("paired test", "pairs", min(len(left), len(right)), 2)
-    with np.errstate(invalid="ignore"):  # infinity minus infinity: not-a-number, without a warning
+    with np.errstate(invalid="ignore"):  # infinity minus infinity is not-a-number, without a warning
         base, d = left, left - right
     if control.groups is not None:
         base, d = _group_means(base, control.groups), _group_means(d, control.groups)
