@@ -110,7 +110,9 @@ def default_place(run_dir: Path, format: Format) -> Path:
 
 
 def _check_place(run_dir: Path, place: Path, format: Format) -> None:
-    """Raises: ConfigError: the path exists, cannot be written, or is inside the run. The test file is removed."""
+    """Raises: ConfigError: the path exists, cannot be written, or is inside the run. A file is made there to test this,
+    and is removed.
+    """
     if place.resolve().is_relative_to(fixed(run_dir).resolve()):
         raise ConfigError("to", str(place), f"it is inside the run {run_dir}, which is only read; choose another")
     if os.path.lexists(place) and not (format is Format.TORCH and place.is_dir() and not any(place.iterdir())):

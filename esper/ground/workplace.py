@@ -20,7 +20,7 @@ class _Workplace:
 
     folder: Path
     given: dict[Path, Path] = field(default_factory=dict)
-    """The path that the user gave, by absolute path."""
+    """The path that the user gave. The key is its absolute path."""
 
 
 _began: ContextVar[_Workplace | None] = ContextVar("esper_workplace", default=None)

@@ -63,7 +63,7 @@ class LiveHost(Protocol):
         ...
 
     def apply(self, plan: HostPlan, weights: Weights) -> GraftReceipt:
-        """Apply a plan, once. Only the plan of a graft needs weights.
+        """Apply a plan. Each plan is applied only once. Only the plan of a graft needs weights.
 
         Raises:
             IsolationViolation: the seed of a graft shares memory with the host. The host was not changed.
@@ -315,6 +315,6 @@ class Incubation(Protocol):
         ...
 
     def restore(self, state: Mapping[str, Any]) -> None:  # Any: as `state`
-        """Restore the twin of `state`, if it has one. A tournament in flight is abandoned; the caller begins it again
-        by `begin`."""
+        """Restore the twin of `state`, if it has one. A tournament in flight is abandoned. The caller begins it again,
+        by a call of `begin`."""
         ...

@@ -114,7 +114,8 @@ class GraftPlan(GrownMessage, HostChange):
     blueprint_id: str
     blend: BlendSpec
     start_step: int
-    """First optimizer step with the seed. The ramp of alpha and the seed's learning rate start there."""
+    """First optimizer step with the seed. The ramp of alpha and the schedule of the seed's learning rate start at this
+    step."""
     isolated: bool
     warmup_steps: int
     """Steps over which the seed's learning rate warms up."""
