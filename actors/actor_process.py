@@ -114,7 +114,7 @@ def _not_up(spec: ActorSpec, actor: ActorHandle[Shell], deadline_s: float) -> Pl
 
 
 def _last_words(message: str) -> str:
-    """Return the last output of a process that died before esper knew its id.
+    """Return the last output of a dead process if it died before esper knew its id.
 
     Ray's message about the death contains the id.
     """

@@ -111,7 +111,7 @@ def ask(remote: Remote, method: str, arguments: tuple[object, ...]) -> object:
 
 
 def by_reference(remote: Remote, method: str, arguments: tuple[object, ...]) -> SnapshotRef:
-    """Like `ask`, but return a reference to the answer. Ray's object store has it even after the actor's end."""
+    """Like `ask`, but return a reference to the answer. Ray's object store has it even if the actor ends."""
     return remote.reference(method, *arguments)
 
 

@@ -28,7 +28,8 @@ from esper.ground.machine import process_began
 from esper.telemetry.context import traceparent
 
 GONE_WITHIN_S = 1.0
-"""Longest wait for the end of a process that Ray asked to exit, in seconds. A running process needs milliseconds."""
+"""Longest wait in seconds for the end of a process, after Ray asked the process to exit. A running process needs
+milliseconds."""
 DEAD_WITHIN_S = 30.0
 """Longest wait for the end of a process after SIGKILL, in seconds. The end takes long if the machine is busy, or if the
 process is in a system call that cannot be interrupted."""

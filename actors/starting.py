@@ -42,8 +42,8 @@ def start(
 
     Raises:
         StartDeadlineExceeded: the start was not complete in time.
-        PlacementUnavailable: an essential process ended; a second signal came, and no handler ended this process; or
-            the thread of an earlier start that was given up has not ended.
+        PlacementUnavailable: an essential process ended; a second signal came, and no handler ended this process; or an
+            earlier start was given up, and its thread has not ended.
         Exception: the error of `begin`.
     """
     _refuse_a_second_one()

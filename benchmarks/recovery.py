@@ -1,8 +1,8 @@
 """Time from the SIGKILL of an actor to the first step after it, compared with a restart by Ray Train.
 
-Esper's time begins with Ray's record of the death, some milliseconds after the kill. Ray Train's time begins just
-before the kill. Both train the same host on the same batches, and both restart from a checkpoint on disk. The benchmark
-needs "ray[train]".
+Esper's time begins when Ray records the death, some milliseconds after the kill. Ray Train's time begins just before
+the kill. Both train the same host on the same batches, and both restart from a checkpoint on disk. The benchmark needs
+"ray[train]".
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Prints the CPU time of the search for state that no checkpoint stores, as a share of a whole round."""
+"""Prints the CPU time of the search for unsaved state, as a share of a whole round. No checkpoint stores this state."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from esper.leyline.signals import EmergencySignal
 
 
 class _Service(Protocol):
-    """The methods of an emergency service that a subscriber needs; see `EmergencyService`."""
+    """The methods that a subscriber needs of an emergency service; see `EmergencyService`."""
 
     def pending(self, subscriber: str) -> tuple[EmergencySignal, ...]: ...
 

@@ -45,7 +45,7 @@ MOST_NAMES = 10_000
 MOST_TAKEN = 64
 """Largest number of names that one call of `names` returns."""
 MOST_CONTENT = 4096
-"""Largest number of bytes of a refused file that are copied into its refusal."""
+"""If a file is refused, at most this number of its bytes are copied into the refusal."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 

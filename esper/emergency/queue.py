@@ -37,7 +37,7 @@ from esper.telemetry.metrics import count
 E = TypeVar("E", bound=BaseException)
 
 HALT_PLACES = 16
-"""Number of places of the queue that only HALT signals may use."""
+"""Number of places in the queue. Only HALT signals may use these places."""
 LOG_BYTES = 2**20
 """Size of the log below which it is never compacted."""
 _ACKNOWLEDGED_BYTES = 28 + len('{"subscriber":,"ids":[]}')

@@ -21,7 +21,7 @@ from esper.telemetry.events import Severity, severe
 MOST_ANSWERS = 1000
 """Largest number of files in the folder; the oldest are removed."""
 _MOST_NAMES = 10_000
-"""Largest number of names of the folder that are read for one answer."""
+"""For one answer, at most this number of names in the folder are read."""
 
 
 class Answers:

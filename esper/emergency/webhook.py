@@ -24,7 +24,7 @@ from esper.errors import SinkFailed, causes
 from esper.leyline.signals import EmergencySignal
 
 MOST_ANSWER_BYTES = 65_536
-"""Largest number of bytes of an answer that are read."""
+"""At most this number of bytes of an answer are read."""
 LOGGERS = ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.http2", "httpcore.proxy", "httpcore.socks")
 """Every logger of httpx 0.28 and httpcore 1.0."""
 

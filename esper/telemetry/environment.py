@@ -33,8 +33,8 @@ NOT_YET = "esper does not export over the network yet; unset it: spans go to fil
 
 @dataclass(frozen=True)
 class TelemetryEnvironment:
-    """The values of the variables that esper reads. OpenTelemetry's SDK reads the variables of the sampler, the limits
-    and the resource.
+    """The values of those variables that esper itself reads. OpenTelemetry's SDK reads the variables of the sampler,
+    the limits and the resource.
     """
 
     disabled: bool

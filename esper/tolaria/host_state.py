@@ -32,7 +32,7 @@ from esper.user_code.their_code import their_code
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """Settings of a trainer that are not in its task."""
+    """Settings that a trainer needs in addition to its task."""
 
     role: str
     """Name of the component in spans, fault points and checks. It is "tolaria" for the live host, and "kasmina" for
@@ -42,7 +42,7 @@ class TrainerSettings:
     run_seed: int
     total_steps: int
     device: str
-    """Torch's name of the host's device."""
+    """Name of the host's device in torch."""
     compile_backend: str | None
     """Name of the backend of `torch.compile` for the host. None: the host is not compiled."""
     clip_norm: float | None

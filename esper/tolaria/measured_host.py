@@ -108,7 +108,9 @@ class MeasuredHost(GrownHost):
     # -- the task's loss and metrics -----------------------------------------------------------------------------
 
     def sample_losses(self, shard: str, fence: int) -> SampleLosses:
-        """Return each sample's share of the loss of a shard's slice for a fence. The mean of the shares is the loss."""
+        """Return the share of each sample in the loss of a slice of a shard. The fence judges on this slice. The mean
+        of the shares is the loss.
+        """
         part: Slice = self._data.slice(shard, fence)
         with self._evaluating():
             where = f"the samples of task.{shard} at fence {fence}"
@@ -265,7 +267,9 @@ class MeasuredHost(GrownHost):
         )
 
     def _leaking(self, violation: IsolationViolation) -> GradientProbe:
-        """Return the probe of a seed that reached or changed the host. Its gradients were not measured."""
+        """Return the probe of a seed if the seed reached or changed the host. The gradients of the seed were not
+        measured.
+        """
         self._clear_gradients()
         return GradientProbe(batches=0, nonfinite=0, norm=0.0, reachable_host_parameters=violation.leaves)
 

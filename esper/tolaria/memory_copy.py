@@ -38,7 +38,7 @@ class MemoryCopy:
         """Copy a state over the previous snapshot. If the copy fails, `held` is None.
 
         Args:
-            live: A view of the host that shares its tensors.
+            live: A view that shares the tensors of the host.
             generation: Generation of the host, for the record.
         """
         start = time.monotonic()

@@ -86,7 +86,7 @@ class Metric:
                 )
 
     def result(self, batches: Sequence[Seen]) -> float:
-        """Return the value of the metric over all batches that were added.
+        """Return the value of the metric over all added batches.
 
         Args:
             batches: The batches that were added. They are used only if `at_once`.

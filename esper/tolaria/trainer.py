@@ -54,7 +54,7 @@ def tell_violation(violation: IsolationViolation) -> None:
 
 
 def never() -> bool:
-    """Return False. This is the `halted` of a trainer that no emergency can stop."""
+    """Return False. A trainer has this function as `halted` if no emergency can stop it."""
     return False
 
 

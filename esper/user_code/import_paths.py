@@ -67,7 +67,7 @@ def is_the_users(file: Path) -> bool:
 
 
 def find_module(name: str, first: Path) -> tuple[Path | None, Path | None]:
-    """Return the file of a module and the folder that contains its top package.
+    """Return the file of a module, and the folder that contains the top package of the module.
 
     Args:
         name: Dotted name of the module.

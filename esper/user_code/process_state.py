@@ -19,7 +19,7 @@ from esper.errors import ProcessStateChanged, TaskError
 
 CPU = torch.device("cpu")
 CONTRADICTED = "contradicted by a setting fp32_precision of torch.backends"
-"""Value of a setting that torch refuses to read."""
+"""Used as the value of a setting if torch refuses to read the setting."""
 
 
 @dataclass(frozen=True)
@@ -270,8 +270,8 @@ def told_with_settings() -> Iterator[None]:
     Use it before a run has written anything.
 
     Raises:
-        TaskError: training or measuring changed a setting; or the user's code raised an error, and after the load of
-            the task the default type or device was not the one that esper sets.
+        TaskError: training or measuring changed a setting; or the user's code raised an error, and the default type or
+            device had another value before esper set its values.
     """
     try:
         yield

@@ -40,7 +40,7 @@ Mesh = Callable[[str], tuple[str, ...]]
 
 
 def slot_alone(slot: str) -> tuple[str, ...]:
-    """Return the mesh of a seed that depends only on its slot."""
+    """Return the mesh of a seed if the seed depends only on its slot."""
     return (slot,)
 
 

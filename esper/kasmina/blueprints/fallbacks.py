@@ -92,7 +92,7 @@ class Told:
     """The fallbacks that one seed reported during its construction and since the last `take`."""
 
     def __init__(self, seed: nn.Module) -> None:
-        """Make the record of a seed that has been built and has not run."""
+        """Make the record of a seed. The seed is built, and has not run yet."""
         self._seed = seed
         self._when_built = defaultdict[nn.Module, tuple[str, ...]](tuple)
         self._when_built.update((module, _told_by(module)) for module in seed.modules())

@@ -31,7 +31,7 @@ class CallRecord:
         self._compiled: dict[Ran, Tensor] = {expected: torch.zeros((), dtype=torch.int64, device=device)}
 
     def add(self, module: nn.Module, output: Tensor) -> None:
-        """Count the call of a module that has just returned an output."""
+        """Count a call directly after the module has returned its output."""
         ran = str(output.dtype), str(output.device), path_of_this_call(module)
         if not torch.compiler.is_compiling():
             self._eager[ran] += 1

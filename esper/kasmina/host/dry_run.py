@@ -27,7 +27,7 @@ from esper.user_code.their_code import refused_as_theirs
 Forward = Callable[[nn.Module, Any], Any]  # Any: the user's model determines the types of inputs and outputs
 
 TOLERANCE = 1e-5
-"""Largest size of a change of an output that counts as rounding, relative to the largest entry of the output. The
+"""Changes of an output up to this size count as rounding. The size is relative to the largest entry of the output. The
 rounding of single precision is about 1e-7. The value is 100 times as large."""
 
 NESTED = (
@@ -52,7 +52,7 @@ class Found:
 
     specs: tuple[SlotSpec, ...]
     left_out: Mapping[str, str]
-    """Path of a matched module that cannot be a slot -> the reason."""
+    """Path of a module that was matched but cannot be a slot -> the reason."""
     optional: frozenset[str]
     """Paths of the slots that only a wildcard matched. They may be left out if a later check fails."""
 
@@ -169,7 +169,9 @@ class _Host:
         return outputs
 
     def _blame_attribute(self, training: bool) -> None:
-        """Run one more forward. Raises: TaskError: the forward changed state of the model that no checkpoint saves."""
+        """Run one more forward. Raises: TaskError: the forward changed a state in the model, and no checkpoint saves
+        this state.
+        """
         before = held_by(self.model)
         self.run(training=training)
         after = held_by(self.model)

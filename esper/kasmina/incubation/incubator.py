@@ -63,7 +63,7 @@ class _Entry(Generic[F]):
             self.leaks = violation.leaves
 
     def train_and_measure(self, step: int, fence: int) -> SampleLosses:
-        """Train up to a step. Return the losses on the pick shard's slice for the fence.
+        """Train up to a step. Return the losses on the slice of the pick shard for the fence.
 
         A fork that diverges stops and gets no rank, because a bad candidate must not end the run.
 
@@ -213,7 +213,7 @@ class Incubator:
         self._twin_steps += len(self.twin.train_to(step))
 
     def twin_losses(self, fence: int) -> SampleLosses:
-        """Return the twin's losses on the gate shard's slice for this fence."""
+        """Return the losses of the twin on the slice of the gate shard for this fence."""
         return self.twin.sample_losses("gate", fence)
 
     def twin_report(self) -> TwinReport:

@@ -29,7 +29,7 @@ from esper.leyline.reports import Check, Gate, GateReport
 T = TypeVar("T")
 
 LEAK_LIMIT = 1e-9
-"""Largest relative change of an output that counts as rounding in double precision."""
+"""Relative changes of an output up to this size count as rounding in double precision."""
 
 
 def sanity_gate(evidence: SanityEvidence, seed_id: str, fence: int) -> GateReport:
@@ -168,7 +168,7 @@ def missing_layers(evidence: InterfaceEvidence) -> tuple[str, ...]:
 
 
 def attachment_gate(leaks: tuple[str, ...], seed_id: str, fence: int) -> GateReport:
-    """Judge G3 of a seed that the trainer did not attach to the live host, because it shares memory there.
+    """Judge G3 of a seed if the trainer did not attach it to the live host, because it shares memory there.
 
     Args:
         leaks: The tensors whose memory the seed shares.

@@ -24,7 +24,7 @@ from esper.user_code.their_code import their_code
 
 MODES = (True, False)
 SAMPLES = 4
-"""Number of samples of the batch that are perturbed, one at a time."""
+"""Number of samples that are perturbed in the batch, one at a time."""
 COPIES = 64
 """Number of positions that are perturbed in one forward, each in a separate copy. This limits the memory if T is large.
 """

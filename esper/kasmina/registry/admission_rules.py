@@ -198,7 +198,7 @@ def _checkpoint(command: Command, ledger: Ledger) -> None:
 
 
 def conflict(command: Command, detail: str) -> StageConflict:
-    """Return the refusal of a command that the registry does not allow now."""
+    """Return the error for a command if the registry does not allow the command now."""
     return StageConflict("stage_conflict", command.command_id, detail)
 
 
@@ -276,7 +276,7 @@ OPTIONAL = frozenset(
         "fallback_marks",
     }
 )
-"""Fields of a command that may have their defaults. If the operation does not use a field, the field must have its
+"""Fields that may have their defaults in a command. If the operation does not use a field, the field must have its
 default."""
 _DEFAULTS = {name: Command.model_fields[name].default for name in OPTIONAL}
 

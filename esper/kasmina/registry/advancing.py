@@ -48,7 +48,8 @@ def advance(
 
 
 def not_attached(records: RunRecords, seed: SeedRecord, leaks: tuple[str, ...], fence: int) -> Answer:
-    """Fail G3 of a seed that the trainer did not attach at this fence, because it shares memory; see `leaks`.
+    """Fail G3 of a seed. The trainer did not attach the seed at this fence, because the seed shares memory; see
+    `leaks`.
 
     Args:
         leaks: The tensors of the live host, or of other seeds, whose memory the seed shares.
@@ -62,7 +63,7 @@ def not_attached(records: RunRecords, seed: SeedRecord, leaks: tuple[str, ...], 
 def _plans(
     records: RunRecords, command: Command, seed: SeedRecord, fence: int, *, joins: bool
 ) -> tuple[JoinPlan | ConfidencePlan, ...]:
-    """Return the plan of a seed that passed its gate: it ends the isolation, changes the confidence, or both."""
+    """Return the plan that follows a passed gate. It ends the seed's isolation, changes its confidence, or both."""
     assert seed.graft is not None, "a seed in the host without its graft"
     applied = seed.graft.confidence
     confidence = next_confidence(seed.graft.blend, command.confidence_logits, applied)

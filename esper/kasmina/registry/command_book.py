@@ -56,8 +56,8 @@ class CommandBook:
     def counted(self, generation: int) -> dict[str, Command]:
         """Return the commands that admission needs, by id.
 
-        A command of an older generation that was never carried out is left out, because it has changed nothing. After a
-        restore, Tamiyo issues the command again with the same id and nonce, and admission must accept it.
+        If a command of an older generation was never carried out, it is left out, because it has changed nothing. After
+        a restore, Tamiyo issues the command again with the same id and nonce, and admission must accept it.
         """
         return {
             key: admitted.command

@@ -1,4 +1,4 @@
-"""The constants of a run that Kasmina needs."""
+"""Constants that Kasmina needs for a run."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ class RunRecords:
     # -- queries -------------------------------------------------------------------------------------------------
 
     def view(self, fence: int) -> RegistryView:
-        """Return the view of the registry at a fence. Growth chooses its next step by this view."""
+        """Return the view of the registry at a fence. `esper.flow.growth` chooses its next step by this view."""
         return RegistryView(
             run_id=self.facts.run_id,
             generation=self.facts.generation,

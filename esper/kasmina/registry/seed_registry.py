@@ -84,7 +84,7 @@ class SeedRegistry:
     # -- queries -------------------------------------------------------------------------------------------------
 
     def view(self, fence: int) -> RegistryView:
-        """Return the view of the registry at a fence. Growth chooses its next step by this view."""
+        """Return the view of the registry at a fence. `esper.flow.growth` chooses its next step by this view."""
         return self._records.view(fence)
 
     def probe_flops(self, plans: Sequence[GraftPlan]) -> int:

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 FIELD, TABLE = "channels", "vectors"
-"""Name of a blend's field with the vector, and name of the JSON's table of all vectors. The table maps digest ->
-vector."""
+"""Name of the field with the vector in a blend, and name of the table with all vectors in the JSON. The table maps
+digest -> vector."""
 
 
 def packed(text: str) -> str:
