@@ -103,7 +103,7 @@ def await_ready(
 
 
 def _not_up(spec: ActorSpec, actor: ActorHandle[Shell], deadline_s: float) -> PlacementUnavailable:
-    """Return the error for an actor that was not up in time: resources were missing, or its process is slow."""
+    """Return the error for an actor that was not up in time, because resources were missing or its process is slow."""
     there, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
     late = f"{spec.name} was not up {deadline_s:g} s after the first actor began to start (ray.start_deadline_s)"
     if pid := ray_private.record_of(actor)["Pid"]:

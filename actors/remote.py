@@ -71,7 +71,7 @@ class Process:
     read."""
     last_words: LastWords
     ended: CallDeadlineExceeded | None = None
-    """The error for which a caller killed the process. Other callers get this error as the cause of the death."""
+    """The error that made a caller kill the process. Other callers get this error as the cause of the death."""
     counters: dict[str, int] = field(default_factory=dict)
     """The counters of the process in its last answer."""
 

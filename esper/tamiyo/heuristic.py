@@ -68,7 +68,7 @@ class HeuristicPolicy:
         return ()
 
     def _winner(self, state: RoundState) -> SeedState | None:
-        """Return the latest winner of a tournament that is in the host, replicas excluded. None: there is no winner."""
+        """Return the latest seed in the host that won a tournament. Replicas do not count. None: there is no winner."""
         won = [s for s in state.seeds if s.stage in IN_HOST and s.replica_of is None]
         return won[-1] if won else None  # seeds are in the order of their GERMINATE commands
 

@@ -179,7 +179,7 @@ SETTINGS = (
         True,
     ),
 )
-"""All settings, in the order in which they are set. A setting that changes other settings comes before them."""
+"""All settings, in the order in which they are set. If a setting changes other settings, it comes before these."""
 MISLEADING = ("torch.get_default_dtype()", "torch.get_default_device()")
 """Settings of the default type and device of new tensors. Tensors from before and after a change may not fit together.
 """

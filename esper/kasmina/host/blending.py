@@ -96,7 +96,9 @@ class ChannelBlend(Blend):
 
 
 class ConfidenceBlend(Blend):
-    """A mode whose alpha is scaled by a confidence, computed from the policy's logits, and clamped."""
+    """A mode whose alpha is multiplied by a confidence and clamped. The confidence is computed from the policy's
+    logits.
+    """
 
     def problems(self, blend: BlendSpec, slots: Iterable[SlotSpec], logits: Sequence[float]) -> Iterable[Problem]:
         """Yield each fault of the logits and of the numbers in the formula."""
