@@ -29,7 +29,7 @@ SAMPLES = (128, 14)
 
 
 def measure(tests: int) -> Outcome:
-    """Count, for each distribution and number of samples, the tests above the limit."""
+    """For each distribution and number of samples, count the tests above the limit."""
     rows = []
     for name, draw in DIFFERENCES.items():
         for samples in SAMPLES:

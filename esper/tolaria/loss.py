@@ -74,7 +74,8 @@ def sample_loss(task: Task) -> Loss:
 
 
 def _check_not_broadcast(losses: Tensor, output: Any, target: Any) -> None:
-    """Refuse losses of each sample against every target: for example [B, B] for an output [B, 1] and a target [B].
+    """Refuse losses that compare each sample with every target: for example [B, B] for an output [B, 1] and a target
+    [B].
 
     Raises:
         TaskError: torch broadcasts output and target, and the losses have the resulting shape.

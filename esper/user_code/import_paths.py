@@ -197,7 +197,7 @@ def _imports(file: Path) -> Iterator[tuple[str, int]]:
 
 
 def module_name(file: Path) -> tuple[str, Path]:
-    """Return a dotted name for a file with which its relative imports work, and the folder in which to run it."""
+    """Return a dotted name with which the relative imports of a file work, and the folder in which to run the file."""
     levels = [node.level for node in ast.walk(ast.parse(file.read_bytes())) if isinstance(node, ast.ImportFrom)]
     parts, folder = [file.stem], file.parent
     while (folder / "__init__.py").is_file() or len(parts) <= max(levels, default=1):

@@ -22,7 +22,7 @@ from esper.leyline.commands import MAX_CHANNELS, BlendMode, BlendSpec
 from esper.leyline.slots import Kind, SlotSpec
 
 HYSTERESIS = 0.02
-"""Largest change of a seed's confidence (0..1) that is not applied to the live host."""
+"""Changes of a seed's confidence (0..1) up to this size are not applied to the live host."""
 
 Problem = tuple[str, str]
 """(description of the fault, the wrong value or the limit)."""

@@ -368,7 +368,8 @@ class SeedEditor:
         return tuple(seed_id for seed_id, seed in self._seeds.items() if seed.last.changed is not None)
 
     def audit(self) -> None:
-        """Check that no seed reached or changed the host or another seed in its last watched call.
+        """Check that no seed changed the host or another seed in its last watched call, and that no gradient reached
+        them.
 
         The records of the calls are deleted.
 
