@@ -1,4 +1,4 @@
-"""The chance that a run accepts a useless seed by the limit of gate G2.
+"""The chance that a useless seed exceeds the limit of gate G2, so that a run accepts it.
 
 Differences of losses with mean 0 are simulated. The figures of docs/growth.md are from its result file. The chance for
 one test is counted. The chance for a run of `RUN` independent tests is computed from it.

@@ -12,8 +12,8 @@ VARIABLE = re.compile(r"RAY_[A-Za-z_]+")
 def private_names(tree: ast.AST, also: Set[str] = frozenset()) -> set[str]:
     """Return the private names of Ray in a file, and Ray's environment variables.
 
-    Found are private parts of names that are imported from Ray, private attributes of imported names, and every
-    attribute of a private name. Names in `also` are found if they are an attribute, an argument or a method.
+    The function finds private parts of names that are imported from Ray, private attributes of imported names, and
+    every attribute of a private name. Names in `also` are found if they are an attribute, an argument or a method.
     """
     imported = set(_of_ray(tree))
     names = {part for found in imported for part in found.split(".") if _is_private(part)}

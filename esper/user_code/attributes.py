@@ -263,7 +263,7 @@ def _of_function(function: types.FunctionType) -> Iterator[tuple[str, object]]:
 def _of_class(kind: type) -> Iterator[tuple[str, object]]:
     """Yield values that all instances of a class share, for example a counter of calls.
 
-    Left out are attributes that Python adds, and methods without closure, defaults and attributes.
+    Attributes that Python adds are left out. Methods without closure, defaults and attributes are left out, too.
     """
     for name, item in vars(kind).items():
         method = item.__func__ if isinstance(item, staticmethod | classmethod) else item

@@ -111,8 +111,8 @@ class RegistryState(Message):
     """The state of a `SeedRegistry`. The registry's answers depend on this state and on the arguments of its start.
 
     Admitted commands are stored so that their ids and nonces are refused for other commands. Answers are stored for
-    replays. Not stored are the arguments of a start (facts, limits, slots, options, blueprints, key, clock), and
-    weights that no host needs. Each tournament adds some kilobytes of commands and answers.
+    replays. The arguments of a start (facts, limits, slots, options, blueprints, key, clock) are not stored. Weights
+    that no host needs are not stored either. Each tournament adds some kilobytes of commands and answers.
     """
 
     run_id: str
