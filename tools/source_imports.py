@@ -195,7 +195,7 @@ class Module:
     def _exposed(self) -> set[str]:
         """Names that are used for more than lookups and comparisons.
 
-        The tables of these names may be changed in place.
+        A table that is bound to one of these names may be changed in place.
         """
         safe: set[int] = set()
         for node in ast.walk(self.tree):

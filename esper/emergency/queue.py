@@ -43,7 +43,7 @@ LOG_BYTES = 2**20
 _ACKNOWLEDGED_BYTES = 28 + len('{"subscriber":,"ids":[]}')
 """Size of an `Acknowledged` record in the log, without the name and the ids."""
 _REASON_CHARACTERS = 1000
-"""Largest length of the reason of a refusal or a drop in a record. The rest is cut off."""
+"""Largest number of characters of a reason that a record keeps. A refusal and a drop have reasons."""
 _DAMAGE_TOLD = 16
 """Largest number of events about damage. If there is more damage, one further event has the number of the unreported
 parts."""

@@ -98,7 +98,7 @@ class SignalWatch:
             self.at.levels.add(fence, signal.level)
 
     def _set_level(self, fence: int) -> None:
-        """Set the emergency level of a fence. Journal and report a change."""
+        """Set the emergency level of a fence. If it changed, journal and report that."""
         before, after = self.at.level, self.at.levels.at(fence)
         if before is after:
             return

@@ -94,8 +94,8 @@ class Conductor:
 
         Raises:
             TaskError: the network or the data differ from those at the beginning of the run.
-            ConfigError: another policy has decided for the run; or the run has a new length, with which its fences are
-                at other steps or a checkpoint is at no fence. Nothing was written.
+            ConfigError: another policy has decided for the run; or the run has a new length, and then its fences
+                would be at other steps, or a checkpoint would lie between two fences. Nothing was written.
             RestoreImpossible: checkpoints were committed and none of them loads.
             EsperError: the run failed; its directory has the journal and the checkpoints up to the failure.
         """

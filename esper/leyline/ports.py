@@ -49,7 +49,7 @@ class LiveHost(Protocol):
         ...
 
     def sample_losses(self, shard: str, fence: int) -> SampleLosses:
-        """Return the losses on the slice of a shard that belongs to a fence."""
+        """Return the losses on a fence's slice of a shard."""
         ...
 
     def observe(self, fence: int, stages: Mapping[str, Stage]) -> HostObservation:

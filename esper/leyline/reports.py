@@ -90,7 +90,7 @@ class Transition(Message):
     after: Stage
     fence: int
     cause: str
-    """The gate that judged the step, or the reason for the end of the seed."""
+    """The gate whose judgement led to the transition, or the reason for the end of the seed."""
     command_id: str
 
 

@@ -13,8 +13,8 @@ from esper.tolaria.task_metrics import Seen
 
 ROUNDING = 1e-3
 """A relative tolerance. Losses count as equal if they differ by less than this share of their value or of the mean
-absolute loss. Equal losses may differ by rounding, because the sums have different numbers of rows. A contrastive loss
-changes by much more in half of the batch."""
+absolute loss. A loss that does not depend on the batch may still differ by rounding, because half a batch sums fewer
+rows. A contrastive loss changes by much more in half of the batch."""
 
 
 def depends_on_batch(measure: Loss, seen: Seen) -> bool | None:

@@ -53,8 +53,8 @@ class TrainingOrder:
     def _draws_from(self, first: int) -> dict[int, Draw]:
         """Return the draws of step `first` and of some steps after it.
 
-        The last of these steps needs no later permutation than `first`. So the next permutation is computed only when a
-        step needs it. The run may end before this step.
+        None of these steps needs a permutation beyond the last one that step `first` needs. So the next permutation is
+        computed only when a step needs it. The run may end before this step.
         """
         most = max(1, min(STEPS_AHEAD, SAMPLES_AHEAD // self._batch_size))
         lap = self._last_lap(first)

@@ -62,7 +62,7 @@ def check_shared(before: dict[str, Held], after: dict[str, Held]) -> None:
     reached its `maxlen` counts as a log, too.
 
     Raises:
-        TaskError: a value that is not in a log changed, for example a counter, a tensor or a source of random numbers.
+        TaskError: a value outside logs has changed, for example a counter, a tensor or a source of random numbers.
     """
     for name, held in before.items():
         for path in different(held, after[name]) if name in after else ():

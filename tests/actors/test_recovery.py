@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 import ray
-from stopping import stop
 
 import esper
 from actors import actor_start
@@ -93,6 +92,8 @@ def test_a_compiled_run_that_is_killed_and_resumed_ends_with_the_bits_of_one_pro
     whole = esper.run(tiny_task(), config("whole"))
     assert "FOSSILIZED" in [seed.stage for seed in whole.seeds]
     kills = FaultSpec(point="tolaria.step", fault=Fault.KILL, step=150)  # a seed is in the host
+    from stopping import stop  # not above: Ray's workers import this file for its actors, and do not have tests/kit
+
     stop(11, tiny_task(), config("run").model_copy(update={"faults": (kills,)}), on=OnRay(embedded))
     result = esper.resume(tmp_path / "run", tiny_task(), on=OnRay(embedded))
     same(result, whole)

@@ -41,7 +41,7 @@ def test_both_tiers_take_every_actor_back_to_the_bits_of_the_fence(
     checkpoints_folder(path).mkdir(parents=True)
     with ExitStack() as stack:
         journal = stack.enter_context(Journal(path, FIRST_GENERATION))
-        identity = identify(survey, key.run_id, FIRST_GENERATION, Reference(), SystemClock().now())
+        identity = identify(survey, key.run_id, FIRST_GENERATION, Reference(), SystemClock().now(), "of the test")
         identity.save(path)
         journal.write(RecordKind.RUN_STARTED, identity)
         store = stack.enter_context(closing(FieldReportStore(reports_folder(path))))

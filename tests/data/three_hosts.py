@@ -121,7 +121,7 @@ EASY = {
     "growth.probation_rounds": 1,
     "growth.min_samples": 32,
     "growth.judge_samples": 64,
-    "growth.max_tests": 30,
+    "growth.max_tests": 20,
     "growth.false_pass": 0.99,
     "growth.margin": 1e-9,
     "growth.harm_z": -50.0,

@@ -549,12 +549,12 @@ def test_a_longer_run_that_was_broken_off_as_it_began_is_not_told_the_shorter_re
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stop", [3, 6])
+@pytest.mark.parametrize("first", [3, 6])
 def test_a_longer_run_whose_last_round_was_short_has_the_same_bits_wherever_it_was_stopped(
-    tmp_path: Path, stop: int
+    tmp_path: Path, first: int
 ) -> None:
     results = []
-    for number, at in enumerate((stop, 10)):
+    for number, at in enumerate((first, 10)):
         path = tmp_path / str(number)
         stop(at, tiny_task(), tiny_config(run__dir=str(path), run__round_steps=30))
         if number == 0:

@@ -53,7 +53,7 @@ def line_of(path: Path, config: RunConfig) -> Iterator[Line]:
     checkpoints_folder(path).mkdir(parents=True)
     with ExitStack() as stack:
         journal = stack.enter_context(Journal(path, FIRST_GENERATION))
-        identity = identify(survey, key.run_id, FIRST_GENERATION, Reference(), SystemClock().now())
+        identity = identify(survey, key.run_id, FIRST_GENERATION, Reference(), SystemClock().now(), "of the test")
         identity.save(path)
         journal.write(RecordKind.RUN_STARTED, identity)
         store = stack.enter_context(closing(FieldReportStore(reports_folder(path))))

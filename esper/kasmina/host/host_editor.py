@@ -375,8 +375,8 @@ class SeedEditor:
 
         Raises:
             IsolationViolation: the call changed something outside the seed; a tensor of the seed shares the memory of a
-                foreign tensor; or its gradient reaches a foreign parameter. The gradient of a seed that is not isolated
-                may reach parameters through the seed's input.
+                foreign tensor; or its gradient reaches a foreign parameter. If a seed is not
+                isolated, it is no error that its gradient reaches parameters through the seed's input.
         """
         for seed in self._seeds.values():
             branch, cut, changed = seed.last.branch, seed.last.cut, seed.last.changed

@@ -349,7 +349,7 @@ def loss_variation(losses: list[float]) -> float:
 
     Scatter is the standard deviation about a straight line, so that a loss that falls fast does not count as unstable.
     It is not compared with the scatter of the control, because the loss of a control at chance level hardly varies.
-    Every seed that learns would count as unstable.
+    In such a comparison every seed that learns would count as unstable.
     """
     late = np.asarray(losses[len(losses) // 2 :])
     steps = np.arange(len(late))

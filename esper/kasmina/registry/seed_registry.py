@@ -102,7 +102,7 @@ class SeedRegistry:
     # -- commands ------------------------------------------------------------------------------------------------
 
     def receive(self, command: Command, fence: int, checkpoints: Collection[int] = ()) -> tuple[GraftPlan, ...]:
-        """Admit a command and record it with the plans of its candidates. No seed and no host changes.
+        """Admit a command and record it with the plans of its candidates. Neither a seed nor a host is changed.
 
         Args:
             checkpoints: The fences to which a command may roll the run back. The caller (`esper.flow.line`) determines
