@@ -240,7 +240,7 @@ ALLOWED: dict[str, str] = {
     "esper/ground/workplace.py from_here: answers ConfigError": "a deleted folder is no start; who needs it will say so",
     "esper/user_code/their_code.py _takes_note: answers Exception": "False; what passes is told by an error that takes notes",
     "esper/errors.py _written: answers BaseException": "a foreign __str__ broke; the text says so",
-    "esper/telemetry/file_exporter.py FileSpanExporter.export: answers Exception": "lost spans are counted and told",
+    "esper/telemetry/file_exporter.py FileSpanExporter._write: answers Exception": "lost spans are counted and told",
     "esper/telemetry/metrics.py Counters.add: .get with a default": "a series begins at 0",
     "esper/tolaria/data.py TaskData._items: getattr with a default": "an optional method of torch's data sets",
     "esper/tolaria/data.py _grouping: getattr with a default": "an optional method of a data set; see Samples",

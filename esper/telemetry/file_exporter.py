@@ -1,4 +1,8 @@
-"""Writes ended spans as OTLP-JSON lines to one file.
+"""Writes spans as OTLP-JSON lines to one file.
+
+Each ended span has a line. A root span, and a span whose parent is in another process, have an additional line from
+their start: its `endTimeUnixNano` is "0". The line of the end has the same ids and replaces it. If there is only the
+line of the start, the span never ended: for example, its process was killed.
 
 A lost span is counted and logged, and the run continues. Format:
 https://opentelemetry.io/docs/specs/otel/protocol/file-exporter/ (each line is one TracesData, here with one
@@ -17,7 +21,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import Event, ReadableSpan, Span, SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import Link, SpanContext, format_span_id, format_trace_id
 from opentelemetry.util.types import AnyValue, Attributes
@@ -41,17 +46,15 @@ class FileSpanExporter(SpanExporter):
         self._descriptor = open_for_append(path)
         self._failed_before = False
 
+    def write_start(self, span: ReadableSpan) -> None:
+        """Write the line of a start. A failure is logged but not counted, because the line of the end may follow."""
+        self._write((span,))
+
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Write the spans in order. After a failure, the remaining spans are lost and counted in `esper.spans.lost`."""
-        written = 0
-        try:
-            for span in spans:
-                append_line(self._descriptor, json.dumps(traces_data(span), separators=(",", ":"), allow_nan=False))
-                written += 1
-        except Exception as error:  # telemetry must not stop training; the lost spans are counted and logged
-            self._lose(len(spans) - written, error)
-            return SpanExportResult.FAILURE
-        return SpanExportResult.SUCCESS
+        lost = len(spans) - self._write(spans)
+        self._counters.add("esper.spans.lost", lost)
+        return SpanExportResult.FAILURE if lost else SpanExportResult.SUCCESS
 
     def shutdown(self) -> None:
         """Close the file. Later spans are lost and counted. A second call has no effect."""
@@ -59,11 +62,34 @@ class FileSpanExporter(SpanExporter):
             descriptor, self._descriptor = self._descriptor, -1  # another file may get the number once it is closed
             os.close(descriptor)
 
-    def _lose(self, spans: int, error: Exception) -> None:
-        self._counters.add("esper.spans.lost", spans)
-        if not self._failed_before:
-            self._failed_before = True
-            print(f"esper: spans are being lost: {self._path}: {error!r}", file=sys.stderr, flush=True)
+    def _write(self, spans: Sequence[ReadableSpan]) -> int:
+        """Return how many of the spans were written. The first failure is logged."""
+        written = 0
+        try:
+            for span in spans:
+                append_line(self._descriptor, json.dumps(traces_data(span), separators=(",", ":"), allow_nan=False))
+                written += 1
+        except Exception as error:  # telemetry must not stop training; lost spans are counted and logged
+            if not self._failed_before:
+                self._failed_before = True
+                print(f"esper: spans are being lost: {self._path}: {error!r}", file=sys.stderr, flush=True)
+        return written
+
+
+class StartLines(SpanProcessor):
+    """Writes a line at the start of each sampled span that is a root or whose parent is in another process.
+
+    Other spans have no line from their start, because it costs as much as the line of the end.
+    """
+
+    def __init__(self, exporter: FileSpanExporter) -> None:
+        self._exporter = exporter
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        del parent_context  # the span knows its parent
+        context = span.get_span_context()
+        if context is not None and context.trace_flags.sampled and (span.parent is None or span.parent.is_remote):
+            self._exporter.write_start(span)
 
 
 def open_for_append(path: Path) -> int:
@@ -89,7 +115,7 @@ def append_line(descriptor: int, line: str) -> None:
 
 
 def traces_data(span: ReadableSpan) -> dict[str, object]:
-    """Return an ended span as an OTLP TracesData object for JSON."""
+    """Return a span as an OTLP TracesData object for JSON. The end time of a span that has not ended is "0"."""
     scope = span.instrumentation_scope
     scope_spans = {
         "scope": {"name": scope.name, "version": scope.version or ""} if scope else {},
@@ -102,7 +128,6 @@ def traces_data(span: ReadableSpan) -> dict[str, object]:
 def _span(span: ReadableSpan) -> dict[str, object]:
     context, parent = span.get_span_context(), span.parent
     assert context is not None, "a span without a context is never exported"
-    assert span.end_time is not None, "only ended spans are exported"
     return {
         **_ids(context),
         "parentSpanId": format_span_id(parent.span_id) if parent else "",
@@ -110,7 +135,7 @@ def _span(span: ReadableSpan) -> dict[str, object]:
         "name": span.name,
         "kind": span.kind.value + 1,  # in OTLP, 0 means UNSPECIFIED
         "startTimeUnixNano": str(span.start_time),
-        "endTimeUnixNano": str(span.end_time),
+        "endTimeUnixNano": str(span.end_time or 0),
         "attributes": _attributes(span.attributes),
         "droppedAttributesCount": span.dropped_attributes,
         "events": [_event(event) for event in span.events],

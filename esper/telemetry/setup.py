@@ -20,7 +20,7 @@ from opentelemetry.util.types import AnyValue
 from esper.errors import StoreWriteFailed
 from esper.ground.closing import Closing
 from esper.telemetry.environment import TelemetryEnvironment, read_environment
-from esper.telemetry.file_exporter import FileSpanExporter
+from esper.telemetry.file_exporter import FileSpanExporter, StartLines
 from esper.telemetry.metrics import Counters
 
 
@@ -51,8 +51,9 @@ class Telemetry(Closing):
     def start(cls, directory: Path | None, role: str, run_id: str = "") -> Telemetry:
         """Open `directory/spans-<role>-<pid>.jsonl`. Make the directory if it does not exist.
 
-        A span is written when it ends. A later SIGKILL does not lose the span. The OTEL_* variables apply (see
-        `environment`), but severe events are always logged, because they are the record of failures.
+        A span is written when it ends, and some spans also when they start (see `file_exporter`). A later SIGKILL does
+        not lose what was written. The OTEL_* variables apply (see `environment`), but severe events are always logged,
+        because they are the record of failures.
 
         Args:
             directory: Folder for the files. None: the telemetry writes no files.
@@ -76,6 +77,7 @@ class Telemetry(Closing):
             raise StoreWriteFailed(str(path), "opening the span file") from error
         # spans are not buffered, so nothing has to be flushed at exit
         provider = TracerProvider(resource=_resource(role, run_id), id_generator=_OsIds(), shutdown_on_exit=False)
+        provider.add_span_processor(StartLines(exporter))
         provider.add_span_processor(SimpleSpanProcessor(exporter))
         return cls(directory, role, run_id, counters, provider.get_tracer("esper"), provider)
 

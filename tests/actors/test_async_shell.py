@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from span_files import ended
 
 from actors.async_shell import AsyncShell
 from actors.shell import ActorSpec, Envelope
@@ -143,9 +143,7 @@ async def test_an_error_keeps_its_cause_and_is_in_the_trace(tmp_path: Path) -> N
     with pytest.raises(StageConflict) as refused:
         await actor.call("fail", HERE, ())
     assert isinstance(refused.value.__cause__, KeyError)
-    lines = [json.loads(line) for file in tmp_path.glob("spans-*.jsonl") for line in file.read_text().splitlines()]
-    spans = [line["resourceSpans"][0]["scopeSpans"][0]["spans"][0] for line in lines]
-    assert [one["name"] for one in spans if one["status"].get("code") == 2] == ["work"]
+    assert [one["name"] for one in ended(tmp_path) if one["status"].get("code") == 2] == ["work"]
 
 
 async def test_no_exception_of_the_component_ends_the_process() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import pickle
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from span_files import ended
 
 from actors.shell import CAUSES_SENT, ActorSpec, Envelope, Shell, relinked, sendable
 from esper import faults
@@ -86,9 +86,7 @@ HERE = Envelope(generation=3, traceparent="")
 
 
 def spans(folder: Path, role: str) -> list[dict[str, Any]]:
-    (file,) = folder.glob(f"spans-{role}-*.jsonl")
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
-    return [line["resourceSpans"][0]["scopeSpans"][0]["spans"][0] for line in lines]
+    return ended(folder, f"spans-{role}-*.jsonl")
 
 
 # -- messages ---------------------------------------------------------------------------------------------------

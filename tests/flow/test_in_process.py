@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from span_files import ended
 from torch import Tensor
 
 from esper import InProcess, run
@@ -56,13 +57,7 @@ class Left:
         return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
     def spans(self) -> list[dict[str, Any]]:
-        return [
-            span
-            for line in self.lines("spans-*.jsonl")
-            for resource in line["resourceSpans"]
-            for scope in resource["scopeSpans"]
-            for span in scope["spans"]
-        ]
+        return ended(telemetry_folder(self.path))
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
+from span_files import ended
 
 from esper.errors import CommandRejected, DependencyViolationError
 from esper.telemetry import Telemetry, continue_from, span, trace_id, traceparent, use
@@ -21,10 +21,7 @@ def telemetry(tmp_path):
 
 def spans_of(telemetry):
     """Every span in its file, by name, with its attributes and those of its events as plain dicts."""
-    (file,) = telemetry.directory.glob("spans-*.jsonl")
-    spans = [
-        json.loads(line)["resourceSpans"][0]["scopeSpans"][0]["spans"][0] for line in file.read_text().splitlines()
-    ]
+    spans = ended(telemetry.directory)
     for owner in [*spans, *(event for one in spans for event in one["events"])]:
         owner["attributes"] = {pair["key"]: pair["value"] for pair in owner["attributes"]}
     return {one["name"]: one for one in spans}

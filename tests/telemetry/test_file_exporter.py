@@ -17,7 +17,9 @@ from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.trace import Status, StatusCode, Tracer
+from span_files import written
 
+from esper.telemetry import continue_from, span, traceparent
 from esper.telemetry.file_exporter import FileSpanExporter, append_line, open_for_append
 from esper.telemetry.metrics import Counters
 
@@ -122,9 +124,38 @@ with use(Telemetry.start(pathlib.Path({str(tmp_path)!r}), "tolaria")), span("esp
     died = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=False)
 
     (file,) = tmp_path.iterdir()
-    steps = [only_span(line).attributes[1].value.int_value for line in file.read_text().splitlines()]
+    first, *steps = [only_span(line) for line in file.read_text().splitlines()]
     assert died.returncode == -signal.SIGKILL
-    assert steps == list(range(100))
+    assert [step.attributes[1].value.int_value for step in steps] == list(range(100))
+    assert (first.name, first.end_time_unix_nano) == ("esper round", 0)
+    assert 0 not in [step.end_time_unix_nano for step in steps]
+
+
+def test_a_root_and_a_span_whose_parent_is_elsewhere_have_a_line_from_their_start_and_no_other_has(telemetry):
+    with span("esper round", fence=7):
+        sender = traceparent()
+        with span("tamiyo decide"), continue_from(sender), span("trainer apply"):
+            pass
+
+    lines = [(one["name"], one["endTimeUnixNano"] != "0") for one in written(telemetry.directory)]
+    assert lines == [
+        ("esper round", False),
+        ("trainer apply", False),
+        ("trainer apply", True),
+        ("tamiyo decide", True),
+        ("esper round", True),
+    ]
+    start, *_, end = written(telemetry.directory)
+    same = ("traceId", "spanId", "parentSpanId", "flags", "startTimeUnixNano", "attributes")
+    assert [start[field] for field in same] == [end[field] for field in same]
+
+
+def test_a_start_that_is_not_written_is_said_and_costs_no_span(capfd):
+    counters = Counters()
+    FileSpanExporter(Path("/dev/full"), counters).write_start(ended_span())
+
+    assert counters.total("esper.spans.lost") == 0
+    assert "spans are being lost: /dev/full" in capfd.readouterr().err
 
 
 def test_a_full_disk_costs_the_spans_and_says_so_once(capfd):
@@ -154,6 +185,7 @@ def test_a_write_cut_short_is_a_lost_span_and_not_a_half_one_called_written(tmp_
     program = f"""
 import pathlib, resource
 from opentelemetry.sdk.trace import TracerProvider
+from esper.telemetry import continue_from, span, traceparent
 from esper.telemetry.file_exporter import FileSpanExporter
 from esper.telemetry.metrics import Counters
 counters = Counters()

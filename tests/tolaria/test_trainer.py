@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from growing import DRAWN, RUN
+from span_files import ended
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from training import RestlessHost, bits, live_trainer, make_plan, make_survey
@@ -529,12 +529,8 @@ def test_a_halt_is_seen_at_the_first_step_boundary_and_no_step_is_begun() -> Non
 
 def step_spans(telemetry: Telemetry) -> list[tuple[int, bool]]:
     """(step, failed) of every step that has a span."""
-    (file,) = telemetry.directory.glob("spans-*.jsonl")
-    spans = [
-        json.loads(line)["resourceSpans"][0]["scopeSpans"][0]["spans"][0] for line in file.read_text().splitlines()
-    ]
     found = []
-    for one in spans:
+    for one in ended(telemetry.directory):
         told = {pair["key"]: pair["value"] for pair in one["attributes"]}
         if one["name"] == "esper step":
             found.append((int(told["step"]["intValue"]), one["status"]["code"] == 2))
