@@ -24,6 +24,7 @@ FLOORS: tuple[tuple[str, str], ...] = (
     ("durable", "errors ground"),
     ("telemetry.settings", "leyline"),
     ("telemetry", "errors ground"),
+    ("trace", "errors ground"),
     ("faults", "errors leyline ground durable telemetry"),
     ("user_code", "errors task leyline ground"),
     ("tasks", "errors task"),
@@ -65,7 +66,10 @@ FLOORS: tuple[tuple[str, str], ...] = (
         "tamiyo tolaria "
         "config setup archive export",
     ),
-    ("cli", "errors task leyline ground durable emergency user_code tasks tolaria config setup archive export flow"),
+    (
+        "cli",
+        "errors task leyline ground durable trace emergency user_code tasks tolaria config setup archive export flow",
+    ),
     ("testing", "task leyline config flow"),
 )
 """Room of esper/ -> the other rooms of it that it may import, as words. A room may always

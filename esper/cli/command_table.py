@@ -59,6 +59,11 @@ COMMANDS: dict[str, CommandSpec] = {
     "queue": CommandSpec(
         "esper.cli.emergency_commands:app", "List, retry or drop the emergency signals that wait in a run's queue."
     ),
+    "trace": CommandSpec(
+        "esper.cli.trace_commands:app",
+        "List, show, search, export or check the traces of a run, which may be in progress.",
+        only_prints=True,
+    ),
     "config": CommandSpec(
         "esper.cli.config_command:config", "Print the whole default config as commented TOML.", only_prints=True
     ),

@@ -9,6 +9,7 @@ import sys
 from esper.flow.result import Result
 
 HEAVY = ("torch", "ray", "scipy", "numpy", "httpx")
+
 LOOKING = """
 import sys
 
@@ -31,6 +32,7 @@ assert not LOADED, LOADED
 def test_commands_that_only_look_load_no_torch_no_ray_and_no_scipy(undisturbed: Result) -> None:
     run = undisturbed.run_dir
     lines = [["--help"], ["--version"], ["config"], ["inspect", run], ["checkpoint", "list", run], ["log", "dump", run]]
+    lines += [["trace", "list", run], ["trace", "show", run, undisturbed.trace_id]]
     script = LOOKING.format(heavy=HEAVY, lines=lines)
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr

@@ -1,0 +1,187 @@
+"""`esper trace`: lists, shows, searches, exports and checks the traces of a run. It changes nothing in the run.
+
+Exit codes: 0 done; 1 a path of spans that `assert` requires does not exist; 2 wrong input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from esper.cli.command_table import COMMANDS
+from esper.cli.console import PlainConsole
+from esper.cli.options import JsonOption, RunArgument
+from esper.cli.output import print_json, say
+from esper.cli.tables import cells, table
+from esper.cli.trace_view import in_one_line, tree
+from esper.ground.clock import SystemClock
+from esper.ground.exit_codes import DONE
+from esper.ground.workplace import fixed
+from esper.trace.event_log import SevereEvent, severe_events
+from esper.trace.failures import failure_of
+from esper.trace.otlp_json import Span
+from esper.trace.since import iso, length, since
+from esper.trace.span_files import Skipped
+from esper.trace.span_store import TraceSummary, one_trace, summaries
+from esper.trace.span_tree import Node, trees, walk
+
+app = typer.Typer(help=COMMANDS["trace"].help, add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+
+IdArgument = Annotated[str, typer.Argument(metavar="ID", help="a trace id, or its first digits")]
+SinceOption = Annotated[
+    str | None, typer.Option("--since", metavar="T", help="an age (90s, 10m, 2h, 3d) or a time (2026-11-29T08:00, UTC)")
+]
+
+
+@app.command("list")
+def list_all(
+    run_dir: RunArgument,
+    errors: Annotated[bool, typer.Option("--errors", help="only traces in which a span failed or never ended")] = False,
+    slow_s: Annotated[
+        float, typer.Option("--slow", metavar="S", min=0.0, help="only traces of at least so many seconds")
+    ] = 0.0,
+    since_text: SinceOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """List the traces of a run, the newest last. A round is one trace."""
+    start_ns = int(since(since_text, SystemClock().now()).timestamp() * 1e9) if since_text else 0
+    found = summaries(fixed(run_dir))
+    chosen = [
+        trace
+        for trace in found.traces
+        if trace.start_ns >= start_ns
+        and trace.duration_ns >= slow_s * 1e9
+        and (not errors or trace.errors or trace.never_ended)
+    ]
+    if as_json:
+        print_json({"traces": [_summary(trace) for trace in chosen], "skipped": found.skipped.as_json()})
+    else:
+        _show_list(chosen, len(found.traces))
+    tell_skipped(found.skipped, as_json=as_json)
+    return DONE
+
+
+@app.command()
+def show(
+    run_dir: RunArgument,
+    trace_id: IdArgument,
+    critical: Annotated[bool, typer.Option("--critical", help="only the critical path")] = False,
+    attributes: Annotated[bool, typer.Option("--attrs", help="the attributes of each span")] = False,
+    every: Annotated[bool, typer.Option("--all", help="do not fold equal spans")] = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Show one trace as a tree, with durations, self times, errors and severe events."""
+    spans, skipped = one_trace(fixed(run_dir), trace_id)
+    roots = trees(spans)
+    unseen = _unseen(spans, severe_events(fixed(run_dir), skipped))
+    if as_json:
+        print_json(
+            {
+                "trace_id": spans[0].trace_id,
+                "spans": [_node(node) for node in walk(roots) if node.critical or not critical],
+                "severe_events_without_span": [event.as_json() for event in unseen],
+                "skipped": skipped.as_json(),
+            }
+        )
+    else:
+        console = PlainConsole()
+        console.print(_heading(roots, spans), soft_wrap=True)
+        for line in tree(roots, unseen, console.width, fold=not every, critical=critical, attributes=attributes):
+            console.print(line, soft_wrap=True)
+    tell_skipped(skipped, as_json=as_json)
+    return DONE
+
+
+def tell_skipped(skipped: Skipped, *, as_json: bool) -> None:
+    """Print the parts that were not read; on standard error if standard output has JSON."""
+    say(*skipped.sentences(), error=as_json)
+
+
+def _summary(trace: TraceSummary) -> dict[str, Any]:
+    return {
+        "trace_id": trace.trace_id,
+        "root": trace.root,
+        "start": iso(trace.start_ns),
+        "duration_s": trace.duration_ns / 1e9,
+        "spans": len(trace.spans),
+        "errors": trace.errors,
+        "never_ended": trace.never_ended,
+    }
+
+
+def _show_list(chosen: Sequence[TraceSummary], number: int) -> None:
+    if not chosen:
+        say(f"no trace is to be shown; the run has {number}")
+        return
+    shown = table(
+        *("trace", "root", "start (UTC)", "time", "spans", "errors"),
+        figures=("trace", "start (UTC)", "time", "spans", "errors"),
+    )
+    for trace in chosen:
+        open_spans = f" +{trace.never_ended} open" if trace.never_ended else ""
+        row = cells(
+            trace.trace_id[:8],
+            in_one_line(trace.root),
+            iso(trace.start_ns)[:19].replace("T", " "),
+            length(trace.duration_ns),
+            f"{len(trace.spans):,}",
+            f"{trace.errors or ''}{open_spans}",
+        )
+        shown.add_row(*row, style="red" if trace.errors else None)
+    PlainConsole().print(shown)
+
+
+def _heading(roots: Sequence[Node], spans: Sequence[Span]) -> Text:
+    first = spans[0].start_ns
+    last = max(root.end_ns for root in roots)
+    failed, never = sum(span.failed for span in spans), sum(span.end_ns is None for span in spans)
+    counts = [f"{len(spans):,} spans", length(max(0, last - first))]
+    counts += [f"{failed:,} failed"] if failed else []
+    counts += [f"{never:,} never ended"] if never else []
+    return Text(f"trace {spans[0].trace_id}\n{iso(first)[:19].replace('T', ' ')} UTC, {', '.join(counts)}")
+
+
+def _unseen(spans: Iterable[Span], log: Iterable[SevereEvent]) -> list[SevereEvent]:
+    """Return the severe events of the log that no span on disk has: their spans never ended or were lost."""
+    ended = {span.span_id for span in spans if span.end_ns is not None}
+    trace_id = next((span.trace_id for span in spans), "")
+    return [event for event in log if event.trace_id == trace_id and event.span_id not in ended]
+
+
+def _node(node: Node) -> dict[str, Any]:
+    failure, duration_ns = failure_of(node), node.duration_ns
+    return {
+        "span_id": node.span.span_id,
+        "parent_id": node.span.parent_id,
+        "depth": node.depth,
+        "role": node.span.role,
+        "name": node.span.name,
+        "start": iso(node.span.start_ns),
+        "duration_s": duration_ns / 1e9 if duration_ns is not None else None,
+        "self_s": node.self_ns / 1e9,
+        "critical": node.critical,
+        "critical_s": node.critical_ns / 1e9,
+        "ended": node.span.end_ns is not None,
+        "parent_on_disk": not node.orphan,
+        "error": {"class": failure.error, "message": failure.message, "began_here": failure.began_here}
+        if failure is not None
+        else None,
+        "attributes": _plain(node.span.attributes),
+        "events": [
+            {"time": iso(event.time_ns), "name": event.name, "attributes": _plain(event.attributes)}
+            for event in node.span.events
+        ],
+        "links": [{"trace_id": link.trace_id, "span_id": link.span_id} for link in node.span.links],
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Return attributes as JSON values. Bytes become hexadecimal text."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return {key: _plain(item) for key, item in value.items()} if hasattr(value, "items") else value

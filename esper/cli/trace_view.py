@@ -1,0 +1,189 @@
+"""The text of one trace: a tree with roles, durations, self times, errors and severe events."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.text import Text
+
+from esper.trace.event_log import SevereEvent
+from esper.trace.failures import EXCEPTION, Failure, failure_of
+from esper.trace.folding import Row, rows
+from esper.trace.otlp_json import Event
+from esper.trace.since import length
+from esper.trace.span_tree import Node, walk
+
+ROLE, DURATION, SELF = 10, 9, 9
+"""Widths of the columns, in characters."""
+WIDEST = 110
+"""Largest width of the tree, in columns, so that the figures are near their names."""
+DEEPEST = 12
+"""Largest depth that is shown by indentation. Below it, the depth is a number."""
+SEVERITY = "esper.severity"
+QUIET = frozenset({"esper.role", "error.type"})
+"""Attributes that the tree shows in another way."""
+
+
+def tree(
+    roots: Sequence[Node],
+    missing: Sequence[SevereEvent],
+    width: int,
+    *,
+    fold: bool = True,
+    critical: bool = False,
+    attributes: bool = False,
+) -> Iterator[Text]:
+    """Yield the lines of a trace.
+
+    Args:
+        missing: Severe events that the log has and the spans on disk do not have.
+        width: Columns of the terminal.
+        critical: Show only the critical path.
+        attributes: Show the attributes of each span.
+    """
+    width = max(40, min(width, WIDEST))
+    yield _columns("role", Text("span (* critical path)"), "time", "self", width, "dim")
+    by_span: defaultdict[str, list[SevereEvent]] = defaultdict(list)
+    for told in missing:
+        by_span[told.span_id].append(told)
+    open_below: list[bool] = []
+    for row in rows(roots, fold=fold, critical_only=critical):
+        node = row.node
+        del open_below[node.depth :]
+        yield from _span(row, "".join("│ " if one else "  " for one in open_below[1:]), width)
+        open_below.append(not row.last)
+        indent = _indent(node)
+        if row.count > 1:
+            continue
+        if attributes:
+            yield from _fields(node, indent, {k: v for k, v in node.span.attributes.items() if k not in QUIET}, width)
+        for event in node.span.events:
+            if event.name != EXCEPTION:
+                yield from _event(node, indent, event, width)
+        for told in by_span[node.span.span_id]:
+            yield from _severe(told, indent, width)
+        for link in node.span.links:
+            yield from _wrapped(node.span.role, indent, f"link to trace {link.trace_id} span {link.span_id}", width)
+        if (failure := failure_of(node)) is not None:
+            yield from _failure(node, indent, failure, width)
+    shown = {node.span.span_id for node in walk(roots)}
+    for told in missing if not critical else ():
+        if told.span_id not in shown:
+            yield from _severe(told, "", width, "its span is not on disk: ")
+
+
+def _indent(node: Node) -> str:
+    return "  " * min(node.depth + 1, DEEPEST + 1)
+
+
+def _span(row: Row, above: str, width: int) -> Iterator[Text]:
+    node = row.node
+    label = Text(_branch(node, row, above))
+    label.append(
+        in_one_line(node.span.name) or "(no name)", style="red" if node.span.failed else "bold" if row.critical else ""
+    )
+    if row.count > 1:
+        below = f", {row.below:,} spans below" if row.below else ""
+        label.append(f"  x{row.count:,}{below}", style="dim")
+    if row.critical:
+        label.append(" *", style="bold")
+    if node.orphan:
+        label.append("  (its parent is not on disk)", style="yellow")
+    if node.in_cycle:
+        label.append("  (its own ancestor: wrong parents)", style="yellow")
+    ended = node.span.end_ns
+    if ended is None:
+        label.append("  never ended", style="yellow")
+        yield from _fitting(node.span.role, label, "", "", width)
+        return
+    if ended < node.span.start_ns:
+        label.append("  (ends before it starts)", style="yellow")
+    yield from _fitting(node.span.role, label, length(row.total_ns), length(row.self_ns), width)
+
+
+def _branch(node: Node, row: Row, above: str) -> str:
+    if not node.depth:
+        return ""
+    if node.depth > DEEPEST:
+        return f"{'  ' * DEEPEST}+{node.depth - DEEPEST} "
+    return above + ("└ " if row.last else "├ ")
+
+
+def _fitting(role: str, label: Text, duration: str, own: str, width: int) -> Iterator[Text]:
+    """Yield one line, or two if the name is too long for one."""
+    room = width - ROLE - DURATION - SELF - 3
+    if label.cell_len > room:
+        yield Text(f"{_short(role)} ").append_text(label)
+        label = Text("")
+    yield _columns(role, label, duration, own, width)
+
+
+def _columns(role: str, label: Text, duration: str, own: str, width: int, style: str = "") -> Text:
+    room = width - ROLE - DURATION - SELF - 3
+    line = Text(f"{_short(role)} ", style=style).append_text(label)
+    line.append(" " * max(0, room - label.cell_len))
+    return line.append(f" {duration:>{DURATION}} {own:>{SELF}}")
+
+
+def _short(role: str) -> str:
+    return f"{in_one_line(role) or '-':<{ROLE}}"
+
+
+def _event(node: Node, indent: str, event: Event, width: int) -> Iterator[Text]:
+    fields = {key: value for key, value in event.attributes.items() if key != SEVERITY}
+    severity = str(event.attributes[SEVERITY]) if SEVERITY in event.attributes else ""
+    at = length(max(0, event.time_ns - node.span.start_ns))
+    told = f"at {at}: {event.name} {severity}".rstrip()
+    yield from _wrapped(node.span.role, indent, f"{told}{_listed(fields)}", width, _colour(severity))
+
+
+def _severe(event: SevereEvent, indent: str, width: int, before: str = "") -> Iterator[Text]:
+    told = f"{before}{event.time:%H:%M:%S} {event.name} {event.severity}{_listed(event.fields)}"
+    yield from _wrapped(event.role, indent, told, width, _colour(event.severity))
+
+
+def _colour(severity: str) -> str:
+    if not severity:
+        return ""
+    return "yellow" if severity == "WARNING" else "red"
+
+
+def _failure(node: Node, indent: str, failure: Failure, width: int) -> Iterator[Text]:
+    if not failure.began_here:
+        yield from _wrapped(node.span.role, indent, f"{failure.error or 'error'}, from below", width, "red")
+        return
+    told = ": ".join(part for part in (failure.error or "error", " ".join(failure.message.split())) if part)
+    yield from _wrapped(node.span.role, indent, f"{told}{_listed(failure.fields)}", width, "bold red")
+
+
+def _fields(node: Node, indent: str, fields: Mapping[str, Any], width: int) -> Iterator[Text]:
+    for key, value in fields.items():
+        yield from _wrapped(node.span.role, indent, f"{key}={value_text(value)}", width, "dim")
+
+
+def _listed(fields: Mapping[str, Any]) -> str:
+    return "".join(f"  {key}={value_text(value)}" for key, value in fields.items())
+
+
+def value_text(value: Any) -> str:
+    """Return the value of an attribute in one line."""
+    if isinstance(value, str):
+        return value if value and value.isprintable() and " " not in value else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes"
+    return json.dumps(value, ensure_ascii=False, default=repr)
+
+
+def in_one_line(text: str) -> str:
+    """Return a text with line feeds and other control characters written as escapes."""
+    return text if text.isprintable() else "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+
+
+def _wrapped(role: str, indent: str, text: str, width: int, style: str = "") -> Iterator[Text]:
+    room = max(20, width - ROLE - 1 - len(indent))
+    for part in textwrap.wrap(in_one_line(text), room, break_on_hyphens=False) or [""]:
+        yield Text(f"{_short(role)} {indent}").append(part, style=style)
