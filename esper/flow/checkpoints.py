@@ -102,7 +102,7 @@ class Checkpoints(Closing):
         """
         self.settle()
         file = f"fence-{fence}-g{self._journal.generation}.pt"
-        with span("checkpoint begin", role="conductor", fence=fence):
+        with span("checkpoint save", role="conductor", fence=fence):
             self._journal.write(RecordKind.CHECKPOINT_BEGUN, file=file, fence=fence)
             trainer.save(self._folder / file, states, incubation)
             self._begun = fence

@@ -241,6 +241,11 @@ class GoingBack:
             RollbackDeadlineExceeded: the rollback took longer than its limit. The restore was complete.
             RestoreImpossible: no checkpoint was made yet; or, for the fast tier, the trainer's memory has no copy.
         """
+        name = "rollback fast" if tier is Tier.FAST else "rollback full"
+        with span(name, role="conductor", fence=self.at.fence, to_fence=to_fence):
+            self._roll_back(tier, to_fence)
+
+    def _roll_back(self, tier: Tier, to_fence: int | None) -> None:
         limits, began_s = self.checkpoints.config, time.monotonic()
         budget_s = limits.fast_rollback_s if tier is Tier.FAST else limits.full_rollback_s
         event = "rollback_fast" if tier is Tier.FAST else "rollback_full"
@@ -310,7 +315,7 @@ class GoingBack:
         Tamiyo comes before incubation so that no process is at work if Tamiyo refuses its state.
         """
         generation, began_s, components = self.journal.generation, time.monotonic(), self.components
-        with span("esper restore", role="conductor", fence=saved.fence, generation=generation):
+        with span("checkpoint restore", role="conductor", fence=saved.fence, generation=generation):
             own = LineState.of(saved)
             host = self._restore_host(saved, generation)
             faults.point("conductor.restore", round=saved.fence)
