@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
 from opentelemetry import trace
+from opentelemetry._logs import LogRecord, SeverityNumber
+from opentelemetry.context import get_current
+from opentelemetry.util.types import AnyValue
 
 from esper.errors import StoreWriteFailed
 from esper.ground.closing import noted_on
@@ -71,6 +75,13 @@ class Severity(StrEnum):
     CRITICAL = "CRITICAL"
 
 
+_NUMBERS = {
+    Severity.WARNING: SeverityNumber.WARN,
+    Severity.ERROR: SeverityNumber.ERROR,
+    Severity.CRITICAL: SeverityNumber.FATAL,
+}
+
+
 def severe(name: str, /, severity: Severity, **fields: object) -> None:
     """Report a severe event. On return it is counted, added to the current span, and written to the log.
 
@@ -93,6 +104,8 @@ def severe(name: str, /, severity: Severity, **fields: object) -> None:
     told = {key: plain(value) for key, value in fields.items()}
     telemetry.counters.add("esper.severe_events", event=name)
     trace.get_current_span().add_event(name, {**told, "esper.severity": severity.value})
+    if telemetry.logs is not None:
+        telemetry.logs.get_logger("esper").emit(_record(name, severity, told))
     if telemetry.directory is not None:
         record = {
             "time": datetime.now(UTC).isoformat(),
@@ -115,6 +128,19 @@ def reported(error: E, name: str, /, severity: Severity, **fields: object) -> E:
     with noted_on(error, f"saying {name}"):
         severe(name, severity, **fields)
     return error
+
+
+def _record(name: str, severity: Severity, told: dict[str, AnyValue]) -> LogRecord:
+    """Return an event as a log record of OpenTelemetry, with the ids of the current trace and span."""
+    return LogRecord(
+        timestamp=time.time_ns(),
+        context=get_current(),
+        severity_text=severity.value,
+        severity_number=_NUMBERS[severity],
+        body=name,
+        attributes={**told, "esper.role": current_role()},
+        event_name=name,
+    )
 
 
 def _log(path: Path, line: str) -> None:

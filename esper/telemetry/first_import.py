@@ -11,7 +11,7 @@ import logging
 import os
 from importlib import import_module
 
-from esper.telemetry.environment import CONTEXT, wrong_context
+from esper.telemetry.environment_checks import CONTEXT, wrong_context
 
 
 def _in_one_line(record: logging.LogRecord) -> bool:

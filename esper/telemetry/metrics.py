@@ -32,6 +32,7 @@ NAMES = frozenset(
         "esper.faults.fired",
         "esper.severe_events",
         "esper.spans.lost",
+        "esper.log_records.lost",
     }
 )
 

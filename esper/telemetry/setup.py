@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -22,6 +23,7 @@ from esper.ground.closing import Closing
 from esper.telemetry.environment import TelemetryEnvironment, read_environment
 from esper.telemetry.file_exporter import FileSpanExporter, StartLines
 from esper.telemetry.metrics import Counters
+from esper.telemetry.processors import log_provider, span_processors
 
 
 def check_environment() -> TelemetryEnvironment:
@@ -41,6 +43,8 @@ class Telemetry(Closing):
     counters: Counters
     tracer: Tracer
     _provider: TracerProvider | None
+    logs: LoggerProvider | None = None
+    """Gets a log record for each severe event. None: severe events are only written to the file."""
 
     @property
     def enabled(self) -> bool:
@@ -65,26 +69,35 @@ class Telemetry(Closing):
             StoreWriteFailed: the directory or the file cannot be made. Nothing was started.
         """
         counters, asked = Counters(), check_environment()
+        resource = _resource(role, run_id)
         if directory is None:
             return cls(None, role, run_id, counters, NoOpTracer(), None)
         path = directory / f"spans-{role}-{os.getpid()}.jsonl"
         try:
             directory.mkdir(parents=True, exist_ok=True)
             if not asked.traces:
-                return cls(directory, role, run_id, counters, NoOpTracer(), None)
+                logs = log_provider(asked, resource, counters)
+                return cls(directory, role, run_id, counters, NoOpTracer(), None, logs)
             exporter = FileSpanExporter(path, counters)
         except OSError as error:
             raise StoreWriteFailed(str(path), "opening the span file") from error
-        # spans are not buffered, so nothing has to be flushed at exit
-        provider = TracerProvider(resource=_resource(role, run_id), id_generator=_OsIds(), shutdown_on_exit=False)
+        # `close` flushes the spans for a collector; those in the file are not buffered
+        provider = TracerProvider(resource=resource, id_generator=_OsIds(), shutdown_on_exit=False)
         provider.add_span_processor(StartLines(exporter))
         provider.add_span_processor(SimpleSpanProcessor(exporter))
-        return cls(directory, role, run_id, counters, provider.get_tracer("esper"), provider)
+        for processor in span_processors(asked, counters):
+            provider.add_span_processor(processor)
+        logs = log_provider(asked, resource, counters)
+        return cls(directory, role, run_id, counters, provider.get_tracer("esper"), provider, logs)
 
     def close(self) -> None:
-        """Flush and close the span file. A span that ends later is not written. A second call has no effect."""
+        """Export what waits for a collector, within `batches.FLUSH_S` seconds for spans and again for logs, and close
+        the span file. A span that ends later is not written. A second call has no effect.
+        """
         if self._provider is not None:
             self._provider.shutdown()
+        if self.logs is not None:
+            self.logs.shutdown()
 
 
 class _OsIds(IdGenerator):

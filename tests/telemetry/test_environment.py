@@ -12,20 +12,30 @@ from opentelemetry.sdk import environment_variables
 
 from esper import run
 from esper.errors import ConfigError
-from esper.telemetry import Telemetry, span, use
-from esper.telemetry.environment import CHECKS, TelemetryEnvironment, read_environment
+from esper.telemetry import Telemetry, otlp_settings, span, use
+from esper.telemetry.environment import TelemetryEnvironment, read_environment
+from esper.telemetry.environment_checks import CHECKS
+from esper.telemetry.otlp_settings import Otlp
 from esper.testing import telling, tiny_config, tiny_task
+
+
+def otlp(signal: str, delay_ms: int) -> Otlp:
+    """The settings of a signal by default."""
+    return Otlp(signal, "http/protobuf", gzip=False, timeout_s=10.0, queue=2048, batch=512, delay_ms=delay_ms)
 
 
 @pytest.mark.parametrize(
     ("name", "value", "mend"),
     [
-        ("OTEL_TRACES_EXPORTER", "foo", "it may be none, or unset"),
-        ("OTEL_TRACES_EXPORTER", "otlp", "spans go to files in RUN/telemetry, and nowhere else yet"),
-        ("OTEL_METRICS_EXPORTER", "prometheus", "it may be none, or unset"),
-        ("OTEL_LOGS_EXPORTER", "console", "it may be none, or unset"),
-        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4317", "does not export over the network yet"),
-        ("OTEL_EXPORTER_ZIPKIN_ENDPOINT", "http://localhost:9411", "does not export over the network yet"),
+        ("OTEL_TRACES_EXPORTER", "foo", "it may be otlp, console, none, or unset"),
+        ("OTEL_TRACES_EXPORTER", "otlp,none", "none stands alone"),
+        ("OTEL_METRICS_EXPORTER", "otlp", "it may be prometheus, none, or unset"),
+        ("OTEL_LOGS_EXPORTER", "syslog", "it may be otlp, console, none, or unset"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json", "it may be grpc, http/protobuf"),
+        ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "10", "from 100 up of milliseconds"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd", "it may be none, gzip"),
+        ("OTEL_BSP_SCHEDULE_DELAY", "soon", "a whole number from 1 up of milliseconds"),
+        ("OTEL_BLRP_MAX_QUEUE_SIZE", "0", "a whole number from 1 up"),
         ("OTEL_TRACES_SAMPLER", "sometimes", "always_on, always_off, traceidratio"),
         ("OTEL_TRACES_SAMPLER", " always_on", "always_on, always_off"),  # the SDK would not know it either
         ("OTEL_TRACES_SAMPLER_ARG", "1.5", "from 0 to 1"),
@@ -37,7 +47,7 @@ from esper.testing import telling, tiny_config, tiny_task
         ("OTEL_SDK_DISABLED", "1", "it may be true, false"),
         ("OTEL_RESOURCE_ATTRIBUTES", "team", "'team' is not a pair"),
         ("OTEL_SPAN_LINK_COUNT_LIMIT", "-1", "a whole number"),
-        ("OTEL_BSP_SCHEDULE_DELAY", "500", "does not read this variable"),
+        ("OTEL_LOG_LEVEL", "debug", "does not read this variable"),
         ("OTEL_TRACE_EXPORTER", "none", "did you mean OTEL_TRACES_EXPORTER?"),
     ],
 )
@@ -56,6 +66,71 @@ def test_every_variable_of_the_sdk_is_obeyed_refused_or_meant_for_others() -> No
         else:
             with pytest.raises(ConfigError, match=name):
                 read_environment({name: "x"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "mend"),
+    [
+        ("OTEL_EXPORTER_OTLP_HEADERS", "a=b,sesame", "pair 2 is not a pair"),
+        ("OTEL_EXPORTER_OTLP_HEADER", "key=sesame", "did you mean OTEL_EXPORTER_OTLP_HEADERS?"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "me:sesame@localhost:4317", "an address such as http://localhost:4317"),
+        ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nowhere/sesame.pem", "no such file"),
+        ("OTEL_EXPORTER_ZIPKIN_ENDPOINT", "http://sesame@localhost:9411", "does not read this variable"),
+    ],
+)
+def test_no_error_shows_a_value_that_may_be_a_secret(name: str, value: str, mend: str) -> None:
+    with pytest.raises(ConfigError, check=telling(mend, field=name)) as refused:
+        read_environment({name: value})
+    assert "sesame" not in f"{refused.value}{vars(refused.value)}"
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+@pytest.mark.parametrize(
+    "asking", [{"OTEL_TRACES_EXPORTER": "otlp"}, {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://localhost:4317"}]
+)
+def test_otlp_without_its_extra_is_refused_with_the_name_of_the_extra(
+    asking: dict[str, str], protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(otlp_settings, "find_spec", lambda _package: None)
+    with pytest.raises(ConfigError, check=telling("pip install 'esper-runtime[otlp]'")):
+        read_environment({**asking, "OTEL_EXPORTER_OTLP_PROTOCOL": protocol})
+
+
+@pytest.mark.parametrize(
+    ("given", "traces", "logs"),
+    [
+        ({"OTEL_TRACES_EXPORTER": "otlp"}, otlp("TRACES", delay_ms=5000), None),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:1"}, otlp("TRACES", delay_ms=5000), None),
+        ({"OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": "https://a:1/v1/logs"}, None, otlp("LOGS", delay_ms=1000)),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:1", "OTEL_TRACES_EXPORTER": "console"}, None, None),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:1", "OTEL_SDK_DISABLED": "true"}, None, None),
+        (
+            {
+                "OTEL_TRACES_EXPORTER": "console, OTLP",
+                "OTEL_LOGS_EXPORTER": "otlp",
+                "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
+                "OTEL_EXPORTER_OTLP_LOGS_PROTOCOL": "http/protobuf",
+                "OTEL_EXPORTER_OTLP_TIMEOUT": "1500",
+                "OTEL_BLRP_EXPORT_TIMEOUT": "700",
+                "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION": "gzip",
+                "OTEL_BSP_MAX_QUEUE_SIZE": "100",
+                "OTEL_BSP_SCHEDULE_DELAY": "250",
+                "OTEL_BLRP_MAX_EXPORT_BATCH_SIZE": "7",
+            },
+            Otlp("TRACES", "grpc", gzip=True, timeout_s=1.5, queue=100, batch=100, delay_ms=250),
+            Otlp("LOGS", "http/protobuf", gzip=False, timeout_s=0.7, queue=2048, batch=7, delay_ms=1000),
+        ),
+    ],
+)
+def test_the_settings_of_otlp_are_read(given: dict[str, str], traces: Otlp | None, logs: Otlp | None) -> None:
+    read = read_environment(given)
+    assert (read.traces_otlp, read.logs_otlp) == (traces, logs)
+
+
+def test_a_batch_that_does_not_fit_into_the_queue_is_refused() -> None:
+    given = {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_BSP_MAX_QUEUE_SIZE": "9", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "10"}
+    with pytest.raises(ConfigError, check=telling("at most the size of the queue, 9")):
+        read_environment(given)
 
 
 @pytest.mark.parametrize(
