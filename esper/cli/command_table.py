@@ -64,6 +64,11 @@ COMMANDS: dict[str, CommandSpec] = {
         "List, show, search, export or check the traces of a run, which may be in progress.",
         only_prints=True,
     ),
+    "events": CommandSpec(
+        "esper.cli.events_command:events",
+        "Show the severe events of a run, the newest last.",
+        only_prints=True,
+    ),
     "config": CommandSpec(
         "esper.cli.config_command:config", "Print the whole default config as commented TOML.", only_prints=True
     ),

@@ -6,11 +6,15 @@ Exit codes: 0 done; 1 a path of spans that `assert` requires does not exist; 2 w
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.text import Text
 
+from esper.archive.run_directory import refusing
 from esper.cli.command_table import COMMANDS
 from esper.cli.console import PlainConsole
 from esper.cli.options import JsonOption, RunArgument
@@ -18,17 +22,26 @@ from esper.cli.output import print_json, say
 from esper.cli.tables import cells, table
 from esper.cli.trace_view import in_one_line, tree
 from esper.ground.clock import SystemClock
-from esper.ground.exit_codes import DONE
+from esper.ground.exit_codes import CHECK_FAILED, DONE
+from esper.ground.strict_json import strict_json
+from esper.ground.suggest import listed
 from esper.ground.workplace import fixed
 from esper.trace.event_log import SevereEvent, severe_events
+from esper.trace.exporting_traces import as_otlp, as_perfetto
 from esper.trace.failures import failure_of
 from esper.trace.otlp_json import Span
+from esper.trace.paths import find
+from esper.trace.searching import Match
+from esper.trace.searching import grep as search
 from esper.trace.since import iso, length, since
 from esper.trace.span_files import Skipped
 from esper.trace.span_store import TraceSummary, one_trace, summaries
 from esper.trace.span_tree import Node, trees, walk
 
 app = typer.Typer(help=COMMANDS["trace"].help, add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+
+LONGEST_TEXT = 500
+"""Largest number of characters of a text that `grep` prints."""
 
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="a trace id, or its first digits")]
 SinceOption = Annotated[
@@ -95,6 +108,80 @@ def show(
     return DONE
 
 
+@app.command()
+def grep(
+    run_dir: RunArgument,
+    word: Annotated[str, typer.Argument(metavar="WORD", help="a text, in upper or lower case")],
+    as_json: JsonOption = False,
+) -> int:
+    """Find a word in names, attributes, errors and events. A line for each place, with its trace id."""
+    found, skipped = search(fixed(run_dir), word)
+    if as_json:
+        print_json({"matches": [_match(one) for one in found], "skipped": skipped.as_json()})
+    else:
+        for one in found:
+            text = in_one_line(one.text[:LONGEST_TEXT]) + ("..." if len(one.text) > LONGEST_TEXT else "")
+            place = in_one_line(f"{one.role or '-'}  {one.span}  {one.where}")
+            say(f"{one.trace_id}  {place}={text}")
+        if not found:
+            say(f"no span has {word!r}")
+    tell_skipped(skipped, as_json=as_json)
+    return DONE
+
+
+class ExportFormat(StrEnum):
+    """The formats of `esper trace export`."""
+
+    PERFETTO = "perfetto"
+    OTLP = "otlp"
+
+
+@app.command()
+def export(
+    run_dir: RunArgument,
+    trace_id: IdArgument,
+    form: Annotated[
+        ExportFormat, typer.Option("--format", help="perfetto: for ui.perfetto.dev; otlp: OTLP JSON, for Jaeger")
+    ],
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="default: standard output")] = None,
+) -> int:
+    """Write one trace in the format of another tool."""
+    spans, skipped = one_trace(fixed(run_dir), trace_id)
+    made = as_perfetto(trees(spans)) if form is ExportFormat.PERFETTO else as_otlp(trees(spans))
+    if out is None:
+        print_json(made)
+    else:
+        with refusing("--out", out):
+            fixed(out).write_text(strict_json(made) + "\n", encoding="utf-8")
+        say(f"{len(spans):,} spans of trace {spans[0].trace_id} written to {out}")
+    tell_skipped(skipped, as_json=out is None)
+    return DONE
+
+
+@app.command("assert")
+def check(
+    run_dir: RunArgument,
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help='such as "esper round > gate evaluate!"')],
+    trace_id: Annotated[str, typer.Option("--trace", metavar="ID", help="only this trace")] = "",
+    role: Annotated[str | None, typer.Option("--role", help="role of the last span")] = None,
+    error: Annotated[str | None, typer.Option("--error", metavar="CLASS", help="error of the last span")] = None,
+    event: Annotated[str | None, typer.Option("--event", metavar="NAME", help="event of the last span")] = None,
+    count: Annotated[int | None, typer.Option("--count", min=0, help="exact number of last spans in a trace")] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Check that one trace has every given path of spans. Exit code 1 if no trace has them all."""
+    found = find(fixed(run_dir), *paths, trace_id=trace_id, role=role, error=error, event=event, count=count)
+    if as_json:
+        told = {"passed": bool(found), "why": found.reason, "trace_ids": found.trace_ids}
+        print_json({**told, "skipped": found.skipped.as_json()})
+    elif found:
+        say(f"found in {len(found.trace_ids)} traces: {listed(found.trace_ids)}" if found.ends else "no trace has it")
+    else:
+        say(f"not found: {found.reason}")
+    tell_skipped(found.skipped, as_json=as_json)
+    return DONE if found else CHECK_FAILED
+
+
 def tell_skipped(skipped: Skipped, *, as_json: bool) -> None:
     """Print the parts that were not read; on standard error if standard output has JSON."""
     say(*skipped.sentences(), error=as_json)
@@ -149,6 +236,11 @@ def _unseen(spans: Iterable[Span], log: Iterable[SevereEvent]) -> list[SevereEve
     ended = {span.span_id for span in spans if span.end_ns is not None}
     trace_id = next((span.trace_id for span in spans), "")
     return [event for event in log if event.trace_id == trace_id and event.span_id not in ended]
+
+
+def _match(one: Match) -> dict[str, Any]:
+    told = {key: value for key, value in asdict(one).items() if key != "start_ns"}
+    return {**told, "start": iso(one.start_ns)}
 
 
 def _node(node: Node) -> dict[str, Any]:

@@ -138,15 +138,16 @@ def _event(node: Node, indent: str, event: Event, width: int) -> Iterator[Text]:
     severity = str(event.attributes[SEVERITY]) if SEVERITY in event.attributes else ""
     at = length(max(0, event.time_ns - node.span.start_ns))
     told = f"at {at}: {event.name} {severity}".rstrip()
-    yield from _wrapped(node.span.role, indent, f"{told}{_listed(fields)}", width, _colour(severity))
+    yield from _wrapped(node.span.role, indent, f"{told}{_listed(fields)}", width, severity_style(severity))
 
 
 def _severe(event: SevereEvent, indent: str, width: int, before: str = "") -> Iterator[Text]:
     told = f"{before}{event.time:%H:%M:%S} {event.name} {event.severity}{_listed(event.fields)}"
-    yield from _wrapped(event.role, indent, told, width, _colour(event.severity))
+    yield from _wrapped(event.role, indent, told, width, severity_style(event.severity))
 
 
-def _colour(severity: str) -> str:
+def severity_style(severity: str) -> str:
+    """Return the style of rich for an event of this severity."""
     if not severity:
         return ""
     return "yellow" if severity == "WARNING" else "red"

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf import json_format
+from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 from span_lines import TRACE, failed, span, write
 
 from esper.cli.main import exit_code
@@ -111,3 +113,82 @@ def test_text_of_a_stranger_cannot_control_the_terminal(esper: Esper, tmp_path: 
         assert code == 0
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", told)
         assert "[red" in told.replace(" ", "")
+
+
+def test_grep_finds_a_word_in_every_part_of_a_span(esper: Esper, incident: Path) -> None:
+    for word, where in (("CHECKSUM", "exception.exception.message"), ("fence-3", "exception.file"), ("decide", "name")):
+        found = as_json(esper("trace", "grep", incident, word, "--json"))["matches"]
+        assert where in [match["where"] for match in found], word
+        assert {match["trace_id"] for match in found} == {TRACE}
+    code, told = esper("trace", "grep", incident, "fence-3")
+    assert code == 0
+    assert f"{TRACE}  tolaria  checkpoint restore  exception.file=fence-3.ckpt" in told
+    assert esper("trace", "grep", incident, "nowhere") == (0, "no span has 'nowhere'\n")
+
+
+def test_an_export_is_valid_otlp_and_has_every_span(esper: Esper, incident: Path, tmp_path: Path) -> None:
+    out = tmp_path / "trace.json"
+    assert esper("trace", "export", incident, TRACE, "--format", "otlp", "--out", out)[0] == 0
+    read = json_format.Parse(out.read_text(), TracesData())  # an unknown field or a wrong type raises
+    spans = [span for group in read.resource_spans for scope in group.scope_spans for span in scope.spans]
+    assert len(spans) == 15
+    assert all(span.end_time_unix_nano >= span.start_time_unix_nano for span in spans)
+    (open_span,) = (span for span in spans if any(one.key == "esper.never_ended" for one in span.attributes))
+    assert open_span.name == "tamiyo decide"
+    code, told = esper("trace", "export", incident, TRACE, "--format", "otlp")
+    assert code == 0
+    assert json.loads(told) == json.loads(out.read_text())
+    code, told = esper("trace", "export", incident, TRACE, "--format", "otlp", "--out", tmp_path / "no" / "x")
+    assert code == 2
+    assert "--out" in told
+
+
+def test_a_perfetto_export_has_nested_slices_and_flows_between_roles(esper: Esper, incident: Path) -> None:
+    found = as_json(esper("trace", "export", incident, TRACE, "--format", "perfetto"))["traceEvents"]
+    roles = {event["args"]["name"]: event["pid"] for event in found if event["ph"] == "M"}
+    slices = [event for event in found if event["ph"] in "XB"]
+    assert set(roles) == {"conductor", "tolaria", "tamiyo"}
+    assert len(slices) == 15
+    assert [event["name"] for event in slices if event["ph"] == "B"] == ["tamiyo decide"]
+    for one in slices:
+        for other in slices:
+            same = (one["pid"], one["tid"]) == (other["pid"], other["tid"]) and one is not other
+            if same and one["ts"] <= other["ts"] < one["ts"] + one["dur"]:
+                assert other["ts"] + other["dur"] <= one["ts"] + one["dur"]
+    starts, ends = ([event for event in found if event["ph"] == phase] for phase in "sf")
+    assert [event["id"] for event in starts] == [event["id"] for event in ends]
+    assert len(starts) == 14
+    assert {event["pid"] for event in starts} == {roles["conductor"]}
+
+
+def test_assert_ends_with_1_unless_a_trace_has_every_path(esper: Esper, incident: Path) -> None:
+    restore = "esper round > checkpoint restore"
+    code, told = esper("trace", "assert", incident, restore, "--error", "CheckpointCorrupt", "--role", "tolaria")
+    assert (code, told) == (0, f"found in 1 traces: {TRACE}\n")
+    code, told = esper("trace", "assert", incident, restore, "--error", "StoreCorrupt")
+    assert code == 1
+    assert "not found: 2 spans are at esper round; in them no span meets checkpoint restore!StoreCorrupt" in told
+    assert esper("trace", "assert", incident, "esper round >> esper step", "--count", 12)[0] == 0
+    assert esper("trace", "assert", incident, "esper round >> esper step", "--count", 11)[0] == 1
+    assert esper("trace", "assert", incident, "tamiyo decide[ended=false]", "--event", "policy_timeout")[0] == 0
+    assert as_json(esper("trace", "assert", incident, restore, "--json"))["trace_ids"] == [TRACE]
+    code, told = esper("trace", "assert", incident, "esper round >")
+    assert code == 2
+    assert "a name is expected at the end" in told
+
+
+def test_events_are_shown_with_their_trace_ids_and_take_filters(esper: Esper, incident: Path) -> None:
+    code, told = esper("events", incident)
+    assert (code, told) == (0, "2023-11-14 22:13:20 ERROR    policy_timeout  tamiyo  elapsed_s=5.5  trace a1a1a1a1\n")
+    for words, number in (
+        (["--level", "critical"], 0),
+        (["--level", "warning"], 1),
+        (["--name", "policy_timeout"], 1),
+        (["--name", "other_cpu"], 0),
+        (["--since", "1h"], 0),
+    ):
+        assert len(as_json(esper("events", incident, *words, "--json"))["events"]) == number, words
+    assert as_json(esper("events", incident, "--json"))["events"][0]["trace_id"] == TRACE
+    code, told = esper("events", incident, "--level", "fatal")
+    assert code == 2
+    assert "WARNING, ERROR and CRITICAL" in told

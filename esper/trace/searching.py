@@ -1,0 +1,69 @@
+"""Finds a word in the spans of a run: in names, attributes, errors and events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from esper.trace.otlp_json import Span
+from esper.trace.span_files import LIMITS, Limits, Skipped, telemetry_of
+from esper.trace.span_store import every_span
+
+MOST_MATCHES = 10_000
+
+
+@dataclass(frozen=True)
+class Match:
+    """A text with the word, and the span that has it."""
+
+    trace_id: str
+    span_id: str
+    role: str
+    span: str
+    """Name of the span."""
+    start_ns: int
+    where: str
+    """name, status, the key of an attribute, or the name of an event and the key of its attribute."""
+    text: str
+
+
+def grep(run_dir: Path, word: str, limits: Limits = LIMITS) -> tuple[list[Match], Skipped]:
+    """Return the texts that have the word, in upper or lower case, in the order of the starts of their spans.
+
+    Raises:
+        RunDirectoryError: the directory has no readable telemetry folder.
+    """
+    skipped, found = Skipped(), dict[tuple[str, str], list[Match]]()
+    wanted = word.casefold()
+    for span in every_span(telemetry_of(run_dir), skipped, limits):
+        matches = [match for match in _texts(span) if wanted in f"{match.where}={match.text}".casefold()]
+        if matches:  # the end of a span has all that its start line has
+            found[span.trace_id, span.span_id] = matches
+        if len(found) >= MOST_MATCHES:
+            skipped.add("the folder", "matches after the limit of one search")
+            break
+    every = [match for matches in found.values() for match in matches]
+    return sorted(every, key=lambda match: match.start_ns), skipped
+
+
+def _texts(span: Span) -> Iterator[Match]:
+    yield _match(span, "name", span.name)
+    if span.message:
+        yield _match(span, "status", span.message)
+    yield from _pairs(span, "", span.attributes)
+    for event in span.events:
+        yield _match(span, "event", event.name)
+        yield from _pairs(span, f"{event.name}.", event.attributes)
+
+
+def _pairs(span: Span, prefix: str, attributes: Mapping[str, Any]) -> Iterator[Match]:
+    for key, value in attributes.items():
+        text = value if isinstance(value, str) else json.dumps(value, default=repr, ensure_ascii=False)
+        yield _match(span, f"{prefix}{key}", text)
+
+
+def _match(span: Span, where: str, text: str) -> Match:
+    return Match(span.trace_id, span.span_id, span.role, span.name, span.start_ns, where, text)
