@@ -9,18 +9,14 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Sequence
-from operator import attrgetter
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from esper.errors import TaskError
 from esper.task import Task
 from esper.user_code.their_code import their_code
-
-_device_of = attrgetter("device")
 
 FLOOR = 0.1
 """Final learning rate of a seed's schedule, as a share of its peak."""
@@ -168,16 +164,3 @@ def stand_ins(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
     The shapes are equal, because some optimizers refuse certain shapes.
     """
     return [nn.Parameter(parameter.detach().clone()) for parameter in parameters]
-
-
-def global_norm(gradients: list[Tensor]) -> Tensor:
-    """Return the Euclidean norm of all gradients together, a scalar on the device of the first gradient.
-
-    For gradients of one dtype the result equals `torch.nn.utils.get_total_norm` bit for bit. That function groups
-    gradients by device and dtype. The grouping takes 2 % of the step of a small host.
-    """
-    norms = torch._foreach_norm(gradients)
-    if len(set(map(_device_of, norms))) > 1:
-        norms = tuple(norm.to(norms[0].device) for norm in norms)
-    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
-    return total

@@ -25,12 +25,12 @@ from esper.telemetry.context import span
 from esper.telemetry.events import Severity, reported, severe
 from esper.tolaria.data import TaskData
 from esper.tolaria.dependencies import check_plan
+from esper.tolaria.gradient_norm import LargestNorm
 from esper.tolaria.guard import check_finite
 from esper.tolaria.host_building import build_host, names_of
 from esper.tolaria.host_state import TrainerSettings as TrainerSettings  # re-exported: an argument of `Trainer`
 from esper.tolaria.loss import batch_loss
 from esper.tolaria.measured_host import MeasuredHost
-from esper.tolaria.optim import global_norm
 from esper.tolaria.slot_calls import MOST_SKIPPED
 from esper.tolaria.unkept import Changing, Unkept
 from esper.user_code.process_state import check_process
@@ -80,6 +80,8 @@ class Trainer(MeasuredHost):
         """Fence at which the present round ends, for fault points. None: no round has begun."""
         self._audited_now: set[str] = set()
         """Ids of the seeds that were audited since the start of the last round or of the last call of `train_to`."""
+        self._norms = LargestNorm()
+        """Gradient norms since the start of the present round, or call of `train_to`, before clipping."""
         self._last_step = 0
         """Step before which the present round, or call of `train_to`, ends."""
         self._unkept: Unkept | None = None
@@ -109,11 +111,8 @@ class Trainer(MeasuredHost):
             self._unkept.begin_round()
         self._begin_audits(last_step)
         losses: list[float] = []
-        norms: list[float] = []
         while self.step < last_step:
-            loss, norm = self._one_step()
-            losses.append(loss)
-            norms.append(norm)
+            losses.append(self._one_step())
         self._audit_skipped()
         mean = sum(losses) / len(losses)
         best = self._best_round
@@ -122,7 +121,7 @@ class Trainer(MeasuredHost):
         check_process(self._settings.role)
         if self._unkept is not None:
             self._unkept.check(fence)
-        state = self._state(fence, mean, tuple(losses), max(norms), best)
+        state = self._state(fence, mean, tuple(losses), self._norms.largest(), best)
         for report in state.blends:
             with span("seed blend", role=self._settings.role, fence=fence, **report.model_dump()):
                 pass  # the span is needed only for its attributes
@@ -144,7 +143,7 @@ class Trainer(MeasuredHost):
         self._begin_audits(step)
         losses = []
         while self.step < step:
-            losses.append(self._one_step()[0])
+            losses.append(self._one_step())
         self._audit_skipped()
         check_process(self._settings.role)
         return tuple(losses)
@@ -158,7 +157,7 @@ class Trainer(MeasuredHost):
         if self._halted():
             raise EmergencyStop("", "", self.step)
 
-    def _one_step(self) -> tuple[float, float]:
+    def _one_step(self) -> float:
         self.check_emergency()
         self._saver.check()
         faults.point(self._fault_point, round=self._round, step=self.step)
@@ -171,18 +170,21 @@ class Trainer(MeasuredHost):
             with span("esper step", role=self._settings.role, step=self.step):  # a failed step always gets a span
                 raise error
 
-    def _update(self) -> tuple[float, float]:
-        """Take one optimizer step. Return the loss and the global gradient norm before clipping."""
+    def _update(self) -> float:
+        """Take one optimizer step. Return the loss."""
         inputs, targets = self._load(self._next_batch())
         self._editor.set_alphas(self.step)
         output = self._audited_forward(inputs) if self._judged else self._forward(inputs)
         loss = batch_loss(self._task.loss, output, targets)
         BACKWARD.run(loss.backward)
         parameters = self._trained_parameters()
-        norm = global_norm([gradient for p in parameters if (gradient := p.grad) is not None])
-        values = loss.item(), norm.item()
-        check_finite(self.step, *values)
-        if self._settings.clip_norm is not None:
+        gradients = [gradient for p in parameters if (gradient := p.grad) is not None]
+        value = loss.item()
+        if self._settings.clip_norm is None:
+            check_finite(self.step, value, self._norms.see(gradients))
+        else:
+            norm = self._norms.see_exactly(gradients)
+            check_finite(self.step, value, norm.item())
             torch.nn.utils.clip_grads_with_norm_(parameters, self._settings.clip_norm, norm)
         OPTIMIZER_STEP.run(self._optimizer.step)
         self._optimizer.zero_grad(set_to_none=True)
@@ -197,7 +199,7 @@ class Trainer(MeasuredHost):
         if self._first_step_at is None:
             self._first_step_at = time.time()
         beat()
-        return values
+        return value
 
     def _audited_forward(self, inputs: Any) -> Any:
         """Return the output of the forward of a step with seeds. If an audit of isolation is due, make it."""
@@ -217,7 +219,7 @@ class Trainer(MeasuredHost):
         """
         self._set_mode(training=True)
         self._optimizer.zero_grad(set_to_none=True)  # the seed of a fork in this process may have reached this host
-        self._audited_now, self._last_step = set(), last_step
+        self._audited_now, self._last_step, self._norms = set(), last_step, LargestNorm()
 
     def _audit_is_due(self) -> bool:
         if not self._judged.keys() <= self._leaks.keys() or self.step + 1 == self._last_step:
