@@ -32,7 +32,7 @@ from esper.ground.clock import Clock, SystemClock
 from esper.ground.closing import Closing, noted_on
 from esper.leyline.signals import EmergencySignal, Level
 from esper.telemetry.events import Severity, severe
-from esper.telemetry.metrics import count
+from esper.telemetry.metrics import count, gauge, observe
 
 E = TypeVar("E", bound=BaseException)
 
@@ -268,9 +268,13 @@ class EmergencyQueue(Closing):
         ids = self._waiting(subscriber, signal_ids)
         if not ids:
             return
+        now = self._clock.now()
+        # the sender may be on a machine whose clock is ahead
+        ages_s = [max(0.0, (now - self._state.held[one].signal.issued_at).total_seconds()) for one in ids]
         self._write(Acknowledged(subscriber=subscriber, ids=ids), ends=ids)
-        for _ in ids:
+        for age_s in ages_s:
             count("esper.signal.delivered")
+            observe("esper.signal.delivery.duration", age_s)
 
     def failed(self, subscriber: str, signal_id: str, why: str) -> float | None:
         """Record that an attempt failed.
@@ -379,6 +383,7 @@ class EmergencyQueue(Closing):
                     schedule.add(held.signal, held.order, now + wait_s)
             ages = [max(0.0, unix_s - at) for at in self._state.attempts_of(name)]
             schedule.begin_window([now - age for age in ages if age < CAP_WINDOW_S])
+        gauge("esper.queue.depth", len(self._state.held))
 
     def _fill_reserve(self) -> None:
         """Reserve room for the acknowledgements of all signals in the queue. A full disk raises no error."""
@@ -391,7 +396,7 @@ class EmergencyQueue(Closing):
 
     def _tell_damage(self) -> None:
         for found in self.damage[:_DAMAGE_TOLD]:
-            count("esper.load.errors")
+            count("esper.load.errors", store="emergency_queue")
             told = {"file": str(found.file), "offset": found.offset, "length": found.length, "reason": found.reason}
             severe("emergency_queue_damaged", Severity.ERROR, **told)
         if (more := len(self.damage) - _DAMAGE_TOLD) > 0:
@@ -453,6 +458,7 @@ class EmergencyQueue(Closing):
             if signal.signal_id not in self._state.held:
                 self._owed_bytes -= self._owed(signal)
                 self._held_bytes -= self._needed.pop(signal.signal_id)
+        gauge("esper.queue.depth", len(self._state.held))
 
     def _append(self, record: Record, *, last_resort: bool) -> None:
         try:

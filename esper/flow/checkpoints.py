@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -25,6 +26,7 @@ from esper.ground.closing import Closing
 from esper.leyline.checkpoint_record import CheckpointWritten
 from esper.leyline.ports import LiveHost
 from esper.telemetry.context import span
+from esper.telemetry.metrics import observe
 from esper.tolaria.checkpoint_file import Content, restore_latest
 from esper.tolaria.snapshot_codec import from_plain, incubation_of
 
@@ -101,12 +103,13 @@ class Checkpoints(Closing):
             StoreWriteFailed: the save before this one failed.
         """
         self.settle()
+        began_s = time.perf_counter()
         file = f"fence-{fence}-g{self._journal.generation}.pt"
         with span("checkpoint save", role="conductor", fence=fence):
             self._journal.write(RecordKind.CHECKPOINT_BEGUN, file=file, fence=fence)
             trainer.save(self._folder / file, states, incubation)
             self._begun = fence
-            self._in_flight = self._pool.submit(contextvars.copy_context().run, self._commit, trainer)
+            self._in_flight = self._pool.submit(contextvars.copy_context().run, self._commit, trainer, began_s)
 
     def settle(self) -> None:
         """Wait for the save in flight until it is committed.
@@ -196,12 +199,13 @@ class Checkpoints(Closing):
         """Committed checkpoints that were not dropped, the oldest first."""
         return tuple(self._committed)
 
-    def _commit(self, trainer: LiveHost) -> None:
+    def _commit(self, trainer: LiveHost, began_s: float) -> None:
         with span("checkpoint commit", role="conductor"):
             written = trainer.saved()
             faults.point("conductor.commit", round=written.fence)
             self._journal.write(RecordKind.CHECKPOINT_COMMITTED, written)
             self._committed.append(written)
+            observe("esper.checkpoint.duration", time.perf_counter() - began_s)
             self._drop_old()
 
     def _drop_old(self) -> None:

@@ -10,7 +10,8 @@ from esper.archive.recovery_record import Lost, Recovery
 from esper.errors import all_notes
 from esper.flow.crew import Crew
 from esper.telemetry.events import Severity, severe
-from esper.telemetry.metrics import count
+from esper.telemetry.metric_table import PHASES
+from esper.telemetry.metrics import count, observe
 
 
 @dataclass
@@ -45,6 +46,9 @@ class DeathLog:
             self.recoveries.append(recovery)
             self.restarts += len(lost.roles)
             self.journal.write(RecordKind.ACTOR_RESTARTED, recovery)
+            for phase in PHASES:
+                if (seconds := getattr(recovery, f"{phase}_s")) is not None:
+                    observe("esper.recovery.duration", seconds, phase=phase)
             for name, role in lost.roles.items():
                 severe("actor_restarted", Severity.ERROR, actor=name, error=recovery.error, fence=recovery.fence)
                 count("esper.actor.restarts", role=role)
@@ -68,3 +72,4 @@ class DeathLog:
             done = self.recoveries[place].model_copy(update={"first_step_s": max(0.0, at - over_at)})
             self.recoveries[place], self._stepless = done, None
             self.journal.write(RecordKind.RECOVERED, done)
+            observe("esper.recovery.duration", max(0.0, at - over_at), phase="first_step")

@@ -24,7 +24,7 @@ from esper.flow.progress import Progress
 from esper.leyline.commands import Command
 from esper.telemetry.context import span
 from esper.telemetry.events import Severity, reported, severe
-from esper.telemetry.metrics import count
+from esper.telemetry.metrics import count, observe, timed
 
 T = TypeVar("T")
 
@@ -121,7 +121,7 @@ class GoingBack:
         Raises:
             StoreWriteFailed: the save before this one failed.
         """
-        with self.at.tally.checkpoint():
+        with self.at.tally.checkpoint(), timed("esper.checkpoint.stall.duration"):
             states = self._component_states()
             self.memory = None  # `memory` has a copy of the twin; it is freed before the next copy is made
             saved = FenceState(fence, HostCopy.IN_MEMORY, states, self.components.incubator.state(fence))
@@ -250,7 +250,7 @@ class GoingBack:
         budget_s = limits.fast_rollback_s if tier is Tier.FAST else limits.full_rollback_s
         event = "rollback_fast" if tier is Tier.FAST else "rollback_full"
         severe(event, Severity.ERROR, fence=self.at.fence, generation=self.journal.generation)
-        count("esper.rollbacks")
+        count("esper.rollbacks", tier=str(tier))
         to = self.memory if tier is Tier.FAST else self._stored(to_fence)
         if to is None:
             raise RestoreImpossible("memory", "the trainer has no checkpoint in its memory")
@@ -260,6 +260,7 @@ class GoingBack:
         self.at.tally.rollbacks += 1
         self.go_back(to, Cause.ROLLBACK)
         elapsed_s = time.monotonic() - began_s
+        observe("esper.rollback.duration", elapsed_s, tier=str(tier))
         self.journal.write(RecordKind.ROLLED_BACK, tier=tier, fence=to.fence, seconds=elapsed_s)
         if elapsed_s > budget_s:
             raise RollbackDeadlineExceeded(tier, elapsed_s, budget_s)

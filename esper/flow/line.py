@@ -20,9 +20,11 @@ from esper.flow.position import Position
 from esper.flow.progress import Progress
 from esper.flow.stopping import Drain
 from esper.flow.tally import Tally
+from esper.leyline.stages import LIVE
 from esper.leyline.state import RegistryView, TrainingState
 from esper.tamiyo.field_reports import FieldReportStore
 from esper.telemetry.context import span, trace_id
+from esper.telemetry.metrics import gauge, timed
 
 
 @dataclass
@@ -82,7 +84,7 @@ class Line:
         """Train one round, and hold the fence at its end. Raises: see `run`."""
         self._drained(self.passed)
         fence = self.passed + 1
-        with span("esper round", role="conductor", fence=fence):
+        with timed("esper.round.duration"), span("esper round", role="conductor", fence=fence):
             self.trace_id = trace_id()
             self.hold(fence, self.train(fence))
 
@@ -123,6 +125,8 @@ class Line:
         if back is not None:
             self.back.obey(back, fence)
             return
+        gauge("esper.parameters", training.parameters)
+        gauge("esper.seeds.live", sum(stage in LIVE for stage in self.view.stages.values()))
         self.progress.fence(self.at.round_state(training), self.tally)
         self._pass(fence)
 

@@ -30,7 +30,7 @@ from esper.tamiyo.risk import assess, milder
 from esper.tamiyo.settings import RiskConfig
 from esper.telemetry.context import span
 from esper.telemetry.events import Severity, reported
-from esper.telemetry.metrics import count
+from esper.telemetry.metrics import count, timed
 from esper.user_code.process_state import check_process
 from esper.user_code.their_code import their_code
 
@@ -106,7 +106,10 @@ class Tamiyo:
             PolicyFailed: the policy raised an error. That error is the cause of the PolicyFailed.
             ProcessStateChanged: the policy changed a process-wide setting of torch.
         """
-        with span("tamiyo decide", role="tamiyo", fence=state.fence, policy=self._policy.name):
+        with (
+            timed("esper.decision.duration"),
+            span("tamiyo decide", role="tamiyo", fence=state.fence, policy=self._policy.name),
+        ):
             faults.point("tamiyo.decide", round=state.fence)
             found = eligible(state, self._window)
             pairs = () if isinstance(found, Hold) else found

@@ -22,7 +22,7 @@ from esper.errors import StoreWriteFailed
 from esper.ground.closing import Closing
 from esper.telemetry.environment import TelemetryEnvironment, read_environment
 from esper.telemetry.file_exporter import FileSpanExporter, StartLines
-from esper.telemetry.metrics import Counters
+from esper.telemetry.metrics import Counters, Metrics
 from esper.telemetry.processors import log_provider, span_processors
 
 
@@ -36,15 +36,20 @@ class Telemetry(Closing):
     """The telemetry of one run in one process. `start` makes it. `close`, or the end of a `with` block, ends it."""
 
     directory: Path | None
-    """Folder of the span file and the severe-event log. None: no files are written, and only the counters are
+    """Folder of the span file and the severe-event log. None: no files are written, and only the metrics are
     available."""
     role: str
     run_id: str
-    counters: Counters
+    metrics: Metrics
     tracer: Tracer
     _provider: TracerProvider | None
     logs: LoggerProvider | None = None
     """Gets a log record for each severe event. None: severe events are only written to the file."""
+
+    @property
+    def counters(self) -> Counters:
+        """The counters among the metrics."""
+        return self.metrics.counters
 
     @property
     def enabled(self) -> bool:
@@ -68,27 +73,27 @@ class Telemetry(Closing):
             ConfigError: an OTEL_* variable is not supported. Nothing was started.
             StoreWriteFailed: the directory or the file cannot be made. Nothing was started.
         """
-        counters, asked = Counters(), check_environment()
+        metrics, asked = Metrics(), check_environment()
         resource = _resource(role, run_id)
         if directory is None:
-            return cls(None, role, run_id, counters, NoOpTracer(), None)
+            return cls(None, role, run_id, metrics, NoOpTracer(), None)
         path = directory / f"spans-{role}-{os.getpid()}.jsonl"
         try:
             directory.mkdir(parents=True, exist_ok=True)
             if not asked.traces:
-                logs = log_provider(asked, resource, counters)
-                return cls(directory, role, run_id, counters, NoOpTracer(), None, logs)
-            exporter = FileSpanExporter(path, counters)
+                logs = log_provider(asked, resource, metrics.counters)
+                return cls(directory, role, run_id, metrics, NoOpTracer(), None, logs)
+            exporter = FileSpanExporter(path, metrics.counters)
         except OSError as error:
             raise StoreWriteFailed(str(path), "opening the span file") from error
         # `close` flushes the spans for a collector; those in the file are not buffered
         provider = TracerProvider(resource=resource, id_generator=_OsIds(), shutdown_on_exit=False)
         provider.add_span_processor(StartLines(exporter))
         provider.add_span_processor(SimpleSpanProcessor(exporter))
-        for processor in span_processors(asked, counters):
+        for processor in span_processors(asked, metrics.counters):
             provider.add_span_processor(processor)
-        logs = log_provider(asked, resource, counters)
-        return cls(directory, role, run_id, counters, provider.get_tracer("esper"), provider, logs)
+        logs = log_provider(asked, resource, metrics.counters)
+        return cls(directory, role, run_id, metrics, provider.get_tracer("esper"), provider, logs)
 
     def close(self) -> None:
         """Export what waits for a collector, within `batches.FLUSH_S` seconds for spans and again for logs, and close

@@ -23,6 +23,7 @@ from esper.leyline.state import TrainingState
 from esper.task import Task
 from esper.telemetry.context import span
 from esper.telemetry.events import Severity, reported, severe
+from esper.telemetry.metrics import observe, timed
 from esper.tolaria.data import TaskData
 from esper.tolaria.dependencies import check_plan
 from esper.tolaria.gradient_norm import LargestNorm
@@ -161,6 +162,13 @@ class Trainer(MeasuredHost):
         self.check_emergency()
         self._saver.check()
         faults.point(self._fault_point, round=self._round, step=self.step)
+        began_s = time.perf_counter()
+        found = self._traced_update()
+        observe("esper.step.duration", time.perf_counter() - began_s, role=self._settings.role)
+        return found
+
+    def _traced_update(self) -> tuple[float, float]:
+        """Call `_update`. Some steps, and each step that fails, get a span."""
         if self.step % self._settings.trace_every == 0:
             with span("esper step", role=self._settings.role, step=self.step):
                 return self._update()
@@ -285,7 +293,10 @@ class Trainer(MeasuredHost):
             IsolationViolation: the seed shares memory with the host or with another seed. The host is not changed.
         """
         faults.point("tolaria.apply")
-        with span("trainer apply", role="tolaria", kind=type(plan).__name__, seed_id=plan.seed_id):
+        with (
+            timed("esper.graft.duration"),
+            span("trainer apply", role="tolaria", kind=type(plan).__name__, seed_id=plan.seed_id),
+        ):
             run_id, generation = self._settings.run_id, self._settings.generation
             check_plan(plan, weights, run_id=run_id, generation=generation, modules=self._layers())
             key = (plan.command_id, plan.seed_id)

@@ -6,11 +6,12 @@ import ast
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from esper.telemetry import events, metrics
+from esper.telemetry import events, metric_table, metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [path for room in ("esper", "actors", "drills") for path in sorted((ROOT / room).rglob("*.py"))]
 EVENTS, COUNTERS = {"severe": 0, "reported": 1}, {"count": 0, "add": 0}
+HISTOGRAMS, GAUGES = {"observe": 0, "timed": 0}, {"gauge": 0}
 """By function: which of its arguments is the name."""
 
 
@@ -51,3 +52,8 @@ def test_every_severe_event_that_is_declared_is_emitted_and_the_reverse() -> Non
 
 def test_every_counter_that_is_declared_is_counted_and_the_reverse() -> None:
     assert {name for name in emitted(COUNTERS) if name.startswith("esper.")} == metrics.NAMES
+
+
+def test_every_histogram_and_gauge_that_is_declared_is_measured_and_the_reverse() -> None:
+    assert {name for name in emitted(HISTOGRAMS) if name.startswith("esper.")} == metric_table.HISTOGRAMS.keys()
+    assert emitted(GAUGES) == metric_table.GAUGES.keys() - {"esper.actor.up"}

@@ -16,7 +16,8 @@ from esper.kasmina.registry.ledger import Ledger
 from esper.leyline.commands import Command, sign, signed_bytes
 from esper.telemetry.context import span
 from esper.telemetry.events import Severity, reported
-from esper.telemetry.metrics import count
+from esper.telemetry.metric_table import MALFORMED
+from esper.telemetry.metrics import count, timed
 
 STALE_S = 60.0
 """Largest age of a command in seconds. The age is computed from `issued_at`."""
@@ -51,7 +52,10 @@ def admit(command: Command, ledger: Ledger, *, key: bytes, now: datetime) -> Adm
         DependencyViolationError: a required id, mesh, blend or number is missing or malformed, or the command has a
             field that its operation does not use.
     """
-    with span("command admit", role="kasmina", command_id=command.command_id, operation=str(command.operation)):
+    with (
+        timed("esper.admission.duration"),
+        span("command admit", role="kasmina", command_id=command.command_id, operation=str(command.operation)),
+    ):
         try:
             _authentic(command, key)
             known = ledger.bodies.get(command.command_id) == signed_bytes(command)
@@ -127,4 +131,4 @@ def _report(refusal: EsperError, command: Command) -> None:
     elif isinstance(refusal, DependencyViolationError):
         named = {"command_id": command.command_id, "missing": refusal.missing}
         reported(refusal, "command_validation_failed", Severity.ERROR, **named)
-        count("esper.command.rejections", reason=refusal.missing)
+        count("esper.command.rejections", reason=MALFORMED)
