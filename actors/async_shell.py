@@ -32,9 +32,9 @@ class AsyncShell(BaseShell):
         await self._begin()
         return os.getpid()
 
-    async def progress(self) -> int:
+    async def progress(self) -> Reply:
         """Return the number of finished units of work in this process; see `esper.ground.heartbeat`."""
-        return beats()
+        return self._reply(beats())
 
     async def rebind(self, generation: int) -> Reply:
         """Accept messages of a newer generation, and refuse messages of all other generations.
@@ -54,7 +54,7 @@ class AsyncShell(BaseShell):
         found = self._method(method, envelope)
         await self._begin()
         with self._serving(envelope):
-            return Reply(await found(*arguments), self._counted())
+            return self._reply(await found(*arguments))
 
     async def _begin(self) -> None:
         """Start the component, or wait for its start. The component's tasks are not part of the trace of the caller."""

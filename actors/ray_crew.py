@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, TypeVar
@@ -27,6 +27,8 @@ from esper.ground.clock import SystemClock
 from esper.ground.closing import noted_on
 from esper.telemetry.context import span
 from esper.telemetry.events import Severity, severe
+from esper.telemetry.metric_snapshot import MetricSnapshot
+from esper.telemetry.metric_table import Labels
 
 T = TypeVar("T")
 
@@ -229,9 +231,13 @@ class RayCrew:
 
     # -- queries of the line -----------------------------------------------------------------------------------------
 
-    def counted(self, name: str) -> int:
-        """See `Crew`. The value is the sum of the values that the actors last reported."""
-        return sum(remote.counters.get(name, 0) for remote in self.remotes.values())
+    def metrics(self) -> MetricSnapshot:
+        """See `Crew`. The gauge `esper.actor.up` has the number of living processes of each role."""
+        found, up = MetricSnapshot(), Counter[Labels]()
+        for remote in tuple(self.remotes.values()):
+            found = found.plus(remote.metrics)
+            up[(("role", remote.role),)] += int(remote.process.is_there)
+        return found.plus(MetricSnapshot(gauges={"esper.actor.up": up}))
 
     def died_starting(self) -> tuple[ActorLost, ...]:
         """See `Crew`."""

@@ -10,7 +10,6 @@ import os
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
@@ -22,10 +21,11 @@ from ray.exceptions import GetTimeoutError, RayError
 from actors.process_output import LastWords
 from actors.ray_errors import loss_of, unwrapped
 from actors.ray_private import record_of
-from actors.shell import ActorSpec, Envelope, Reply, Shell
+from actors.shell import METRICS, ActorSpec, Envelope, Reply, Shell
 from esper.errors import ActorDoubtful, ActorLost, CallDeadlineExceeded, EsperError
 from esper.ground.machine import process_began
 from esper.telemetry.context import traceparent
+from esper.telemetry.metric_snapshot import MetricSnapshot
 
 GONE_WITHIN_S = 1.0
 """Longest wait in seconds for the end of a process, after Ray asked the process to exit. A running process needs
@@ -72,8 +72,8 @@ class Process:
     last_words: LastWords
     ended: CallDeadlineExceeded | None = None
     """The error that made a caller kill the process. Other callers get this error as the cause of the death."""
-    counters: dict[str, int] = field(default_factory=dict)
-    """The counters of the process in its last answer."""
+    metrics: MetricSnapshot = field(default_factory=MetricSnapshot)
+    """The metrics of the process in its last answer."""
 
     @property
     def is_there(self) -> bool:
@@ -112,7 +112,7 @@ class Remote:
     """One actor on this machine. It stays the same object when the actor's process is replaced.
 
     Any thread may call its methods, with two exceptions: `RayCrew` calls `switch_to` under its lock, and only the
-    line's thread calls `rebind`. The lock `_counting` guards the counters and the change of the process.
+    line's thread calls `rebind`. The lock `_counting` guards the metrics and the change of the process.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Remote:
             look: Function that is called during a wait. It raises an error if no answer can come.
         """
         self.role, self.name, self._look, self._patience_s = spec.role, spec.name, look, patience_s
-        self._counting, self._outlived = threading.Lock(), Counter[str]()
+        self._counting, self._outlived = threading.Lock(), MetricSnapshot()
         self._has_groups = not spec.asynchronous
         self.generation, self.process = spec.generation, Process(actor, pid, process_began(pid), LastWords.of(pid))
 
@@ -146,17 +146,17 @@ class Remote:
         `next` gets the old process, so that `next.end` does not end the process in use.
         """
         with self._counting:
-            self._outlived.update(self.process.counters)
-            self.process, next.process = next.process, replace(self.process, counters={})
+            self._outlived = self._outlived.plus(self.process.metrics.outlived())
+            self.process, next.process = next.process, replace(self.process, metrics=MetricSnapshot())
         self.generation = next.generation
 
     @property
-    def counters(self) -> dict[str, int]:
-        """The actor's counters, summed over all its processes. For each process, the counters in its last answer are
-        used.
+    def metrics(self) -> MetricSnapshot:
+        """The actor's metrics, summed over all its processes. For each process, the metrics in its last answer are
+        used. Gauges are those of the present process.
         """
         with self._counting:
-            return dict(self._outlived + Counter(self.process.counters))
+            return self._outlived.plus(self.process.metrics)
 
     def ask(
         self, method: str, *arguments: object, group: str | None = None, process: Process | None = None
@@ -245,9 +245,13 @@ class Remote:
         return remote.remote(method, Envelope(self.generation, traceparent()), arguments)
 
     def _opened(self, here: Process, reply: Reply) -> Any:  # Any: the method's result
-        with self._counting:  # several threads get answers in any order; the largest counters are the newest
-            here.counters = max(here.counters, reply.counters, key=lambda counters: sum(counters.values()))
+        self._note(here, reply.metrics)
         return reply.value
+
+    def _note(self, here: Process, told: MetricSnapshot) -> None:
+        """Store the metrics of an answer, if they are newer. Several threads get answers in any order."""
+        with self._counting:
+            here.metrics = max(here.metrics, told, key=lambda metrics: metrics.number)
 
     def _wait(self, here: Process, *sent: ray.ObjectRef[Any]) -> Reply:
         """Wait for all references that one call returned. Return the value of the last, the reply."""
@@ -273,6 +277,8 @@ class Remote:
         `ActorDoubtful`.
         """
         found = unwrapped(error, self.role, self.name)
+        if METRICS in vars(found):
+            self._note(here, vars(found).pop(METRICS))
         if isinstance(found, ActorDoubtful) and here.gone_soon():
             detail, doubt = f"{found.detail.removesuffix('.')}; its process has ended", found
             found = loss_of(self.role)(self.role, detail)
@@ -287,6 +293,6 @@ class Remote:
         """Return the actor's progress counter. None: the thread `watch` of the actor did not answer in time."""
         try:
             watched: Any = here.actor.progress.options(**self._in("watch")).remote()  # Any: Ray types it loosely
-            return int(ray.get(watched, timeout=LOOK_EVERY_S))
+            return int(self._opened(here, ray.get(watched, timeout=LOOK_EVERY_S)))
         except GetTimeoutError:  # `Patience` decides how long this may last
             return None

@@ -1,7 +1,7 @@
 """The classes of actors that call the methods of a component's object.
 
 For each message they continue the caller's trace, refuse a message of another generation, call the method, and answer
-with the result and the process's counters. Methods in `TOLD_TO_ANY_GENERATION` accept messages of any generation.
+with the result and the process's metrics. Methods in `TOLD_TO_ANY_GENERATION` accept messages of any generation.
 `async_shell.py` has the class for components whose methods are coroutines.
 """
 
@@ -24,11 +24,14 @@ from esper.errors import ActorError, DependencyViolationError, causes, text_of
 from esper.faults import FaultSpec
 from esper.ground.heartbeat import beats
 from esper.telemetry.context import continue_from, span, use
+from esper.telemetry.metric_snapshot import MetricSnapshot
 from esper.telemetry.setup import Telemetry
 from esper.user_code.their_code import any_of_their_code
 
 CAUSE = "_esper_cause"
 """Name of the attribute for the cause of an error that is sent. Pickle would drop the cause itself."""
+METRICS = "_esper_metrics"
+"""Name of the attribute for the metrics of the process, of an error that is sent."""
 CAUSES_SENT = 32
 """Largest number of errors in a chain of causes that is sent. Pickle recurses once for each error, and its depth is
 limited."""
@@ -76,10 +79,10 @@ class Envelope:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer, with the counters of the actor's process."""
+    """An answer, with the metrics of the actor's process."""
 
     value: Any  # Any: the return value of the method
-    counters: dict[str, int] = field(default_factory=dict)
+    metrics: MetricSnapshot = field(default_factory=MetricSnapshot)
 
 
 class BaseShell:
@@ -105,11 +108,10 @@ class BaseShell:
                 "rebind", "an older generation", f"{generation}, here {self._spec.generation}"
             )
         self._spec = replace(self._spec, generation=generation)
-        return Reply(None, self._counted())
+        return self._reply(None)
 
-    def _counted(self) -> dict[str, int]:
-        totals = {name: sum(rows.values()) for name, rows in self._telemetry.counters.snapshot().items()}
-        return {name: total for name, total in totals.items() if total}
+    def _reply(self, value: Any) -> Reply:  # Any: the return value of a method
+        return Reply(value, self._telemetry.metrics.snapshot())
 
     def _method(self, name: str, envelope: Envelope) -> Callable[..., Any]:  # Any: the method's result
         """Return a method of the component's object.
@@ -127,9 +129,13 @@ class BaseShell:
 
     @contextmanager
     def _serving(self, envelope: Envelope) -> Iterator[None]:
-        """Continue the caller's trace, and make errors sendable."""
-        with use(self._telemetry), continue_from(envelope.traceparent), sendable_errors(self._spec.role):
-            yield
+        """Continue the caller's trace, and make errors sendable. An error has the metrics of the process, too."""
+        try:
+            with use(self._telemetry), continue_from(envelope.traceparent), sendable_errors(self._spec.role):
+                yield
+        except Exception as error:
+            vars(error)[METRICS] = self._telemetry.metrics.snapshot()
+            raise
 
 
 class Shell(BaseShell):
@@ -144,9 +150,9 @@ class Shell(BaseShell):
         """Return the process id. The answer shows that the actor is up."""
         return os.getpid()
 
-    def progress(self) -> int:
+    def progress(self) -> Reply:
         """Return the number of finished units of work in this process; see `esper.ground.heartbeat`."""
-        return beats()
+        return self._reply(beats())
 
     def rebind(self, generation: int) -> Reply:
         """Accept messages of a newer generation, and refuse messages of all other generations.
@@ -163,7 +169,7 @@ class Shell(BaseShell):
             DependencyViolationError: the message is of another generation, or the method is not public.
             Exception: the error of the method, unchanged.
         """
-        return Reply(self._do(method, envelope, arguments), self._counted())
+        return self._reply(self._do(method, envelope, arguments))
 
     def hand_out(self, method: str, envelope: Envelope, arguments: tuple[Any, ...]) -> tuple[Any, Reply]:
         """Like `call`, but return the value and the reply separately.
@@ -171,7 +177,7 @@ class Shell(BaseShell):
         So the caller can pass on a reference to the value. The caller first fetches the reply. This raises the error of
         the method, if any.
         """
-        return self._do(method, envelope, arguments), Reply(None, self._counted())
+        return self._do(method, envelope, arguments), self._reply(None)
 
     def _do(self, method: str, envelope: Envelope, arguments: tuple[Any, ...]) -> Any:  # Any: the method's result
         found = self._method(method, envelope)

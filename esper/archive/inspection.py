@@ -7,16 +7,29 @@ import socket
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
 
 from esper.archive.history import Remains, last_halt, level_history, look_at
 from esper.archive.journal import Entry, RecordKind
-from esper.archive.run_directory import LEASE, checkpoints_folder
+from esper.archive.run_directory import LEASE, checkpoints_folder, metrics_file
 from esper.emergency.settings import EmergencyConfig
 from esper.ground.machine import is_alive
+from esper.leyline.base import Message
 from esper.leyline.checkpoint_record import CheckpointWritten
 from esper.leyline.evidence import PairedLosses
 from esper.leyline.signals import Level
+
+MOST_BYTES = 4096
+"""Largest number of bytes of the file with the address of the endpoint for Prometheus."""
+
+
+class Endpoint(Message):
+    """The content of that file."""
+
+    url: Annotated[str, Field(pattern=r"^http://[!-~]{1,300}$")]
+
 
 AT_THE_END = ("start_test_loss", "test_loss", "twin_test_loss", "why_none_stayed")
 """Names of the fields of the result. Their values are None until the run has ended."""
@@ -36,9 +49,11 @@ def inspect_run(path: Path) -> dict[str, Any]:
     begun = {"fence": None, "step": None} if found.damaged else {"fence": 0, "step": 0}
     ended = next((entry.body for entry in entries if entry.kind is RecordKind.RUN_ENDED), {})
     last = rounds[-1] if rounds else begun | {"train_loss": None}
+    state = _state(path, found)
     return {
         "run_dir": str(path),
-        "state": _state(path, found),
+        "state": state,
+        "prometheus": _metrics_url(path) if state == "running" else None,
         "fence": last["fence"],
         "steps": last["step"],
         "total_steps": identity.total_steps if identity is not None else None,
@@ -55,6 +70,16 @@ def inspect_run(path: Path) -> dict[str, Any]:
         "damages": [asdict(damage) for damage in found.damages],
         "damaged_records": sum(damage.offset is not None for damage in found.damages),
     }
+
+
+def _metrics_url(path: Path) -> str | None:
+    """Return the address of the endpoint for Prometheus. None: the run has no endpoint, or its file is damaged."""
+    try:
+        with metrics_file(path).open("rb") as file:
+            url = Endpoint.model_validate_json(file.read(MOST_BYTES)).url
+    except (FileNotFoundError, NotADirectoryError, ValidationError):
+        return None
+    return url
 
 
 def _level(found: Remains, fence: int | None) -> str | None:

@@ -238,6 +238,12 @@ def telemetry_folder(path: Path) -> Path:
     return path / "telemetry"
 
 
+def metrics_file(path: Path) -> Path:
+    """Return the path of the file with the address of the run's endpoint for Prometheus. It exists while the endpoint
+    is up."""
+    return telemetry_folder(path) / "prometheus.json"
+
+
 def reports_folder(path: Path) -> Path:
     """Return the folder of the field reports."""
     return path / "field_reports"

@@ -23,6 +23,7 @@ def place(found: Mapping[str, Any]) -> str:
         f"{found['run_dir']}: {found['state']}, fence {fence}, step {step}/{total}"
         + (f", loss {number(loss)}" if loss is not None else "")
         + (f", emergency level {found['level']}" if found["level"] is not None else "")
+        + (f", metrics at {found['prometheus']}" if found["prometheus"] is not None else "")
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from esper.archive.recovery_record import Lost, Recovery
 from esper.errors import ActorError, EsperError
 from esper.leyline.ports import Decider, Inbox, Incubation, LiveHost, Registrar
+from esper.telemetry.metric_snapshot import MetricSnapshot
 
 
 class Crew(Protocol):
@@ -20,8 +21,9 @@ class Crew(Protocol):
     may be called at any time. They return each death once.
     """
 
-    def counted(self, name: str) -> int:
-        """Return the sum of a counter over all processes except the conductor's."""
+    def metrics(self) -> MetricSnapshot:
+        """Return the sums of the metrics of all processes except the conductor's, as they were last reported. Any
+        thread may call this method. Counts of processes that have died are included."""
         ...
 
     def passed(self, fence: int) -> None:
@@ -76,10 +78,9 @@ class Crew(Protocol):
 class OneProcess:
     """The `Crew` of a run in one process, where no component can die alone."""
 
-    def counted(self, name: str) -> int:
-        """Return 0, because there is no other process."""
-        del name
-        return 0
+    def metrics(self) -> MetricSnapshot:
+        """Return an empty snapshot, because there is no other process."""
+        return MetricSnapshot()
 
     def passed(self, fence: int) -> None:
         """Does nothing."""

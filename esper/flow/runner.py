@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,7 @@ from esper.flow.identifying import check_same_policy, check_same_task, identify
 from esper.flow.launching import BringUp
 from esper.flow.line import Line
 from esper.flow.progress import Progress
+from esper.flow.run_metrics import RunMetrics, run_metrics
 from esper.flow.stopping import Drain
 from esper.flow.summarising import summarise, with_deaths
 from esper.flow.takeover import take_over
@@ -82,10 +83,13 @@ class Conductor:
         """
         secret = _check_surroundings(survey.config)
         wanted = Path(survey.config.run.dir) if survey.config.run.dir is not None else None
-        with RunDirectory.create(wanted, self.clock.now()) as directory:
+        with (
+            _metrics_of(survey.config) as metrics,
+            RunDirectory.create(wanted, self.clock.now()) as directory,
+        ):
             run_id, now = new_run_id(), self.clock.now()
             identity = identify(survey, run_id, FIRST_GENERATION, self.reference, now, self.policy)
-            return self._run(survey, directory.path, identity, None, secret)
+            return self._run(survey, directory.path, identity, None, secret, metrics)
 
     def resume(self, survey: Survey, directory: RunDirectory, past: Past) -> Summary:
         """Resume a run from its last committed checkpoint, in a new generation.
@@ -122,9 +126,18 @@ class Conductor:
                 "policy": self.policy,
             }
         )
-        return self._run(survey, directory.path, identity, past, secret)
+        with _metrics_of(survey.config) as metrics:
+            return self._run(survey, directory.path, identity, past, secret, metrics)
 
-    def _run(self, survey: Survey, path: Path, identity: Identity, past: Past | None, secret: bytes) -> Summary:
+    def _run(
+        self,
+        survey: Survey,
+        path: Path,
+        identity: Identity,
+        past: Past | None,
+        secret: bytes,
+        metrics: RunMetrics,
+    ) -> Summary:
         config, committed = survey.config, past.commits if past is not None else ()
         key = RunKey(identity.run_id, identity.generation, secret)
         if past is None:
@@ -135,6 +148,10 @@ class Conductor:
                 Telemetry.start(telemetry_folder(path) if config.telemetry.enabled else None, "conductor", key.run_id)
             )
             stack.enter_context(use(telemetry))
+            metrics.add(telemetry.metrics.snapshot)
+            stack.enter_context(metrics.told(path))
+            if metrics.url is not None:
+                self.progress.found(f"metrics for Prometheus: {metrics.url}")
             stack.enter_context(faults.armed(config.faults, self.name, faults_file(path, key.generation)))
             journal = stack.enter_context(Journal(path, key.generation))
             faults.point("conductor.open")
@@ -142,7 +159,7 @@ class Conductor:
             checkpoints = stack.enter_context(
                 Checkpoints(checkpoints_folder(path), journal, config.checkpoint, committed, run_id=key.run_id)
             )
-            opened = OpenRun(self, survey, path, key, identity, journal, store, checkpoints, telemetry, past)
+            opened = OpenRun(self, survey, path, key, identity, journal, store, checkpoints, metrics, past)
             if past is None:
                 journal.write(RecordKind.RUN_STARTED, identity)
             return opened.run()
@@ -160,7 +177,7 @@ class OpenRun:
     journal: Journal
     store: FieldReportStore
     checkpoints: Checkpoints
-    telemetry: Telemetry
+    metrics: RunMetrics
     past: Past | None
     """Valid history of a run that is resumed. None: the run is new."""
     saved: FenceState | None = None
@@ -177,6 +194,7 @@ class OpenRun:
                     trace = trace_id()
                     faults.point("conductor.start")
                     components = up.enter_context(self.conductor.bring_up(self.survey, self.key, self.path))
+                    self.metrics.add(components.crew.metrics)
                     line = self._line(components, trace)
                 ended = self._to_the_end(line, lambda: clock.monotonic() - began)
             summary = ended(**self._faults())
@@ -251,7 +269,7 @@ class OpenRun:
     def _ended(self, line: Line, wall_s: float) -> partial[Summary]:
         """Return the summary, while the components are up. Deaths and `fault_fired` are added later."""
         faults.point("conductor.end")
-        fallbacks = self.telemetry.counters.total("esper.fallbacks") + line.components.crew.counted("esper.fallbacks")
+        fallbacks = self.metrics.now().total("esper.fallbacks")
         return summarise(line, self.survey, self.path, self.identity.task, self.past, fallbacks, wall_s)
 
     def _faults(self) -> dict[str, Any]:
@@ -281,6 +299,11 @@ class OpenRun:
         if self.past is not None:
             line.tally.rollbacks = self.past.rollbacks
         return line
+
+
+def _metrics_of(config: RunConfig) -> AbstractContextManager[RunMetrics]:
+    """Raises: ConfigError: the port for Prometheus cannot be used. Nothing was started."""
+    return run_metrics(config.telemetry.prometheus_host, config.telemetry.prometheus_port)
 
 
 def _check_surroundings(config: RunConfig) -> bytes:

@@ -167,7 +167,7 @@ class Trainer(MeasuredHost):
         observe("esper.step.duration", time.perf_counter() - began_s, role=self._settings.role)
         return found
 
-    def _traced_update(self) -> tuple[float, float]:
+    def _traced_update(self) -> float:
         """Call `_update`. Some steps, and each step that fails, get a span."""
         if self.step % self._settings.trace_every == 0:
             with span("esper step", role=self._settings.role, step=self.step):

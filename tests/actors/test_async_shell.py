@@ -84,10 +84,10 @@ async def test_messages_are_answered_while_another_one_waits() -> None:
     actor = shell()
     waiting = asyncio.ensure_future(actor.call("wait", HERE, ()))
     assert await actor.pid() == os.getpid()
-    assert await actor.progress() >= 0
+    assert (await actor.progress()).value >= 0
     assert not waiting.done()
     await actor.call("tell", HERE, ())
-    assert (await waiting).counters == {"esper.signal.published": 1}
+    assert (await waiting).metrics.counters == {"esper.signal.published": {(): 1}}
 
 
 async def test_the_component_is_started_once_before_the_first_message() -> None:

@@ -30,7 +30,7 @@ from actors.actor_process import await_ready, spawn
 from actors.embedded_ray import EmbeddedRay
 from actors.ray_errors import unwrapped
 from actors.remote import Patience, Remote
-from actors.shell import ActorSpec, Reply
+from actors.shell import METRICS, ActorSpec, Reply
 from esper.errors import (
     ActorDoubtful,
     ActorError,
@@ -45,6 +45,7 @@ from esper.errors import (
 )
 from esper.ground.heartbeat import beat
 from esper.ground.machine import is_alive
+from esper.telemetry.metric_snapshot import MetricSnapshot
 from esper.testing import fail_with
 
 # -- exceptions of Ray ------------------------------------------------------------------------------------------
@@ -176,11 +177,31 @@ def test_no_answer_is_no_progress() -> None:
 # -- counters and processes -------------------------------------------------------------------------------------
 
 
-def test_counters_of_answers_that_come_out_of_order_do_not_fall() -> None:
+def told(number: int, published: int, depth: int) -> MetricSnapshot:
+    counters = {"esper.signal.published": {(): published}}
+    return MetricSnapshot(number, counters, gauges={"esper.queue.depth": {(): depth}})
+
+
+def test_of_answers_that_come_out_of_order_the_last_one_counts() -> None:
     remote = Remote(spec_of("nobody"), actor_of_nobody(), 0, patience_s=1.0)
-    for total in (3, 7, 5):
-        remote._opened(remote.process, Reply(None, {"esper.fallbacks": total, "esper.signal.published": 1}))
-    assert remote.counters == {"esper.fallbacks": 7, "esper.signal.published": 1}
+    for number in (3, 7, 5):
+        remote._opened(remote.process, Reply(None, told(number, number, 10 - number)))
+    assert remote.metrics == told(0, 7, 3)
+
+
+def test_the_counts_of_a_dead_process_stay_beside_those_of_the_next_and_come_with_an_error_too() -> None:
+    remote, another = (Remote(spec_of("nobody"), actor_of_nobody(), 0, patience_s=1.0) for _ in range(2))
+    remote._opened(first := remote.process, Reply(None, told(9, 4, 2)))
+    failed = ValueError("from the actor")
+    vars(failed)[METRICS] = told(10, 5, 2)
+    with pytest.raises(ValueError, match="from the actor") as raised:
+        remote._raise(first, failed)
+    assert METRICS not in vars(raised.value)
+    remote.switch_to(another)
+    assert remote.metrics == MetricSnapshot(0, told(0, 5, 0).counters)
+    remote._opened(first, Reply(None, told(11, 6, 2)))  # an answer of the dead process, too late
+    remote._opened(remote.process, Reply(None, told(1, 1, 1)))
+    assert remote.metrics == told(0, 6, 1)
 
 
 def actor_of_nobody() -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from span_files import ended
 
-from actors.shell import CAUSES_SENT, ActorSpec, Envelope, Shell, relinked, sendable
+from actors.shell import CAUSES_SENT, METRICS, ActorSpec, Envelope, Shell, relinked, sendable
 from esper import faults
 from esper.errors import (
     ActorError,
@@ -45,7 +45,7 @@ class Component:
     def work(self) -> str:
         with span("room work"):
             count("esper.signal.published")
-            count("esper.signal.published", level="HALT")
+            count("esper.signal.published")
             count("esper.policy.decisions")
             beat()
             return traceparent()
@@ -151,23 +151,29 @@ def test_a_broken_trace_is_refused_before_the_room_does_anything() -> None:
     assert component.done == 0
 
 
-def test_an_answer_carries_the_actors_counters() -> None:
+def test_an_answer_carries_the_actors_metrics_and_so_does_an_error() -> None:
     shell = Shell(actor_spec())
-    assert shell.call("add", HERE, (1, 1)).counters == {}
+    assert shell.call("add", HERE, (1, 1)).metrics.counters == {}
     once = {"esper.signal.published": 2, "esper.policy.decisions": 1}
-    assert shell.call("work", HERE, ()).counters == once
-    assert shell.call("work", HERE, ()).counters == {name: 2 * total for name, total in once.items()}
-    assert shell.hand_out("add", HERE, (1, 1))[1].counters == shell.call("add", HERE, (1, 1)).counters
-    assert Shell(actor_spec()).call("add", HERE, (1, 1)).counters == {}
+    assert shell.call("work", HERE, ()).metrics.counters == {name: {(): total} for name, total in once.items()}
+    twice = {name: {(): 2 * total} for name, total in once.items()}
+    last = shell.call("work", HERE, ()).metrics
+    assert last.counters == twice
+    for later in (shell.hand_out("add", HERE, (1, 1))[1], shell.progress(), shell.rebind(4)):
+        assert (later.metrics.counters, later.metrics.number > last.number) == (twice, True)
+    with pytest.raises(TypeError) as failed:
+        shell.call("add", Envelope(4, ""), (1, "x"))
+    assert vars(pickle.loads(pickle.dumps(failed.value)))[METRICS].counters == twice
+    assert Shell(actor_spec()).call("add", HERE, (1, 1)).metrics.counters == {}
 
 
 def test_progress_counts_the_work_of_the_room_only() -> None:
     shell = Shell(actor_spec())
-    before = shell.progress()
+    before = shell.progress().value
     shell.call("add", HERE, (1, 1))
-    assert shell.progress() == before
+    assert shell.progress().value == before
     shell.call("work", HERE, ())
-    assert shell.progress() == before + 1
+    assert shell.progress().value == before + 1
 
 
 # -- failures ----------------------------------------------------------------------------------------------------
