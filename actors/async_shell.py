@@ -44,6 +44,10 @@ class AsyncShell(BaseShell):
         """
         return self._rebound(generation)
 
+    async def flush(self) -> Reply:
+        """See `Shell.flush`."""
+        return self._flushed()
+
     async def call(self, method: str, envelope: Envelope, arguments: tuple[Any, ...]) -> Reply:
         """Call one public method of the component's object.
 

@@ -25,12 +25,17 @@ from esper.archive.recovery_record import Lost, Recovery, Stopwatch
 from esper.errors import ActorLost, EsperError, TrainerRankLost, all_notes
 from esper.ground.clock import SystemClock
 from esper.ground.closing import noted_on
+from esper.telemetry.batches import FLUSH_S
 from esper.telemetry.context import span
 from esper.telemetry.events import Severity, severe
 from esper.telemetry.metric_snapshot import MetricSnapshot
 from esper.telemetry.metric_table import Labels
+from esper.telemetry.setup import check_environment
 
 T = TypeVar("T")
+
+FLUSHED_WITHIN_S = 2 * FLUSH_S + 3
+"""Most seconds that the end of a run waits for the actors' export of spans and severe events."""
 
 
 class RayCrew:
@@ -63,6 +68,7 @@ class RayCrew:
         self._died_starting = deque[ActorLost]()
         self._replaced = deque[tuple[Lost, Recovery]]()
         self._incubator: RemoteIncubator | None = None
+        self._exports = check_environment().exports
 
     @property
     def _replaceable(self) -> tuple[Remote, ...]:
@@ -269,6 +275,8 @@ class RayCrew:
                 each.callback(remote.process.await_end)
             for remote in reversed(remotes):
                 each.callback(remote.process.kill)
+            if remotes and self._exports:
+                ray.wait([remote.flush() for remote in remotes], num_returns=len(remotes), timeout=FLUSHED_WITHIN_S)
 
 
 def _emptied(records: deque[T]) -> tuple[T, ...]:

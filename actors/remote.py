@@ -201,6 +201,11 @@ class Remote:
         self._wait(here, rebound)
         self.generation = generation
 
+    def flush(self) -> ray.ObjectRef[Reply]:
+        """Ask the actor to export what waits for a collector. The answer comes after some seconds at most."""
+        asked: ray.ObjectRef[Reply] = self.process.actor.flush.options(**self._in("ctl")).remote()
+        return asked
+
     def reference(
         self, method: str, *arguments: object, process: Process | None = None
     ) -> list[ray.ObjectRef[Any]]:  # Any: the method's result

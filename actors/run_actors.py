@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from esper.archive.run_directory import emergency_folder, faults_file, telemetry
 from esper.config.joined import RunConfig
 from esper.setup.assembly import RunKey
 from esper.setup.survey import Survey
+from esper.telemetry.environment import TelemetryVariables
 
 SPARE = "tamiyo-spare"
 """Name of the spare. This actor is started in advance. It is called only after the policy's actor has died and the
@@ -105,6 +107,7 @@ class RunActors:
             arguments=arguments,
             faults=config.faults,
             faults_file=faults_file(self.path, self.key.generation),
+            variables=TelemetryVariables.of(os.environ),
             asynchronous=role == "emergency",
         )
 

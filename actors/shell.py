@@ -24,6 +24,7 @@ from esper.errors import ActorError, DependencyViolationError, causes, text_of
 from esper.faults import FaultSpec
 from esper.ground.heartbeat import beats
 from esper.telemetry.context import continue_from, span, use
+from esper.telemetry.environment import TelemetryVariables
 from esper.telemetry.metric_snapshot import MetricSnapshot
 from esper.telemetry.setup import Telemetry
 from esper.user_code.their_code import any_of_their_code
@@ -61,6 +62,8 @@ class ActorSpec:
     faults: tuple[FaultSpec, ...] = ()
     faults_file: Path | None = None
     """File to which fired faults are written."""
+    variables: TelemetryVariables | None = None
+    """None: the actor's process has the right OTEL_* variables already."""
     asynchronous: bool = False
     """True: the methods of the component's object are coroutines, and its actor is an `AsyncShell`."""
 
@@ -90,12 +93,19 @@ class BaseShell:
 
     def __init__(self, spec: ActorSpec) -> None:
         self._spec = spec
+        if spec.variables is not None:
+            spec.variables.put_into(os.environ)
         self._telemetry = Telemetry.start(spec.telemetry_folder, spec.name, spec.run_id)
         faults.arm(spec.faults, spec.name, spec.faults_file, spec.generation)
         with use(self._telemetry), span("actor start", role=spec.role, actor=spec.name):
             faults.point(f"{spec.role}.start")
             with sendable_errors(spec.role):
                 self._component = spec.build(*spec.arguments)
+
+    def _flushed(self) -> Reply:
+        """Export what waits for a collector, and close the telemetry. Nothing may be called afterwards."""
+        self._telemetry.close()
+        return self._reply(None)
 
     def _rebound(self, generation: int) -> Reply:
         """Accept messages of a newer generation, and refuse messages of all other generations.
@@ -161,6 +171,10 @@ class Shell(BaseShell):
             DependencyViolationError: `generation` is not newer than the present generation.
         """
         return self._rebound(generation)
+
+    def flush(self) -> Reply:
+        """Export what waits for a collector, at most for some seconds. Call it last, before the actor is ended."""
+        return self._flushed()
 
     def call(self, method: str, envelope: Envelope, arguments: tuple[Any, ...]) -> Reply:
         """Call one public method of the component's object.

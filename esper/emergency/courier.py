@@ -8,6 +8,8 @@ from esper.emergency.queue import Delivery, EmergencyQueue
 from esper.emergency.sinks import Sink
 from esper.emergency.worker import Worker
 from esper.errors import SinkFailed
+from esper.leyline.signals import EmergencySignal
+from esper.telemetry.context import span
 
 
 class Courier:
@@ -59,11 +61,24 @@ class Courier:
         while (delivery := await self._worker.call(self._begin)) is not None:
             signal_id = delivery.signal.signal_id
             try:
-                await self._sink.send(delivery.signal)
+                await self._send(delivery.signal)
             except SinkFailed as failed:
                 await self._worker.call(self._queue.failed, self.name, signal_id, failed.why)
             else:
                 await self._worker.call(self._queue.acknowledge, self.name, [signal_id])
+
+    async def _send(self, signal: EmergencySignal) -> None:
+        """Send a signal in a new trace, because the trace of its sender may have ended long ago. Raises: SinkFailed."""
+        with span(
+            "send esper.emergency",
+            role="emergency",
+            links_to=(signal.traceparent,),
+            new_trace=True,
+            sink=self.name,
+            signal_id=signal.signal_id,
+            level=signal.level.name,
+        ):
+            await self._sink.send(signal)
 
     def _begin(self) -> Delivery | None:
         """Record an attempt for the first signal that is due, and return the delivery. None: no signal is due."""

@@ -12,6 +12,7 @@ from esper.flow.position import Position
 from esper.flow.progress import Progress
 from esper.leyline.ports import Inbox
 from esper.leyline.signals import EmergencySignal, Level
+from esper.telemetry.context import span
 from esper.telemetry.events import Severity, severe
 
 SIGNALS_AT_A_FENCE = 4096
@@ -92,10 +93,15 @@ class SignalWatch:
     def _take(self, fence: int, signals: Sequence[EmergencySignal]) -> None:
         """Journal signals. Acknowledge them when their records are durable."""
         records = [(RecordKind.SIGNAL, {**signal.model_dump(mode="json"), "fence": fence}) for signal in signals]
-        self.journal.write_many([*records])
-        self.inbox.acknowledge([signal.signal_id for signal in signals])
-        for signal in signals:
-            self.at.levels.add(fence, signal.level)
+        ids, level = [signal.signal_id for signal in signals], max(signal.level for signal in signals).name
+        senders = [signal.traceparent for signal in signals]
+        with span(
+            "process esper.emergency", role="conductor", links_to=senders, fence=fence, signal_ids=ids, level=level
+        ):
+            self.journal.write_many([*records])
+            self.inbox.acknowledge(ids)
+            for signal in signals:
+                self.at.levels.add(fence, signal.level)
 
     def _set_level(self, fence: int) -> None:
         """Set the emergency level of a fence. If it changed, journal and report that."""

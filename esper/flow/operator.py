@@ -38,7 +38,7 @@ from esper.errors import ConfigError
 from esper.ground.clock import SystemClock
 from esper.ground.problems import first_problem
 from esper.leyline.signals import EmergencySignal, Level
-from esper.telemetry.context import use
+from esper.telemetry.context import traceparent, use
 from esper.telemetry.setup import Telemetry
 
 LOOK_S = 0.02
@@ -94,6 +94,7 @@ def send(
             origin="operator",
             reason=reason,
             issued_at=SystemClock().now(),
+            traceparent=traceparent(),
             attributes=attributes,
             monotonic_ns=time.monotonic_ns(),
         )

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import math
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, NamedTuple
 
 from opentelemetry import trace
-from opentelemetry.trace import INVALID_SPAN, Span, Status, StatusCode
+from opentelemetry.context import Context
+from opentelemetry.trace import INVALID_SPAN, Link, Span, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AnyValue
 
@@ -54,7 +55,15 @@ def use(telemetry: Telemetry) -> Iterator[Telemetry]:
 
 
 @contextmanager
-def span(name: str, /, role: str | None = None, **attributes: object) -> Iterator[Span]:
+def span(
+    name: str,
+    /,
+    role: str | None = None,
+    *,
+    links_to: Iterable[str] = (),
+    new_trace: bool = False,
+    **attributes: object,
+) -> Iterator[Span]:
     """Run the block as a span. An exception of the block is recorded on the span and raised unchanged.
 
     If telemetry is absent or disabled, the yielded span records nothing, and the surrounding trace stays current.
@@ -62,6 +71,9 @@ def span(name: str, /, role: str | None = None, **attributes: object) -> Iterato
     Args:
         name: Name of the operation, without ids.
         role: Role of the span, its attribute `esper.role`. None: the current role.
+        links_to: Traceparents of messages that were stored, and are handled now. The span is linked to the senders'
+            spans. Texts that are no traceparents, and spans of the current trace, are left out.
+        new_trace: True: the span has no parent, and begins a trace.
         attributes: Values of any type. Types that OpenTelemetry does not support are recorded as text.
     """
     scope = _scope.get()
@@ -73,7 +85,12 @@ def span(name: str, /, role: str | None = None, **attributes: object) -> Iterato
     with (
         _scoped(scope.telemetry, who),
         scope.telemetry.tracer.start_as_current_span(
-            name, attributes=told, record_exception=False, set_status_on_exception=False
+            name,
+            context=Context() if new_trace else None,
+            attributes=told,
+            links=_links(links_to),
+            record_exception=False,
+            set_status_on_exception=False,
         ) as opened,
     ):
         try:
@@ -83,6 +100,12 @@ def span(name: str, /, role: str | None = None, **attributes: object) -> Iterato
         except BaseException as error:  # also after interrupts, because the trace must show how the work ended
             _record(opened, error)
             raise
+
+
+def _links(senders: Iterable[str]) -> list[Link]:
+    here = trace.get_current_span().get_span_context().trace_id
+    found = [trace.get_current_span(_w3c.extract({"traceparent": sender})).get_span_context() for sender in senders]
+    return [Link(sender) for sender in found if sender.is_valid and sender.trace_id != here]
 
 
 def traceparent() -> str:

@@ -5,8 +5,8 @@ An empty variable counts as not set. Source: https://opentelemetry.io/docs/specs
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field
 
 from esper.errors import ConfigError
 from esper.ground.suggest import nearest
@@ -37,6 +37,33 @@ class TelemetryEnvironment:
     """The export of severe events by OTLP. None: they are not exported by OTLP."""
     console: frozenset[str] = frozenset()
     """Signals (TRACES, LOGS) that are also written to standard error."""
+
+    @property
+    def exports(self) -> bool:
+        """True if spans or severe events are exported by OTLP."""
+        return self.traces_otlp is not None or self.logs_otlp is not None
+
+
+@dataclass(frozen=True)
+class TelemetryVariables:
+    """The OTEL_* variables of the process that begins or resumes a run.
+
+    They are sent to the processes of the run, because these may have an older environment. The values may hold secrets,
+    so they are in no file, and `repr` does not show them.
+    """
+
+    values: Mapping[str, str] = field(repr=False)
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> TelemetryVariables:
+        """Read the variables."""
+        return cls({name: value for name, value in environment.items() if name.startswith(PREFIX)})
+
+    def put_into(self, environment: MutableMapping[str, str]) -> None:
+        """Replace the OTEL_* variables of an environment."""
+        for name in [name for name in environment if name.startswith(PREFIX) and name not in self.values]:
+            del environment[name]
+        environment.update(self.values)
 
 
 def read_environment(environment: Mapping[str, str]) -> TelemetryEnvironment:

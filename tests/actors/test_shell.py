@@ -27,6 +27,7 @@ from esper.errors import (
 from esper.faults import FaultSpec
 from esper.ground.heartbeat import beat
 from esper.telemetry.context import span, traceparent, use
+from esper.telemetry.environment import TelemetryVariables
 from esper.telemetry.metrics import count
 from esper.telemetry.setup import Telemetry
 from esper.testing import fail_with, telling
@@ -141,6 +142,20 @@ def test_a_call_continues_the_trace_of_its_caller(tmp_path: Path) -> None:
     assert (start["name"], work["name"]) == ("actor start", "room work")
     assert (work["traceId"], work["parentSpanId"]) == (f"{parent.trace_id:032x}", f"{parent.span_id:016x}")
     assert seen.split("-")[1:3] == [work["traceId"], work["spanId"]]
+
+
+def test_a_flush_closes_the_telemetry_and_an_actor_has_the_variables_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "of an older run")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
+    variables = TelemetryVariables({"OTEL_SERVICE_NAME": "nightly"})
+    shell = Shell(actor_spec(telemetry_folder=tmp_path, variables=variables))
+    assert (os.environ["OTEL_SERVICE_NAME"], "OTEL_TRACES_SAMPLER" in os.environ) == ("nightly", False)
+    assert shell.flush().value is None
+    shell.call("work", HERE, ())
+    assert [one["name"] for one in spans(tmp_path, "manager-1")] == ["actor start"]
+    assert "nightly" not in repr(actor_spec(variables=variables))
 
 
 def test_a_broken_trace_is_refused_before_the_room_does_anything() -> None:

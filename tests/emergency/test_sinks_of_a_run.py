@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from queues import signal
+from span_files import ended
 
 import esper
 from esper.archive.history import read_past
@@ -26,6 +27,8 @@ from esper.testing import StopAt, tiny_config, tiny_task
 
 PATH, TOKEN = "hush-path", "hush-token"
 SENT = ["at-0", "at-1"]
+SENDER = f"00-{'ab' * 16}-{'cd' * 8}-01"
+"""The traceparent of the process that sends the signals."""
 
 
 class Hook(ThreadingHTTPServer):
@@ -72,7 +75,10 @@ class SendsOne(StopAt):
     def fence(self, state: RoundState, tally: Tally) -> None:
         super().fence(state, tally)
         run_id = json.loads((self._run_dir / "run.json").read_text())["run_id"]
-        name = submit(self._run_dir / "emergency", SignalRequest(signal=signal(f"at-{state.fence}", run_id=run_id)))
+        name = submit(
+            self._run_dir / "emergency",
+            SignalRequest(signal=signal(f"at-{state.fence}", run_id=run_id, traceparent=SENDER)),
+        )
         while waits(self._run_dir / "emergency", name):
             time.sleep(0.005)
 
@@ -102,6 +108,14 @@ def test_signals_of_a_run_reach_webhook_and_file_and_the_run_directory_shows_no_
     journaled = [entry.body["signal_id"] for entry in read_past(run_dir).entries if entry.kind is RecordKind.SIGNAL]
     assert journaled == SENT
     assert read_queue(run_dir / "emergency" / "queue").waiting() == ()
+    spans = ended(run_dir / "telemetry")
+    sent = [one for one in spans if one["name"] == "send esper.emergency"]
+    processed = [one for one in spans if one["name"] == "process esper.emergency"]
+    assert len(processed) == len(SENT)
+    assert len(sent) == 3 * len(SENT)  # the webhook fails once for each signal
+    assert {one["links"][0]["spanId"] for one in (*sent, *processed)} == {SENDER.split("-")[2]}
+    assert {one["parentSpanId"] for one in sent} == {""}
+    assert sum("SinkFailed" in one["status"]["message"] for one in sent) == len(SENT)
     shown = {path.name: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
     assert b"answered 500" in shown["severe-events.jsonl"]
     assert [name for name, content in shown.items() if PATH.encode() in content or TOKEN.encode() in content] == []

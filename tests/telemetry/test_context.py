@@ -27,6 +27,22 @@ def spans_of(telemetry):
     return {one["name"]: one for one in spans}
 
 
+def test_a_stored_message_is_linked_and_not_a_parent(telemetry):
+    with span("esper round"):
+        sender = traceparent()
+    with span("checkpoint save"):
+        with span("process esper.emergency", links_to=(sender, traceparent(), "", "00-nonsense")):
+            pass
+        with span("send esper.emergency", links_to=(sender,), new_trace=True):
+            pass
+
+    spans = spans_of(telemetry)
+    process, send, here = spans["process esper.emergency"], spans["send esper.emergency"], spans["checkpoint save"]
+    assert (process["parentSpanId"], process["traceId"]) == (here["spanId"], here["traceId"])
+    assert (send["parentSpanId"], send["traceId"] in (here["traceId"], process["traceId"])) == ("", False)
+    assert [link["spanId"] for one in (process, send) for link in one["links"]] == 2 * [sender.split("-")[2]]
+
+
 def test_an_error_passes_unchanged_and_its_fields_are_on_record(telemetry):
     error = CommandRejected("stale", "c-1", "61 s")
     error.__cause__ = TimeoutError("no answer")

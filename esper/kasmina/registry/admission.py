@@ -54,7 +54,13 @@ def admit(command: Command, ledger: Ledger, *, key: bytes, now: datetime) -> Adm
     """
     with (
         timed("esper.admission.duration"),
-        span("command admit", role="kasmina", command_id=command.command_id, operation=str(command.operation)),
+        span(
+            "command admit",
+            role="kasmina",
+            links_to=(command.traceparent,),
+            command_id=command.command_id,
+            operation=str(command.operation),
+        ),
     ):
         try:
             _authentic(command, key)
