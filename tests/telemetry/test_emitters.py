@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
+
+from emitting import SOURCES, called, words
 
 from esper.telemetry import events, metric_table, metrics
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCES = [path for room in ("esper", "actors", "drills") for path in sorted((ROOT / room).rglob("*.py"))]
 EVENTS, COUNTERS = {"severe": 0, "reported": 1}, {"count": 0, "add": 0}
 HISTOGRAMS, GAUGES = {"observe": 0, "timed": 0}, {"gauge": 0}
 """By function: which of its arguments is the name."""
@@ -25,25 +24,6 @@ def emitted(calls: Mapping[str, int]) -> set[str]:
                 if (name := called(call)) in calls and len(call.args) > calls[name]:
                     found |= set(words(call.args[calls[name]], function))
     return found
-
-
-def called(call: ast.Call) -> str:
-    match call.func:
-        case ast.Attribute(attr=name) | ast.Name(id=name):
-            return name
-    return ""
-
-
-def words(argument: ast.expr, function: ast.FunctionDef) -> Iterator[str]:
-    if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
-        yield argument.value
-    elif isinstance(argument, ast.IfExp):
-        yield from words(argument.body, function)
-        yield from words(argument.orelse, function)
-    elif isinstance(argument, ast.Name):
-        for node in ast.walk(function):
-            if isinstance(node, ast.Assign) and argument.id in [t.id for t in node.targets if isinstance(t, ast.Name)]:
-                yield from words(node.value, function)
 
 
 def test_every_severe_event_that_is_declared_is_emitted_and_the_reverse() -> None:
