@@ -75,6 +75,15 @@ class Disk:
         """Write at `offset`. Return the number of bytes written, which may be less than all of `data`."""
         return os.pwrite(descriptor, data, offset)
 
+    def allocated(self, descriptor: int) -> int:
+        """Return the number of bytes on the disk that the file has. The holes of a sparse file are not counted."""
+        return os.fstat(descriptor).st_blocks * 512
+
+    def allocate(self, descriptor: int, length: int) -> None:
+        """Give the first `length` bytes of the file blocks on the disk, also where the file has holes. The file grows
+        to `length` bytes if it was shorter."""
+        os.posix_fallocate(descriptor, 0, length)
+
     def truncate(self, descriptor: int, length: int) -> None:
         os.ftruncate(descriptor, length)
 

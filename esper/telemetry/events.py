@@ -46,6 +46,8 @@ NAMES = frozenset(
         "emergency_signal_dropped",
         "emergency_queue_damaged",
         "emergency_queue_disk_full",
+        "emergency_requests_unread",
+        "emergency_reserve_hollow",
         "emergency_answer_lost",
         "emergency_inbox_crowded",
         "emergency_inbox_stuck",

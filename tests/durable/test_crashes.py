@@ -167,6 +167,10 @@ def test_the_disk_in_memory_shows_what_a_real_disk_shows(
             disk.write(real[descriptor], data[: self.bytes_per_write], offset)
             return super().write(descriptor, data, offset)
 
+        def allocate(self, descriptor: int, length: int) -> None:
+            disk.allocate(real[descriptor], length)
+            super().allocate(descriptor, length)
+
         def truncate(self, descriptor: int, length: int) -> None:
             disk.truncate(real[descriptor], length)
             super().truncate(descriptor, length)

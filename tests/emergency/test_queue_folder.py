@@ -39,6 +39,10 @@ class SmallDisk(QuickDisk):
             raise OSError(errno.ENOSPC, "No space left on device")
         return super().write(descriptor, data, offset)
 
+    def allocate(self, descriptor: int, length: int) -> None:
+        """Blocks are written, as the C library does where the file system has no call for it."""
+        self.write(descriptor, memoryview(bytes(length)), 0)
+
 
 class UnreadDisk(QuickDisk):
     """A disk of which no file may be read."""
@@ -89,6 +93,23 @@ def test_a_lost_reserve_is_filled_again_when_the_queue_is_opened(tmp_path: Path)
     disk.room_bytes = used(tmp_path) + 100  # for the lease
     with opened(tmp_path, disk=disk) as queue:  # a full disk does not stop the opening
         assert held(queue) == ["b"]
+
+
+def test_a_reserve_that_a_copy_has_emptied_of_its_blocks_is_allocated_again_and_it_is_told(tmp_path: Path) -> None:
+    folder, reserve = tmp_path / "queue", tmp_path / "queue" / "reserve"
+    with opened(folder) as queue:
+        queue.publish(signal("a"))
+    size = reserve.stat().st_size
+    assert reserve.stat().st_blocks * 512 >= size
+    os.truncate(reserve, 0)
+    os.truncate(reserve, size)  # as `cp --sparse=always` writes it
+    with Telemetry.start(tmp_path, "emergency") as telemetry, use(telemetry):
+        for _ in range(2):
+            opened(folder).close()
+            assert reserve.stat().st_blocks * 512 >= reserve.stat().st_size == size
+    (event,) = (tmp_path / "severe-events.jsonl").read_text().splitlines()
+    told = json.loads(event)
+    assert (told["name"], told["fields"]["allocated_bytes"]) == ("emergency_reserve_hollow", 0)
 
 
 def test_a_clock_before_1970_stops_no_attempt(tmp_path: Path) -> None:

@@ -151,6 +151,16 @@ class CrashDisk(Disk):
             self._inode(descriptor).do(Change(offset, part))
         return len(part)
 
+    def allocated(self, descriptor: int) -> int:
+        return len(self._inode(descriptor).seen)
+
+    def allocate(self, descriptor: int, length: int) -> None:
+        """Zeros behind the end: this disk has no holes."""
+        inode = self._inode(descriptor)
+        if length > len(inode.seen):
+            with self._change("allocate"):
+                inode.do(Change(len(inode.seen), bytes(length - len(inode.seen))))
+
     def truncate(self, descriptor: int, length: int) -> None:
         with self._change("truncate"):
             self._inode(descriptor).do(Change(length, None))
