@@ -4,7 +4,6 @@ because the new process opens the same queue.
 
 from __future__ import annotations
 
-import contextvars
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -14,6 +13,7 @@ from actors.component_handles import emergency_handle
 from actors.remote import Process, Remote
 from esper.errors import ActorLost, EsperError
 from esper.leyline.signals import EmergencySignal
+from esper.telemetry.background import background_context
 
 T = TypeVar("T")
 
@@ -86,7 +86,7 @@ class EmergencyGuard:
 
     def __init__(self, link: EmergencyLink) -> None:
         self._link, self._over = link, threading.Event()
-        context = contextvars.copy_context()  # a new thread does not have the telemetry of its creator
+        context = background_context()  # a new thread does not have the telemetry of its creator
         self._thread = threading.Thread(
             target=context.run, args=(self._run,), name="esper emergency guard", daemon=True
         )

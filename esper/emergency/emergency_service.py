@@ -27,6 +27,7 @@ from esper.emergency.worker import Worker
 from esper.errors import EmergencyUnavailable
 from esper.ground.clock import Clock, SystemClock
 from esper.leyline.signals import EmergencySignal
+from esper.telemetry.background import background_context
 
 LOOK_S = 0.05
 """Seconds between two reads of the inbox folder. All reads together take 0.4 % of a CPU."""
@@ -237,8 +238,7 @@ class EmergencyService:
         await asyncio.wait(self._deliveries, timeout=drain_s)
 
     def _begun(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
-        task = asyncio.ensure_future(work)
-        task.set_name(f"esper: {name}")
+        task = asyncio.get_running_loop().create_task(work, name=f"esper: {name}", context=background_context())
         task.add_done_callback(self._note_failure)
         return task
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
@@ -27,7 +28,7 @@ class HostedEmergency:
     def __init__(self, service: EmergencyService) -> None:
         self._service = service
         self._loop = asyncio.new_event_loop()
-        self._lock, self._ended = threading.Lock(), False
+        self._lock, self._ended, self._pid = threading.Lock(), False, os.getpid()
         self._thread = threading.Thread(target=self._run, name="esper emergency", daemon=True)
         self._thread.start()
 
@@ -99,7 +100,7 @@ class HostedEmergency:
         with self._lock:
             if self._ended or not self._thread.is_alive():
                 work.close()
-                raise EmergencyUnavailable(signal_id)
+                raise self._unavailable(signal_id)
             self._ended = is_last
             return asyncio.run_coroutine_threadsafe(work, self._loop)
 
@@ -107,8 +108,17 @@ class HostedEmergency:
         """Wait for the result of a method. Raises: EmergencyUnavailable: the thread has ended."""
         while not wait([answer], timeout=_LOOK_S).done:
             if not self._thread.is_alive():
-                raise EmergencyUnavailable(signal_id)
+                raise self._unavailable(signal_id)
         return answer.result()
+
+    def _unavailable(self, signal_id: str) -> EmergencyUnavailable:
+        if os.getpid() == self._pid:
+            return EmergencyUnavailable(signal_id)
+        why = (
+            f"process {os.getpid()} was forked from process {self._pid}, and only process {self._pid} has the queue; "
+            "send the signal there, or use `esper signal`"
+        )
+        return EmergencyUnavailable(signal_id, why)
 
 
 @contextmanager

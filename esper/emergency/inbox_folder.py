@@ -11,7 +11,6 @@ import errno
 import hashlib
 import os
 import re
-import stat
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -24,7 +23,6 @@ from esper.emergency.request_answers import Answers
 from esper.emergency.requests import (
     FIRST,
     INBOX,
-    MOST_BYTES,
     REFUSED,
     REQUESTS,
     TAKEN,
@@ -32,6 +30,7 @@ from esper.emergency.requests import (
     Request,
     RetryRequest,
     SignalRequest,
+    read_request,
 )
 from esper.errors import ConfigError, DependencyViolationError, EmergencyQueueFull, StoreWriteFailed
 from esper.ground.clock import Clock
@@ -123,7 +122,7 @@ class InboxFolder:
         if not name.startswith(FIRST):
             return False
         try:
-            request = REQUESTS.validate_json(self._read(name))
+            request = REQUESTS.validate_json(read_request(self._inbox / name))
         except (OSError, ValidationError):
             return False
         return (
@@ -140,7 +139,7 @@ class InboxFolder:
             StoreWriteFailed: the queue could not make the effect or the refusal durable. The file stays in the inbox.
         """
         try:
-            content = self._read(name)
+            content = read_request(self._inbox / name)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -161,21 +160,6 @@ class InboxFolder:
             self._refuse(name, error, str(error), content)
         else:
             self._taken.move_here(self._inbox / name, _safe(name))
-
-    def _read(self, name: str) -> bytes:
-        """Return the content of a file. Raises: OSError: it cannot be read, is not a regular file, or is too large."""
-        # without O_NONBLOCK, opening a pipe would wait for its writer
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        descriptor = os.open(self._inbox / name, flags)
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise OSError(errno.EINVAL, "it is not a regular file")
-            content = os.read(descriptor, MOST_BYTES + 1)
-        finally:
-            os.close(descriptor)
-        if len(content) > MOST_BYTES:
-            raise OSError(errno.EFBIG, f"it has more than {MOST_BYTES} bytes")
-        return content
 
     def _carry_out(self, request: Request) -> None:
         """Raises: ConfigError, DependencyViolationError, EmergencyQueueFull: the request was refused."""

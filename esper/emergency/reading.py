@@ -117,13 +117,15 @@ def _frames(path: Path, disk: Disk) -> int:
 def _measured(path: Path, disk: Disk, measure: Callable[[int], int]) -> int:
     """Return the result of `measure` for a segment. Return 0 if the owner of the queue has removed the segment."""
     try:
-        descriptor = disk.open(path, os.O_RDONLY)
+        descriptor = disk.open(path, os.O_RDONLY | os.O_NOFOLLOW)  # the file behind a link is no part of the queue
         with at_the_end(lambda: disk.close(descriptor), "closing the segment"):
             return measure(descriptor)
     except OSError as error:
         if error.errno == errno.ENOENT:
             return 0
-        raise StoreCorrupt(str(path), f"cannot be read: {error.strerror or error}") from error
+        linked = error.errno == errno.ELOOP
+        why = "is a symbolic link, and esper writes none" if linked else f"cannot be read: {error.strerror or error}"
+        raise StoreCorrupt(str(path), why) from error
 
 
 def _records(folder: Path, disk: Disk) -> Iterator[Record | Damage]:

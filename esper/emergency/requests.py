@@ -12,7 +12,9 @@ answer, because a file was removed or could not be written.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import uuid
 from pathlib import Path
 from typing import Annotated, Literal
@@ -86,6 +88,22 @@ def submit(folder: Path, request: Request) -> str:
     make_folders(folder / INBOX)
     atomic_write(folder / INBOX / name, request.model_dump_json().encode())
     return name
+
+
+def read_request(path: Path) -> bytes:
+    """Return the content of a file in the inbox. Raises: OSError: it cannot be read, is not a regular file, or is too
+    large."""
+    # without O_NONBLOCK, opening a pipe would wait for its writer
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file")
+        content = os.read(descriptor, MOST_BYTES + 1)
+    finally:
+        os.close(descriptor)
+    if len(content) > MOST_BYTES:
+        raise OSError(errno.EFBIG, f"it has more than {MOST_BYTES} bytes")
+    return content
 
 
 def waits(folder: Path, name: str) -> bool:

@@ -13,6 +13,7 @@ from esper.emergency.hosting import hosted
 from esper.emergency.reading import QUEUE, read_queue
 from esper.emergency.settings import CONDUCTOR
 from esper.emergency.undelivered import report_undelivered, undelivered
+from esper.emergency.unread_requests import report_unread
 from esper.emergency.word import EmergencyWord
 from esper.flow.progress import Progress
 from esper.telemetry.context import use
@@ -22,7 +23,7 @@ from esper.telemetry.setup import Telemetry
 def deliver_the_rest(path: Path, identity: Identity, config: RunConfig, progress: Progress) -> None:
     """Deliver signals for at most `emergency.drain_s` seconds. Then report the signals that sinks have not confirmed.
 
-    If no signal waits for a sink, nothing is written. The inbox is not read.
+    If no signal waits for a sink, nothing is written. The requests in the inbox are not carried out, but reported.
 
     Args:
         path: The run directory, absolute. This process has its lease.
@@ -33,6 +34,8 @@ def deliver_the_rest(path: Path, identity: Identity, config: RunConfig, progress
         StoreWriteFailed: a delivery could not be recorded.
     """
     folder = emergency_folder(path)
+    for line in report_unread(folder):
+        progress.found(line)
     if not _waits_for_a_sink(folder):
         return
     files = telemetry_folder(path) if config.telemetry.enabled else None

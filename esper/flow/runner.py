@@ -30,6 +30,7 @@ from esper.archive.summary import Summary, failure
 from esper.config.joined import RunConfig
 from esper.emergency.sinks import check_sinks
 from esper.emergency.undelivered import undelivered
+from esper.emergency.unread_requests import report_unread
 from esper.errors import ConfigError
 from esper.faults import Firings
 from esper.flow.checkpoints import Checkpoints, FenceState
@@ -214,8 +215,11 @@ class OpenRun:
         return summary
 
     def _tell_undelivered(self) -> None:
-        """Report the signals that sinks have not confirmed. Call it when the components are down."""
-        for line in undelivered(emergency_folder(self.path)):
+        """Report the signals that sinks have not confirmed, and the requests that no process has read. Call it when the
+        components are down.
+        """
+        folder = emergency_folder(self.path)
+        for line in (*report_unread(folder), *undelivered(folder)):
             self.conductor.progress.found(line)
 
     def _take_over(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from esper.archive.inspection import inspect_run
 from esper.archive.journal import RecordKind
 from esper.archive.run_directory import telemetry_folder
 from esper.cli.main import exit_code
+from esper.emergency import emergency_service
+from esper.emergency.requests import DropRequest, submit
+from esper.emergency.unread_requests import STAYS
 from esper.errors import EmergencyStop
 from esper.flow.progress import Quiet
 from esper.flow.tally import Tally
@@ -93,6 +97,39 @@ def test_a_signal_to_a_run_that_no_process_leads_waits_for_the_resume(tmp_path: 
 
 def _interrupt() -> None:
     raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("finishes", [True, False])
+def test_a_request_that_was_not_read_is_told_at_the_end_and_stays_for_the_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, esper: Any, finishes: bool
+) -> None:
+    monkeypatch.setattr(emergency_service, "LOOK_S", 1e6)  # the service looks into the inbox once, at the beginning
+    run_dir, inbox = tmp_path / "run", tmp_path / "run" / "emergency" / "inbox"
+
+    def act() -> None:
+        (inbox / "no request").touch()
+        esper(*signal(run_dir, "HALT"), "--wait", 0)
+        submit(inbox.parent, DropRequest(ids=("a", "b"), why="old"))
+        if not finishes:
+            raise KeyboardInterrupt
+
+    progress = AtFence(act)
+    with nullcontext() if finishes else pytest.raises(KeyboardInterrupt):
+        short(run_dir, progress)
+    first, *others = [line for line in progress.found_out if STAYS in line]
+    assert "(HALT: 'smoke')" in first
+    assert [("drop 2" in line, "'no request'" in line) for line in others] == [(True, False), (False, True)]
+    events = [json.loads(line) for line in (telemetry_folder(run_dir) / LOG).read_text().splitlines()]
+    assert [one["fields"]["requests"] for one in events if one["name"] == "emergency_requests_unread"] == [3]
+    assert len(list(inbox.iterdir())) == 3
+    monkeypatch.undo()
+    again = AtFence()
+    if finishes:
+        resume(run_dir, tiny_task(), on=InProcess(), progress=again)  # it only returns the result
+        assert [line for line in again.found_out if STAYS in line] == [first, *others]
+    else:
+        with pytest.raises(EmergencyStop, check=telling(reason="smoke")):
+            resume(run_dir, tiny_task(), on=InProcess(), progress=again)
 
 
 def test_dead_letters_are_listed_retried_and_dropped_with_a_record(tmp_path: Path, esper: Any) -> None:

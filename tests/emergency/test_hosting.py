@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from esper.emergency.hosting import hosted
 from esper.errors import EmergencyQueueFull, EmergencyUnavailable
 from esper.ground.clock import SystemClock
 from esper.leyline.signals import EmergencySignal, Level
-from esper.telemetry.context import use
+from esper.telemetry.context import span, use
 from esper.telemetry.setup import Telemetry
 
 
@@ -120,6 +121,19 @@ def test_a_refusal_is_reported_to_the_telemetry_of_the_publisher(tmp_path: Path)
     assert telemetry.counters.total("esper.signal.rejected") == 1
 
 
+def test_a_delivery_reports_although_the_span_in_which_the_service_began_has_ended(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A span that has ended takes no event, and OpenTelemetry warns about the attempt."""
+    bad = Recording(fails=lambda _: True)
+    with Telemetry.start(tmp_path / "telemetry", "conductor") as telemetry, use(telemetry), ExitStack() as stack:
+        with span("esper start"):
+            host = stack.enter_context(hosted(opened(tmp_path, bad, attempts=1), 60.0, none_left))
+        host.publish(signal("a"))
+    assert telemetry.counters.total("esper.signal.dead_lettered") == 1
+    assert "ended span" not in caplog.text
+
+
 def test_a_failure_of_the_block_stays_the_first(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), hosted(opened(tmp_path), 0.0, none_left):
         raise ZeroDivisionError
@@ -131,7 +145,7 @@ def test_a_forked_process_is_told_that_it_has_no_service(tmp_path: Path) -> None
         if child == 0:
             try:
                 host.publish(signal("a"))
-            except EmergencyUnavailable:
-                os._exit(7)
+            except EmergencyUnavailable as gone:
+                os._exit(7 if f"forked from process {os.getppid()}" in str(gone) else 2)
             os._exit(1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7

@@ -361,6 +361,16 @@ def test_a_link_or_a_pipe_in_place_of_a_file_is_refused(tmp_path: Path, name: st
         opened(folder)
 
 
+def test_the_log_behind_a_link_is_not_read(tmp_path: Path) -> None:
+    """Another log of the same user is no part of this queue, even if it is a whole one."""
+    opened(tmp_path / "other").close()
+    (log,) = segments(tmp_path / "other")
+    (tmp_path / "queue").mkdir()
+    (tmp_path / "queue" / log.name).symlink_to(log)
+    with pytest.raises(StoreCorrupt, check=telling("symbolic link")):
+        read_queue(tmp_path / "queue")
+
+
 def test_signals_for_a_subscriber_that_is_gone_are_dropped_and_told(tmp_path: Path) -> None:
     folder = tmp_path / "queue"
     with opened(folder, CONDUCTOR, FILE) as queue:
