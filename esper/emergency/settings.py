@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from esper.emergency.addresses import wrong_proxy
 from esper.errors import ConfigError
 from esper.ground.suggest import existing_names
 from esper.leyline.base import Seconds, Settings
@@ -43,8 +44,8 @@ class FileSinkConfig(Settings):
 class WebhookSinkConfig(Settings):
     """[[emergency.sinks]] of kind "webhook": sends each signal by an HTTP POST request.
 
-    The address and the token are secrets. The config contains only the path of a file of mode 0600, or the
-    name of an environment variable.
+    The address and the token are secrets, and so is the address of a proxy with a user name. The config contains only
+    the path of a file of mode 0600, or the name of an environment variable.
     """
 
     name: Name
@@ -53,6 +54,11 @@ class WebhookSinkConfig(Settings):
     url_env: Variable | None = None
     token_file: File | None = None
     token_env: Variable | None = None
+    proxy: File | None = None
+    """Address of the site's HTTP proxy, such as "http://proxy.example:3128", without a user name. None, and no
+    `proxy_file` or `proxy_env`: no proxy. Proxies of the environment, such as HTTP_PROXY, are never used."""
+    proxy_file: File | None = None
+    proxy_env: Variable | None = None
     connect_s: Seconds = 5.0
     """Time limit in seconds for a connection."""
     read_s: Seconds = 10.0
@@ -60,12 +66,22 @@ class WebhookSinkConfig(Settings):
     total_s: Seconds = 20.0
     """Time limit in seconds for the whole request and its answer."""
 
+    @field_validator("proxy")
+    @classmethod
+    def _is_no_secret(cls, proxy: str | None, info: ValidationInfo) -> str | None:
+        """Raises: ConfigError: the config must not contain this address. It is not shown, because it may be a secret."""
+        if proxy is not None and (mend := wrong_proxy(proxy, is_secret=False)):
+            raise ConfigError(f"emergency.sinks.{info.data.get('name', '')}.proxy", "...", mend)
+        return proxy
+
     @model_validator(mode="after")
     def _has_one_place_for_each_secret(self) -> Self:
         if (self.url_file is None) == (self.url_env is None):
             raise ValueError("give either url_file or url_env, so that the address is in neither config nor run")
         if self.token_file is not None and self.token_env is not None:
             raise ValueError("give either token_file or token_env")
+        if [self.proxy, self.proxy_file, self.proxy_env].count(None) < 2:
+            raise ValueError("give only one of proxy, proxy_file and proxy_env")
         return self
 
 

@@ -1,16 +1,16 @@
-"""Reads the address and the token of a webhook from files or environment variables. No error shows them."""
+"""Reads the secrets of a webhook from files or environment variables: its address, its token, and the address of its
+proxy. No error shows them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from urllib.parse import urlsplit
 
+from esper.emergency.addresses import MOST_BYTES, is_one_word, wrong_address, wrong_proxy
 from esper.emergency.settings import WebhookSinkConfig
 from esper.errors import ConfigError
 from esper.ground.secret_file import read_secret
 
-MOST_BYTES = 8192
-"""Largest size of an address or token in bytes. Servers refuse a longer address or token."""
 MAKE = "write it with: (umask 077; cat > FILE)"
 
 
@@ -22,7 +22,7 @@ def read_address(sink: WebhookSinkConfig, environment: Mapping[str, str]) -> str
     """
     address = _read(sink.name, "url", sink.url_file, sink.url_env, environment)
     assert address is not None, "the settings have one place for it"
-    if mend := _wrong_address(address):
+    if mend := wrong_address(address):
         raise ConfigError(*_place(sink.name, "url", sink.url_file, sink.url_env), mend)
     return address
 
@@ -30,10 +30,22 @@ def read_address(sink: WebhookSinkConfig, environment: Mapping[str, str]) -> str
 def read_token(sink: WebhookSinkConfig, environment: Mapping[str, str]) -> str | None:
     """Return the token of a webhook. None: the webhook has no token. Raises: ConfigError, as in `read_address`."""
     token = _read(sink.name, "token", sink.token_file, sink.token_env, environment)
-    if token is not None and not _is_one_word(token):
+    if token is not None and not is_one_word(token):
         mend = "its content is no token: use visible ASCII characters without spaces, in one line"
         raise ConfigError(*_place(sink.name, "token", sink.token_file, sink.token_env), mend)
     return token
+
+
+def read_proxy(sink: WebhookSinkConfig, environment: Mapping[str, str]) -> str | None:
+    """Return the address of a webhook's proxy. None: the webhook uses no proxy. Raises: ConfigError, as in
+    `read_address`.
+    """
+    if sink.proxy is not None:
+        return sink.proxy
+    proxy = _read(sink.name, "proxy", sink.proxy_file, sink.proxy_env, environment)
+    if proxy is not None and (mend := wrong_proxy(proxy, is_secret=True)):
+        raise ConfigError(*_place(sink.name, "proxy", sink.proxy_file, sink.proxy_env), mend)
+    return proxy
 
 
 def _place(sink: str, key: str, file: str | None, variable: str | None) -> tuple[str, str | None]:
@@ -52,25 +64,3 @@ def _read(sink: str, key: str, file: str | None, variable: str | None, environme
     if variable not in environment or not environment[variable].strip():
         raise ConfigError(field, variable, f"set this environment variable, or use {key}_file")
     return environment[variable].strip()
-
-
-def _is_one_word(text: str) -> bool:
-    return text.isascii() and text.isprintable() and " " not in text
-
-
-def _wrong_address(address: str) -> str:
-    """Return advice to correct an address. The advice is empty if the address is valid. The text does not contain the
-    address.
-    """
-    try:
-        parts = urlsplit(address)
-        host, port, has_user = parts.hostname, parts.port, parts.username is not None
-    except ValueError:
-        host, port, has_user, parts = None, None, False, urlsplit("")
-    if not _is_one_word(address) or len(address) > MOST_BYTES or parts.scheme not in ("http", "https") or not host:
-        return "its content is no address: give https://HOST/PATH in one line"
-    if port == 0:
-        return "the port in the address is 0"
-    if has_user:
-        return "the address has a user name: leave it out, and give a password as token_file"
-    return ""

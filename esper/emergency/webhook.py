@@ -1,7 +1,8 @@
 """The webhook: sends each signal by an HTTP POST request, and confirms it when the server has answered with a 2xx code.
 
-The address and the token are secrets. Exceptions and log lines of httpx may show these secrets. So no error contains
-the text of such an exception, and httpx logs nothing while a webhook sends.
+The address and the token are secrets, and so is the address of a proxy with a user name. Exceptions and log lines of
+httpx may show these secrets. So no error contains the text of such an exception, and httpx logs nothing while a webhook
+sends.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from urllib.parse import quote
 import httpx
 
 from esper.emergency.settings import WebhookSinkConfig
-from esper.emergency.sink_secrets import read_address, read_token
+from esper.emergency.sink_secrets import read_address, read_proxy, read_token
 from esper.emergency.wire import as_json
 from esper.errors import SinkFailed, causes
 from esper.leyline.signals import EmergencySignal
@@ -50,8 +51,15 @@ class WebhookSink:
             **({} if token is None else {"Authorization": f"Bearer {token}"}),
         }
         self._tls = httpx.create_ssl_context()
+        self._proxy = self._made_proxy(read_proxy(config, environment))
         for name in LOGGERS:
             logging.getLogger(name).addFilter(_not_ours)
+
+    def _made_proxy(self, address: str | None) -> httpx.Proxy | None:
+        if address is None:
+            return None
+        is_secure = address.lower().startswith("https:")  # httpcore refuses a TLS context for a proxy without TLS
+        return httpx.Proxy(address, ssl_context=self._tls if is_secure else None)
 
     async def send(self, signal: EmergencySignal) -> None:
         """See `Sink`. Redirects are not followed, because another server would get the signal and the token."""
@@ -77,7 +85,9 @@ class WebhookSink:
         headers = {**self._headers, "Idempotency-Key": quote(signal.signal_id, safe="-._~:/@+=,;!*()[]{}|")}
         limits = httpx.Timeout(self._config.read_s, connect=self._config.connect_s)
         async with (
-            httpx.AsyncClient(trust_env=False, verify=self._tls, timeout=limits, follow_redirects=False) as client,
+            httpx.AsyncClient(
+                trust_env=False, proxy=self._proxy, verify=self._tls, timeout=limits, follow_redirects=False
+            ) as client,
             client.stream("POST", self._address, headers=headers, content=as_json(signal)) as answer,
         ):
             read = 0
@@ -95,10 +105,12 @@ class WebhookSink:
                 return f"nothing was sent or received for {self._config.read_s:g} s"
             case httpx.RemoteProtocolError() | httpx.ReadError():
                 return "the server closed the connection before its answer was complete, or its answer is not HTTP"
+            case httpx.ProxyError():
+                return "the proxy did not open a connection to the server"
         for found in (one for cause in causes(error) for one in (cause, cause.__context__)):
             if isinstance(found, ssl.SSLError):
                 return f"no secure connection: {found.reason}"
-        return f"the server cannot be reached ({type(error).__name__})"
+        return f"the {'server' if self._proxy is None else 'proxy'} cannot be reached ({type(error).__name__})"
 
 
 def _refused(status: int) -> str:

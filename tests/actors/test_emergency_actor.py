@@ -141,9 +141,10 @@ def test_a_second_owner_is_refused(actor: Any, tmp_path: Path) -> None:
 def test_secrets_are_the_variables_that_sinks_name_and_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOOK", "https://example.org/secret")
     monkeypatch.setenv("OTHER", "not named")
-    sinks = [{"name": "hook", "kind": "webhook", "url_env": "HOOK", "token_env": "MISSING"}]
+    monkeypatch.setenv("PROXY", "http://me:secret@proxy:1")
+    sinks = [{"name": "hook", "kind": "webhook", "url_env": "HOOK", "token_env": "MISSING", "proxy_env": "PROXY"}]
     found = SinkVariables.of(EmergencyConfig(sinks=sinks))
-    assert found.values == {"HOOK": "https://example.org/secret"}
+    assert found.values == {"HOOK": "https://example.org/secret", "PROXY": "http://me:secret@proxy:1"}
     assert "secret" not in repr(found)
 
 

@@ -33,6 +33,10 @@ WEBHOOK = {"name": "hook", "kind": "webhook", "url_file": "/x"}
         ({"name": "a", "kind": "webhook"}, "emergency.sinks", ("url_file", "url_env")),
         ({**WEBHOOK, "url_env": "X"}, "emergency.sinks", ("url_file", "url_env")),
         ({**WEBHOOK, "token_file": "/y", "token_env": "Y"}, "emergency.sinks", ("token_file", "token_env")),
+        ({**WEBHOOK, "proxy": "http://p:1", "proxy_env": "P"}, "emergency.sinks", ("proxy_file", "proxy_env")),
+        ({**WEBHOOK, "proxy": "socks5://p:1"}, "emergency.sinks.hook.proxy", ("http://HOST:PORT",)),
+        ({**WEBHOOK, "proxy": "http://p:0"}, "emergency.sinks.hook.proxy", ("port",)),
+        ({**WEBHOOK, "proxy": "http://p/path"}, "emergency.sinks.hook.proxy", ("http://HOST:PORT",)),
         ({**WEBHOOK, "total_s": 0.0}, "emergency.sinks", ("total_s", "above 0")),
         ({**WEBHOOK, "total": 1.0}, "emergency.sinks[0].total", ("total_s",)),
         ({**WEBHOOK, "url_env": "A=B"}, "emergency.sinks", ("url_env", "pattern")),
@@ -51,6 +55,12 @@ def test_a_secret_in_the_config_is_refused_and_not_shown(kind: str | None, key: 
     with pytest.raises(ConfigError, check=telling(value="...")) as refused:
         RunConfig(emergency={"sinks": [sink]})
     assert "secret" not in str(refused.value).replace("it is a secret", "")
+
+
+def test_a_user_of_a_proxy_in_the_config_is_refused_and_not_shown() -> None:
+    with pytest.raises(ConfigError, check=telling("proxy_file", field="emergency.sinks.hook.proxy", value="...")) as no:
+        RunConfig(emergency={"sinks": [{**WEBHOOK, "proxy": "http://me:hush@proxy:1"}]})
+    assert "hush" not in str(no.value)
 
 
 def test_two_sinks_of_one_name_are_refused() -> None:

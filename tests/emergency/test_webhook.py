@@ -20,6 +20,7 @@ from esper.leyline.signals import EmergencySignal, Level
 from esper.testing import EPOCH, telling
 
 TOKEN = "t0ken-of-the-hook"
+PASSWORD = "pass-of-the-proxy"
 
 
 def signal(signal_id: str = "one") -> EmergencySignal:
@@ -65,6 +66,46 @@ async def test_the_proxy_of_the_environment_gets_nothing(monkeypatch: pytest.Mon
             monkeypatch.delenv(name, raising=False)
         await hook(server.address).send(signal())
     assert (len(server.requests), proxy.requests) == (1, [])
+
+
+@pytest.mark.parametrize("given", [{"proxy": "{}"}, {"proxy_env": "PROXY"}])
+async def test_the_proxy_of_the_sink_gets_the_request_and_a_proxy_that_fails_is_named(given: dict[str, str]) -> None:
+    async with serving() as proxy:
+        plain, secret = f"http://127.0.0.1:{proxy.port}", f"http://me:{PASSWORD}@127.0.0.1:{proxy.port}"
+        keys = {key: value.format(plain) for key, value in given.items()}
+        config = WebhookSinkConfig(name="hook", kind="webhook", url_env="ADDRESS", **keys)
+        told = {"ADDRESS": "http://hooks.invalid/T0", "PROXY": secret}
+        await WebhookSink(config, told).send(signal())
+        (request,) = proxy.requests
+        assert request.line == "POST http://hooks.invalid/T0 HTTP/1.1"
+        assert ("Proxy-Authorization" in request.headers) is ("proxy_env" in given)
+        proxy.answer = says("HTTP/1.1 407 No\nContent-Length: 0\n\n")
+        assert "answered 407" in await why(WebhookSink(config, told))
+    assert "the proxy cannot be reached" in await why(WebhookSink(config, told))
+
+
+async def test_a_tunnel_that_the_proxy_refuses_is_a_failure_that_shows_no_secret(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    asked = list[bytes]()
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 407 " + PASSWORD.encode() + b"\r\n\r\n")
+        writer.close()
+
+    config = WebhookSinkConfig(name="hook", kind="webhook", url_env="ADDRESS", proxy_env="PROXY", token_env="TOKEN")
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        proxy = f"http://me:{PASSWORD}@127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        told = {"ADDRESS": "https://hooks.invalid/secret-path", "PROXY": proxy, "TOKEN": TOKEN}
+        with pytest.raises(SinkFailed, check=telling("the proxy did not open a connection")) as failed:
+            await WebhookSink(config, told).send(signal())
+    shown = "".join(traceback.format_exception(failed.value)) + caplog.text
+    assert [one for one in (PASSWORD, "secret-path", TOKEN) if one in shown] == []
+    assert asked[0].startswith(b"CONNECT hooks.invalid:443 HTTP/1.1")
+    assert TOKEN.encode() not in asked[0]  # the token is only inside of the tunnel
+    assert b"secret-path" not in asked[0]
 
 
 async def test_an_id_that_no_header_can_hold_is_encoded() -> None:
