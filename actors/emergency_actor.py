@@ -59,7 +59,9 @@ class SinkVariables:
     def of(cls, config: EmergencyConfig) -> SinkVariables:
         """Read the variables that the sinks of a config name. A missing variable is left out."""
         webhooks = [sink for sink in config.sinks if isinstance(sink, WebhookSinkConfig)]
-        names = [name for sink in webhooks for name in (sink.url_env, sink.token_env, sink.proxy_env) if name is not None]
+        names = [
+            name for sink in webhooks for name in (sink.url_env, sink.token_env, sink.proxy_env) if name is not None
+        ]
         return cls({name: os.environ[name] for name in names if name in os.environ})
 
 

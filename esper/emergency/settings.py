@@ -69,7 +69,7 @@ class WebhookSinkConfig(Settings):
     @field_validator("proxy")
     @classmethod
     def _is_no_secret(cls, proxy: str | None, info: ValidationInfo) -> str | None:
-        """Raises: ConfigError: the config must not contain this address. It is not shown, because it may be a secret."""
+        """Raises: ConfigError: the config must not contain this address. It may be a secret, so it is not shown."""
         if proxy is not None and (mend := wrong_proxy(proxy, is_secret=False)):
             raise ConfigError(f"emergency.sinks.{info.data.get('name', '')}.proxy", "...", mend)
         return proxy
