@@ -15,6 +15,7 @@ from esper.errors import ConfigError
 from esper.flow.in_process import InProcessLauncher
 from esper.flow.late_delivery import deliver_the_rest
 from esper.flow.launching import Launcher
+from esper.flow.one_run import only_run
 from esper.flow.places import InProcess, OnRay
 from esper.flow.progress import Progress, Quiet
 from esper.flow.result import Result
@@ -146,7 +147,7 @@ def _carry_out(
     """
     drain = drain or Drain()
     faults.check(job.config.faults, used.fault_points(job.config))
-    with process_state(job.config.run.threads):
+    with only_run(), process_state(job.config.run.threads):
         with drain.starting():
             survey = survey_of(job.task, job.config)
             bring_up = used.prepare(survey, job.reference)

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import ray
 import torch
+from hooks import HUNG, hook
 from torch import Tensor
 
 from actors.component_handles import emergency_handle
@@ -389,6 +390,10 @@ class Outside(Quiet):
         self._run_dir = run_dir
         self._publisher = Publisher(emergency_folder(run_dir), deadline_s=60)
         self._thread: threading.Thread | None = None
+        self.found_out: list[str] = []
+
+    def found(self, what: str) -> None:
+        self.found_out.append(what)
 
     def working(self, what: str) -> None:
         if what.startswith(self._start) and self._thread is None:
@@ -411,18 +416,28 @@ class Outside(Quiet):
 
 
 def test_a_halt_from_outside_reaches_the_trainers_process_though_the_emergency_actor_is_killed(
-    embedded: EmbeddedRay, tmp_path: Path
+    embedded: EmbeddedRay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Its sinks: a file, a webhook that refuses each signal once, and a webhook without an answer, which the end of the
+    run does not wait for."""
     plain = tiny_config(
         run__dir=str(tmp_path / "run"), growth__enabled=False, supervision__without_progress=99, supervision__deaths=99
     )
     held = {"point": "tolaria.step", "fault": "stop", "passage": 61}
-    sinks = {"sinks": [{"name": "file", "kind": "file"}]}
+    hook_keys = {"kind": "webhook", "token_env": "TOKEN_OF_THE_HOOK", "total_s": 300.0, "read_s": 300.0}
+    webhooks = [{"name": name, "url_env": f"ADDRESS_{name}", **hook_keys} for name in ("pager", "hung")]
+    quick = {"first_retry_s": 0.01, "longest_retry_s": 0.01, "drain_s": 5.0}
+    sinks = {"sinks": [{"name": "file", "kind": "file"}, *webhooks], **quick}
     config = RunConfig.model_validate({**plain.model_dump(), "faults": [held], "emergency": sinks})
     outside = Outside(tmp_path / "run", before_round=4)
-    with pytest.raises(EmergencyStop) as stop:
-        run(tiny_task(), config, on=OnRay(embedded), progress=outside)
-    outside.join()
+    with hook() as server:
+        monkeypatch.setenv("TOKEN_OF_THE_HOOK", "hush-token")
+        monkeypatch.setenv("ADDRESS_pager", f"{server.address}/hush-path")
+        monkeypatch.setenv("ADDRESS_hung", f"{server.address}{HUNG}")
+        with pytest.raises(EmergencyStop) as stop:
+            run(tiny_task(), config, on=OnRay(embedded), progress=outside)
+        outside.join()
+        paged = {signal_id for path, token, signal_id in server.got if path == "/hush-path"}
     assert stop.value.step == 61  # it came while the 61st step was held
     assert (stop.value.reason, stop.value.signal_id) == ("the room is on fire", "before-HALT")
     assert entries(tmp_path)[-1].body["error"] == "EmergencyStop"
@@ -430,5 +445,15 @@ def test_a_halt_from_outside_reaches_the_trainers_process_though_the_emergency_a
     assert heard(tmp_path) == [name for level in levels for name in (f"before-{level}", level)]
     sent = (emergency_folder(tmp_path / "run") / "signals.jsonl").read_text().splitlines()
     assert {json.loads(line)["signal_id"] for line in sent} == set(heard(tmp_path))
+    assert paged == set(heard(tmp_path))
+    assert {token for _, token, _ in server.got} == {"Bearer hush-token"}
+    held_back = [one.signal.signal_id for one in read_queue(emergency_folder(tmp_path / "run") / QUEUE).waiting()]
+    assert sorted(held_back) == sorted(heard(tmp_path))  # for the webhook without an answer
+    assert "sink hung: 6 signals wait, and go out after a resume" in outside.found_out
+    assert not any("sink pager" in line for line in outside.found_out)
+    shown = {path.name: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert b'"emergency_signals_undelivered"' in shown["severe-events.jsonl"]
+    secrets = (b"hush-path", b"hush-token", HUNG.encode())
+    assert [name for name, content in shown.items() if any(one in content for one in secrets)] == []
     past = read_past(tmp_path / "run")
     assert (past.restarts, past.generation) == (3, 1)

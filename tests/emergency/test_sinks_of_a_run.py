@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from hooks import hook
 from queues import signal
 from span_files import ended
 
@@ -29,40 +26,6 @@ PATH, TOKEN = "hush-path", "hush-token"
 SENT = ["at-0", "at-1"]
 SENDER = f"00-{'ab' * 16}-{'cd' * 8}-01"
 """The traceparent of the process that sends the signals."""
-
-
-class Hook(ThreadingHTTPServer):
-    """Refuses each signal once, then accepts it, and notes path, token and signal of every request."""
-
-    def __init__(self) -> None:
-        self.got: list[tuple[str, str, str]] = []
-        super().__init__(("127.0.0.1", 0), _Handler)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Hook
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        request = self.path, self.headers["Authorization"], body["signal_id"]
-        self.send_response(204 if request in self.server.got else 500)
-        self.server.got.append(request)
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        """Write nothing."""
-
-
-@contextmanager
-def hook() -> Iterator[Hook]:
-    with Hook() as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 class SendsOne(StopAt):
@@ -96,7 +59,7 @@ def test_signals_of_a_run_reach_webhook_and_file_and_the_run_directory_shows_no_
         {"name": "log", "kind": "file"},
     ]
     with hook() as server:
-        address.write_text(f"http://127.0.0.1:{server.server_port}/{PATH}")
+        address.write_text(f"{server.address}/{PATH}")
         waits_s = {"emergency__first_retry_s": 0.01, "emergency__longest_retry_s": 0.01, "emergency__drain_s": 60.0}
         config = tiny_config(run__dir=str(run_dir), emergency__sinks=sinks, **waits_s)
         progress = SendsOne(run_dir)
