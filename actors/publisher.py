@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import ray
 from ray.exceptions import RayError
@@ -13,6 +13,8 @@ from ray.exceptions import RayError
 from actors.emergency_actor import ADDRESS
 from actors.ray_errors import unwrapped
 from actors.shell import Envelope, Reply
+from esper.archive.identity import load_identity
+from esper.archive.run_directory import emergency_folder
 from esper.durable.files import read_small
 from esper.errors import ActorError, EmergencyUnavailable
 from esper.leyline.signals import EmergencySignal
@@ -43,6 +45,15 @@ class Publisher:
             send: Function that sends a signal. None: it is sent by Ray.
         """
         self._address, self._deadline_s, self._send = folder / ADDRESS, deadline_s, send or RaySender()
+
+    @classmethod
+    def of(cls, run_dir: Path, send: Send | None = None) -> Self:
+        """Make a publisher with the deadline of a run's config, `ray.publish_deadline_s`.
+
+        Raises: RunDirectoryError, StoreCorrupt: the folder has no run, or its `run.json` cannot be read.
+        """
+        deadline_s = load_identity(run_dir).config.ray.publish_deadline_s
+        return cls(emergency_folder(run_dir), deadline_s, send)
 
     def publish(self, signal: EmergencySignal) -> int:
         """Publish a signal. On return it is durable, and the emergency word shows it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from actors.emergency_actor import ADDRESS
 from actors.publisher import Publisher
 from esper.errors import ActorLost, EmergencyQueueFull, EmergencyUnavailable
+from esper.flow.result import Result
 from esper.leyline.signals import EmergencySignal, Level
 from esper.testing import EPOCH, telling
 
@@ -44,6 +46,22 @@ def test_the_same_signal_goes_to_the_actor_that_replaces_a_dead_one(tmp_path: Pa
     actors = Actors(dies_and_is_replaced, dies, lambda: 7)
     assert Publisher(tmp_path, 600, actors.send).publish(SIGNAL) == 7
     assert actors.calls == [("first", SIGNAL), ("second", SIGNAL), ("second", SIGNAL)]
+
+
+def test_the_deadline_is_that_of_the_run(tmp_path: Path, undisturbed: Result) -> None:
+    known = json.loads((Path(undisturbed.run_dir) / "run.json").read_text())
+    known["config"]["ray"]["publish_deadline_s"] = 77.0
+    (tmp_path / "run.json").write_text(json.dumps(known))
+    (tmp_path / "emergency").mkdir()
+    (tmp_path / "emergency" / ADDRESS).write_text("first")
+    waits_s = list[float]()
+
+    def send(name: str, signal: EmergencySignal, within_s: float) -> int:
+        waits_s.append(within_s)
+        return int(name == "first" and signal is SIGNAL)
+
+    assert Publisher.of(tmp_path, send).publish(SIGNAL) == 1
+    assert 76 < waits_s[0] <= 77
 
 
 def test_after_the_deadline_the_first_error_is_the_cause(tmp_path: Path) -> None:

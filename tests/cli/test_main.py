@@ -86,6 +86,18 @@ class Interrupting(Bands):
             os.kill(os.getpid(), signal.SIGINT)
         return super().__getitem__(index)
 def interrupting(): return tiny_task(train=Interrupting(1024, key=1))
+
+class Halting(Bands):
+    def __getitem__(self, index):
+        import pathlib
+        from esper.flow.operator import send
+        from esper.leyline.signals import Level
+        sent = pathlib.Path("sent")
+        if pathlib.Path("here/checkpoints/fence-2-g1.pt").exists() and not sent.exists():
+            sent.touch()
+            send(pathlib.Path("here"), Level.HALT, "the room is on fire", {}, wait_s=600)
+        return super().__getitem__(index)
+def halting(): return tiny_task(train=Halting(1024, key=1))
 """
 
 Esper = Callable[..., tuple[int, str, str]]
@@ -323,6 +335,19 @@ def test_an_interrupt_is_one_line_that_says_where_the_journal_is(esper: Esper) -
     assert err.splitlines()[-1] == "esper: interrupted; to resume it: esper resume here"
     assert "Traceback" not in err
     assert esper("inspect", "here")[1].startswith("here: interrupted, fence")
+
+
+def test_a_halt_ends_the_command_with_4_and_a_resume_says_that_it_is_cleared(esper: Esper) -> None:
+    code, out, err = esper("run", "t.py:halting", "--run-dir", "here", "--no-growth", "--json")
+    told = json.loads(out)
+    assert (code, told["error"]) == (4, "EmergencyStop")
+    assert told["next"].endswith("esper resume here")
+    assert "the room is on fire" in told["message"]
+    assert "emergency level HALT" in esper("inspect", "here")[1]
+    code, out, err = esper("resume", "here", "--in-process")
+    assert code == 0, err
+    assert "HALT cleared: signal" in out
+    assert "(the room is on fire)" in out
 
 
 def test_ctrl_c_ends_a_real_process_with_130(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
