@@ -8,8 +8,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from esper.emergency.addresses import wrong_proxy
 from esper.errors import ConfigError
+from esper.ground.addresses import wrong_proxy
 from esper.ground.suggest import existing_names
 from esper.leyline.base import Seconds, Settings
 
@@ -71,7 +71,8 @@ class WebhookSinkConfig(Settings):
     def _is_no_secret(cls, proxy: str | None, info: ValidationInfo) -> str | None:
         """Raises: ConfigError: the config must not contain this address. It may be a secret, so it is not shown."""
         if proxy is not None and (mend := wrong_proxy(proxy, is_secret=False)):
-            raise ConfigError(f"emergency.sinks.{info.data.get('name', '')}.proxy", "...", mend)
+            name = [info.data["name"]] if "name" in info.data else []  # it is left out if it is wrong, too
+            raise ConfigError(".".join(["emergency.sinks", *name, "proxy"]), "...", mend)
         return proxy
 
     @model_validator(mode="after")

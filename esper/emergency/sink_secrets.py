@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from esper.emergency.addresses import MOST_BYTES, is_one_word, wrong_address, wrong_proxy
 from esper.emergency.settings import WebhookSinkConfig
 from esper.errors import ConfigError
+from esper.ground.addresses import MOST_BYTES, is_one_word, wrong_address, wrong_proxy
 from esper.ground.secret_file import read_secret
 
 MAKE = "write it with: (umask 077; cat > FILE)"
