@@ -13,6 +13,8 @@ from torch import Tensor
 
 _python: Any = random._inst  # this base class has no public name; `random.seed` is a method of its subclass
 _seed_python: Callable[[int], None] = super(random.Random, _python).seed
+_seed_torch: Callable[[int], object] = torch.default_generator.manual_seed
+_WITH_CUDA = torch._C._has_cuda  # also on AMD
 
 
 def stream_key(run_seed: int, purpose: str, *place: int | str) -> int:
@@ -41,7 +43,7 @@ def seed_process(run_seed: int, purpose: str, *place: int | str) -> None:
 def seed_by(key: int) -> None:
     """Seed the same generators with a key that `stream_key` returned."""
     seed_on_cpu(key)
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    if _WITH_CUDA and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch leaves it untyped
         torch.cuda.manual_seed_all(key)
 
 
@@ -55,7 +57,7 @@ def seed_on_cpu(key: int) -> None:
     _seed_python(key)
     _python.gauss_next = None
     np.random.seed(key & 0xFFFFFFFF)
-    torch.default_generator.manual_seed(key)
+    _seed_torch(key)
 
 
 Streams = tuple[Any, Any, Tensor]

@@ -29,6 +29,7 @@ from esper.user_code.their_code import TheirCode, their_code
 
 SHARD_NAMES = ("train", "pick", "gate", "valid", "test")
 SAMPLE = {name: their_code(f"task.{name}", "a sample of the data set") for name in SHARD_NAMES}
+_SEQUENCES = (list, tuple)  # as a constant, because `list | tuple` makes a new object in each step
 EVALUATION_BATCH = 256
 """Number of samples per forward pass of evaluation. Another value changes the bits of measured losses."""
 
@@ -215,10 +216,7 @@ class TaskData:
         return _collating(len(samples)).run(self._collate, samples)
 
     def _items(self, shard: str, indices: Sequence[int]) -> list[Any]:
-        samples = self.shards[shard].samples
-        many = getattr(samples, "__getitems__", None)  # torch's convention for data sets that load in bulk
-        with SAMPLE[shard]:
-            return list(many(list(indices))) if many is not None else [samples[i] for i in indices]
+        return SAMPLE[shard].run(_items_of, self.shards[shard].samples, indices)
 
 
 def batch_name(place: int, of: str) -> str:
@@ -253,6 +251,11 @@ def stateful(shards: Mapping[str, Shard]) -> dict[str, Any]:  # Any: a data set 
     return found
 
 
+def _items_of(samples: Samples, indices: Sequence[int]) -> list[Any]:
+    many = getattr(samples, "__getitems__", None)  # torch's convention for data sets that load in bulk
+    return list(many(list(indices))) if many is not None else [samples[i] for i in indices]
+
+
 @cache
 def _collating(samples: int) -> TheirCode:
     return their_code("task.collate", f"a batch of {samples} samples")
@@ -275,7 +278,7 @@ def split_pair(batch: Any) -> tuple[Any, Any]:
     Raises:
         TaskError: the batch is not a pair.
     """
-    if not isinstance(batch, list | tuple) or len(batch) != 2:
+    if not isinstance(batch, _SEQUENCES) or len(batch) != 2:
         mend = "a sample must be a pair (input, target); give task.collate, (list of samples) -> (inputs, targets)"
         what = f"a {type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, Sized) else "")
         raise TaskError("task.train", what, mend)
