@@ -59,11 +59,11 @@ def of_parts(parts: Mapping[str, object], changing: Changing) -> dict[str, Held]
     assert isinstance(model, nn.Module), "a host is a module"
     networks = {field: part for field, part in parts.items() if isinstance(part, nn.Module)}
     names = {id(one): name for name, one in model.named_parameters()}
-    tensors = (tensor for part in networks.values() for tensor in (*part.parameters(), *part.buffers()))
-    marks: dict[int, Leaf | None] = {
-        **{id(part): Leaf(field, 0) for field, part in parts.items()},
-        **{id(tensor): None for tensor in tensors},
-    }
+    marks: dict[int, Leaf | None] = {id(part): Leaf(field, 0) for field, part in parts.items()}
+    for part in networks.values():
+        for module in part.modules():
+            registered = (*module._parameters.values(), *module._buffers.values())
+            marks.update((id(tensor), None) for tensor in registered if tensor is not None)
     found = {field: held_by(part, marks, skip=_at(changing, field)) for field, part in networks.items()}
     marks |= {key: Leaf("Parameter", hash(name)) for key, name in names.items()}
     for field in parts.keys() - found.keys():
