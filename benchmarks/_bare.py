@@ -4,7 +4,9 @@ measured process.
 
 from __future__ import annotations
 
+import math
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -74,6 +76,28 @@ class BareLoop:
         self._optimizer.load_state_dict(state["optimizer"])
         self._scheduler.load_state_dict(state["scheduler"])
         self._step = state["step"]
+
+
+class LoopWithGuard(BareLoop):
+    """A bare loop with two promises of esper, written with the usual functions.
+
+    The random numbers of a step depend on the step alone. No update is made with a loss or gradient that is not finite.
+    """
+
+    def _update(self, batch: list[int]) -> None:
+        random.seed(self._step)
+        np.random.seed(self._step)
+        torch.manual_seed(self._step)
+        inputs, targets = default_collate(self._samples.__getitems__(batch))
+        loss = self._loss(self.host(inputs), targets)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        gradients = [weight.grad for weight in self.host.parameters() if weight.grad is not None]
+        value, norm = loss.item(), torch.nn.utils.get_total_norm(gradients).item()
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            raise FloatingPointError(f"step {self._step}: loss {value}, gradient norm {norm}")
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._scheduler.step()
 
 
 class SeedByHand(nn.Module):

@@ -1,10 +1,11 @@
 """Time of a supervised step in one process.
 
-A step with empty slots is compared with a step of a bare loop. A step with a seed is compared with a bare loop in which
-the seed was inserted by hand. A supervised step has default telemetry, the guard, the check of the emergency word, and
-the checks at the end of each round. All loops train the same network on the same batches, in alternating rounds, and
-must end with the same bits. The rounds up to the graft are warm-up. CPU seconds are measured, too, because they can be
-compared on a busy machine.
+A step with empty slots is compared with a step of a bare loop. It is also compared with a bare loop that has two of the
+promises of a supervised step: a guard, and random numbers that depend on the step alone. A step with a seed is compared
+with a bare loop in which the seed was inserted by hand. A supervised step has default telemetry, the guard, the check
+of the emergency word, and the checks at the end of each round. All loops train the same network on the same batches, in
+alternating rounds, and must end with the same bits. The rounds up to the graft are warm-up. CPU seconds are measured,
+too, because they can be compared on a busy machine.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from itertools import cycle, islice
 from typing import Any
 
 import torch
-from _bare import BareLoop, LoopWithSeed
+from _bare import BareLoop, LoopWithGuard, LoopWithSeed
 from _common import Outcome, Row, Spread, main, scratch
 
 from esper.config.joined import load_config
@@ -42,7 +43,7 @@ Seconds = tuple[float, float]
 
 
 def measure(repetitions: int) -> Outcome:
-    """Measure whole trainings of four loops, in alternating rounds. Each repetition begins with another loop."""
+    """Measure whole trainings of five loops, in alternating rounds. Each repetition begins with another loop."""
     found: dict[str, list[Seconds]] = {}
     with (
         process_state(1),
@@ -59,6 +60,7 @@ def measure(repetitions: int) -> Outcome:
     wall, cpu = ({name: Spread(tuple(one[kind] for one in all_)) for name, all_ in found.items()} for kind in (0, 1))
     rows = [
         *_rows("slots empty", wall, cpu, "trainer", "bare", EMPTY_RATIO, EMPTY_S),
+        *_rows("slots empty", wall, cpu, "trainer", "bare with a guard", None, 0.0),
         *_rows("one residual seed", wall, cpu, "trainer with a seed", "seed by hand", SEEDED_RATIO, 0.0),
         *_rows("one residual seed, supervision apart", wall, cpu, "trainer with a seed", "trainer", None, 0.0),
         *_rows("the same by hand", wall, cpu, "seed by hand", "bare", None, 0.0),
@@ -71,11 +73,11 @@ def measure(repetitions: int) -> Outcome:
 
 
 def _trained(survey: Survey, halted: Callable[[], bool], repetition: int) -> dict[str, list[Seconds]]:
-    """Train four networks from the first step to the last. Return the seconds of a step in each measured round."""
+    """Train five networks from the first step to the last. Return the seconds of a step in each measured round."""
     trainer, grown = (survey.trainer(RUN_ID, 1, "tolaria", halted) for _ in range(2))
     for one in (trainer, grown):
         one.refuse_unkept(survey.changing)
-    bare, by_hand = BareLoop(survey), LoopWithSeed(survey)
+    bare, guarded, by_hand = BareLoop(survey), LoopWithGuard(survey), LoopWithSeed(survey)
     plan, weights = seed_plan(survey, survey.fence_steps[GRAFTED_AT])
     seed = survey.blueprints.get(BLUEPRINT).build(_spec(survey), seed_key=0)
     seed.load_state_dict(from_bytes(weights))
@@ -89,16 +91,17 @@ def _trained(survey: Survey, halted: Callable[[], bool], repetition: int) -> dic
         loops: dict[str, Callable[[], object]] = {
             "trainer": lambda fence=fence, last=last: trainer.run_round(fence, last),
             "bare": lambda steps=steps: bare.train(steps),
+            "bare with a guard": lambda steps=steps: guarded.train(steps),
             "trainer with a seed": lambda fence=fence, last=last: grown.run_round(fence, last),
             "seed by hand": lambda steps=steps: by_hand.train(steps),
         }
-        for name in islice(cycle(loops), repetition % 4, repetition % 4 + 4):
+        for name in islice(cycle(loops), repetition % 5, repetition % 5 + 5):
             wall, cpu = time.perf_counter(), time.process_time()
             loops[name]()
             seconds = (time.perf_counter() - wall) / steps, (time.process_time() - cpu) / steps
             if fence > GRAFTED_AT + 1:
                 found.setdefault(name, []).append(seconds)
-    _check_bits(trainer, bare, grown, by_hand)
+    _check_bits(trainer, bare, guarded, grown, by_hand)
     return found
 
 
@@ -147,8 +150,9 @@ def _spec(survey: Survey) -> Any:  # Any: SlotSpec
     return next(spec for spec in survey.specs if spec.path == SLOT)
 
 
-def _check_bits(trainer: Trainer, bare: BareLoop, grown: Trainer, by_hand: LoopWithSeed) -> None:
+def _check_bits(trainer: Trainer, bare: BareLoop, guarded: BareLoop, grown: Trainer, by_hand: LoopWithSeed) -> None:
     pairs = [*zip(trainer.host.parameters(), bare.host.parameters(), strict=True)]
+    pairs += zip(guarded.host.parameters(), bare.host.parameters(), strict=True)
     pairs += zip(grown.host.parameters(), by_hand.host_parameters, strict=True)
     of_seed = [weight for _, weight in sorted(by_hand.seed.named_parameters())]
     pairs += zip(grown._editor.parameters_of("seed-1"), of_seed, strict=True)
