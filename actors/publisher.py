@@ -19,6 +19,7 @@ from esper.durable.files import read_small
 from esper.errors import ActorError, EmergencyUnavailable
 from esper.leyline.signals import EmergencySignal
 from esper.telemetry.context import traceparent
+from esper.telemetry.events import Severity, reported
 
 ASK_AGAIN_S = 0.05
 """Seconds between two attempts to reach the actor while it is restarted."""
@@ -76,7 +77,9 @@ class Publisher:
                 first = first or error
             if time.monotonic() + ASK_AGAIN_S > until:
                 why = f"the emergency actor gave no answer within {self._deadline_s:g} s (ray.publish_deadline_s)"
-                raise EmergencyUnavailable(signal.signal_id, why) from first
+                late = EmergencyUnavailable(signal.signal_id, why)
+                told = {"signal_id": signal.signal_id, "why": why}
+                raise reported(late, "emergency_signal_unconfirmed", Severity.CRITICAL, **told) from first
             time.sleep(ASK_AGAIN_S)
 
 

@@ -19,6 +19,7 @@ from esper.emergency.inbox_folder import InboxFolder
 from esper.emergency.intake import Intake
 from esper.emergency.queue import EmergencyQueue
 from esper.emergency.reading import QUEUE
+from esper.emergency.refusals import counted_refusal
 from esper.emergency.schedule import Subscriber
 from esper.emergency.settings import CONDUCTOR, EmergencyConfig
 from esper.emergency.sinks import Sink, make_sinks
@@ -132,7 +133,7 @@ class EmergencyService:
             StoreWriteFailed: the signal is not durable and was not accepted.
         """
         if self._stopped:
-            raise EmergencyUnavailable(signal.signal_id)
+            raise counted_refusal(EmergencyUnavailable(signal.signal_id))
         self._check()
         faults.point("emergency.publish")
         return await self._worker.call(self._intake.publish, signal)

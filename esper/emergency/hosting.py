@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from esper.emergency.emergency_service import EmergencyService
+from esper.emergency.refusals import counted_refusal
 from esper.errors import EmergencyUnavailable
 from esper.ground.closing import at_the_end
 from esper.leyline.signals import EmergencySignal
@@ -112,13 +113,16 @@ class HostedEmergency:
         return answer.result()
 
     def _unavailable(self, signal_id: str) -> EmergencyUnavailable:
+        """Return the error of a call that cannot be made. If the call would have published a signal, report that."""
         if os.getpid() == self._pid:
-            return EmergencyUnavailable(signal_id)
+            error = EmergencyUnavailable(signal_id)
+            return counted_refusal(error) if signal_id else error
         why = (
             f"process {os.getpid()} was forked from process {self._pid}, and only process {self._pid} has the queue; "
             "send the signal there, or use `esper signal`"
         )
-        return EmergencyUnavailable(signal_id, why)
+        error = EmergencyUnavailable(signal_id, why)
+        return counted_refusal(error) if signal_id else error
 
 
 @contextmanager

@@ -44,6 +44,7 @@ NAMES = frozenset(
         "emergency_signal_retried",
         "emergency_signal_dead_lettered",
         "emergency_signal_dropped",
+        "emergency_signal_unconfirmed",
         "emergency_queue_damaged",
         "emergency_queue_disk_full",
         "emergency_requests_unread",

@@ -13,6 +13,9 @@ from actors.publisher import Publisher
 from esper.errors import ActorLost, EmergencyQueueFull, EmergencyUnavailable
 from esper.flow.result import Result
 from esper.leyline.signals import EmergencySignal, Level
+from esper.telemetry.context import use
+from esper.telemetry.events import LOG
+from esper.telemetry.setup import Telemetry
 from esper.testing import EPOCH, telling
 
 SIGNAL = EmergencySignal.sealed(
@@ -73,8 +76,14 @@ def test_after_the_deadline_the_first_error_is_the_cause(tmp_path: Path) -> None
         raise first
 
     actors = Actors(dies_first, *answers)
-    with pytest.raises(EmergencyUnavailable, check=telling("publish_deadline_s", signal_id="a")) as refused:
+    with (
+        Telemetry.start(tmp_path, "tolaria") as telemetry,
+        use(telemetry),
+        pytest.raises(EmergencyUnavailable, check=telling("publish_deadline_s", signal_id="a")) as refused,
+    ):
         Publisher(tmp_path, 0.2, actors.send).publish(SIGNAL)
+    event = json.loads((tmp_path / LOG).read_text())
+    assert (event["name"], event["fields"]["signal_id"]) == ("emergency_signal_unconfirmed", "a")
     assert refused.value.__cause__ is first
     assert len(actors.calls) > 1
 

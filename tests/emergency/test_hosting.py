@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import threading
 from collections.abc import Mapping
@@ -117,8 +118,15 @@ def test_a_refusal_is_reported_to_the_telemetry_of_the_publisher(tmp_path: Path)
             host.publish(signal(f"n{number}"))
         with pytest.raises(EmergencyQueueFull):
             host.publish(signal("late"))
+    with use(telemetry), pytest.raises(EmergencyUnavailable):
+        host.publish(signal("later"))  # the service has ended, and there is no queue that records it
     assert telemetry.counters.total("esper.signal.published") == 48
-    assert telemetry.counters.total("esper.signal.rejected") == 1
+    assert telemetry.counters.total("esper.signal.rejected") == 2
+    events = [json.loads(line) for line in (tmp_path / "telemetry" / "severe-events.jsonl").read_text().splitlines()]
+    assert [(one["name"], one["fields"]["signal_id"]) for one in events] == [
+        ("emergency_signal_rejected", "late"),
+        ("emergency_signal_rejected", "later"),
+    ]
 
 
 def test_a_delivery_reports_although_the_span_in_which_the_service_began_has_ended(
