@@ -83,14 +83,15 @@ def _attributes(seed: nn.Module) -> Held:
 
 
 def _run(seed: nn.Module, spec: SlotSpec) -> object:
-    """Run one forward pass in training mode. Each call of this function uses the same input and begins with the same
-    random state.
+    """Run one forward pass in training mode with gradients, as in a step.
+
+    Each call of this function uses the same input and begins with the same random state.
     """
     device = torch.device(spec.device)
     lower = named(spec.autocast) if spec.autocast is not None else None
     with (
         temporary_rng(0, (device,)),
-        torch.no_grad(),
+        torch.enable_grad(),
         torch.autocast(device.type, lower, enabled=lower is not None),
     ):
         h = torch.randn(SAMPLES, *spec.shape, dtype=dtype_of(spec), device=device)

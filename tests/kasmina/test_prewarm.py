@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from growing import graft_plan
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from esper.errors import SeedBuildFailed
 from esper.ground.tensors import state_digest, to_bytes
@@ -67,6 +69,20 @@ def editor_of(host: nn.Module, spec: SlotSpec, factory: Callable[[], nn.Module],
     return SeedEditor(host, {spec.path: spec}, blueprints, backend)
 
 
+def normed() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch warns of the function
+        return _normed()
+
+
+def _normed() -> nn.Module:
+    return nn.Sequential(nn.utils.weight_norm(nn.Linear(8, 8)), nn.Tanh())
+
+
+def pruned() -> nn.Module:
+    return prune.l1_unstructured(nn.Linear(8, 8), "weight", 0.5)
+
+
 def uncompilable(*_: object, **__: object) -> nn.Module:
     raise RuntimeError("no compiler")
 
@@ -77,11 +93,18 @@ def uncompilable(*_: object, **__: object) -> nn.Module:
         (lambda: Raises(8, 8), Raises(8, 8), None, r"prewarm failed: ValueError\(.no input of torch.float32"),
         (lambda: RaisesInBackward(8, 8), nn.Linear(8, 8), None, r"prewarm failed: ValueError\(.no way back"),
         (Rows, Rows(), None, r"prewarm failed: TypeError\(.*sparse=False"),
+        (
+            normed,
+            normed(),
+            None,
+            r"0.weight is computed by .* WeightNorm, .*: use torch.nn.utils.parametrizations.weight_norm",
+        ),
+        (pruned, pruned(), None, r"weight is computed by .* L1Unstructured, .*register_parametrization"),
         (lambda: nn.Linear(7, 8), nn.Linear(7, 8), None, r"prewarm failed: RuntimeError\(.mat1"),
         (lambda: nn.Linear(8, 8), nn.Linear(8, 9), None, r"load weights failed: RuntimeError\(.Error"),
         (lambda: nn.Linear(8, 8), nn.Linear(8, 8), "inductor", r"prewarm failed: RuntimeError\(.no compiler"),
     ],
-    ids=["forward", "backward", "sparse gradient", "shape", "weights", "compiler"],
+    ids=["forward", "backward", "sparse gradient", "old weight norm", "pruning", "shape", "weights", "compiler"],
 )
 def test_what_cannot_run_raises_at_the_graft_and_leaves_the_host_alone(
     body_spec, monkeypatch, factory, weights, backend, said

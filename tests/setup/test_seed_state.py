@@ -28,6 +28,18 @@ class Counts(Seed):
         return super().forward(h) * self.n
 
 
+class CountsSteps(Seed):
+    """Counts only where gradients are on. A compiled host would compile again whenever the count changes."""
+
+    n = 0
+
+    def forward(self, h: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            torch._dynamo.graph_break()
+            self.n += 1
+        return super().forward(h) * self.n
+
+
 class Draws(Seed):
     def __init__(self) -> None:
         super().__init__()
@@ -94,6 +106,7 @@ def survey_with(kind: type[nn.Module]) -> Survey:
     ("kind", "attribute", "mend"),
     [
         (Counts, "n", "get_extra_state"),
+        (CountsSteps, "n", "get_extra_state"),
         (Draws, "source", "global generators"),
         (Averages, "mean", "register it as a buffer"),
         (Numbered, "itself", "build the same module in each call"),

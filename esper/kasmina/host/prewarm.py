@@ -19,7 +19,11 @@ from esper.user_code.their_code import their_code
 SAMPLES = 2
 """Number of samples of the drawn activations. Batch statistics need two samples."""
 
-
+NEW = {
+    "WeightNorm": "torch.nn.utils.parametrizations.weight_norm",
+    "SpectralNorm": "torch.nn.utils.parametrizations.spectral_norm",
+}
+"""Class of a hook that computes a tensor -> the function of torch that replaces it."""
 CHANGES_INPUT = "it changes its input, an activation of the host; let it work on a copy"
 
 
@@ -44,6 +48,7 @@ def prewarm(module: nn.Module, spec: SlotSpec, blueprint: str, backend: str | No
             torch.enable_grad(),
             torch.autocast(device.type, lower, enabled=lower is not None),
         ):
+            _refuse_computed(module)
             copy = deepcopy(module).train()
             h = torch.randn(SAMPLES, *spec.shape, dtype=dtype_of(spec), device=device, requires_grad=True)
             given = h.detach().clone()
@@ -58,3 +63,19 @@ def prewarm(module: nn.Module, spec: SlotSpec, blueprint: str, backend: str | No
                 raise ValueError(CHANGES_INPUT)
     except Exception as error:
         raise SeedBuildFailed(blueprint, spec.path, "prewarm") from error
+
+
+def _refuse_computed(module: nn.Module) -> None:
+    """Refuse a seed with a tensor that a hook computes from parameters, because such a module cannot be copied.
+
+    Raises:
+        ValueError: an attribute is such a tensor, for example after the old `torch.nn.utils.weight_norm`.
+    """
+    for path, part in module.named_modules():
+        for name, value in vars(part).items():
+            if isinstance(value, torch.Tensor) and not value.is_leaf:
+                hooks = [type(hook).__name__ for hook in part._forward_pre_hooks.values()]
+                by = f"the hook {hooks[-1]}" if hooks else "an operation on a parameter"
+                mend = NEW.get(hooks[-1] if hooks else "", "torch.nn.utils.parametrize.register_parametrization")
+                place = f"{path}.{name}" if path else name
+                raise ValueError(f"its tensor {place} is computed by {by}, so the seed cannot be copied: use {mend}")
