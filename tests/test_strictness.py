@@ -281,6 +281,9 @@ ALLOWED: dict[str, str] = {
     ),
     "tests/test_architecture.py cycle: answers CycleError": "the cycle is the answer",
     "tests/test_faults.py passages: answers FaultInjected": "which passages raise is what is asked",
+    "tests/flow/test_agreement.py test_no_value_of_a_state_can_be_altered_unseen: swallows (ValidationError, StoreCorrupt, ValueError)": (
+        "that it is refused is what is asked"
+    ),
     "tests/test_errors.py test_error_survives_pickling_with_args_fields_notes_and_cause: pickle.loads": "own bytes",
 }
 """`file function: what` (and ` xN` where it does so N times) -> why it may stand there."""

@@ -9,50 +9,69 @@ from itertools import takewhile
 
 from esper.archive.history import Past
 from esper.archive.journal import Entry, RecordKind
-from esper.errors import StoreCorrupt
+from esper.errors import StoreCorrupt, in_a_line
 from esper.flow.checkpoints import FenceState
 from esper.flow.position import LineState
+from esper.flow.retold import OF_COMMANDS, OF_JOURNAL, Story, plain, records_of, sent
 from esper.kasmina.registry.registry_state import RegistryState
 from esper.leyline.checkpoint_record import CheckpointWritten
-from esper.leyline.reports import GraftPlan, HostPlan, RemovePlan
-from esper.leyline.stages import Stage
+from esper.leyline.incubation import IncubationOrder
+from esper.leyline.reports import GateReport, GraftPlan, HostPlan, RemovePlan
+from esper.tamiyo.policy_state import TamiyoState
 from esper.tolaria.snapshot import HostSnapshot
 
 
 def check_agreement(
-    written: CheckpointWritten, saved: FenceState, line: LineState, registry: RegistryState, past: Past
+    written: CheckpointWritten,
+    saved: FenceState,
+    line: LineState,
+    registry: RegistryState,
+    tamiyo: TamiyoState,
+    past: Past,
 ) -> None:
     """Compare the parts of one checkpoint.
 
     Args:
-        line, registry: Parts of `saved`, parsed.
+        line, registry, tamiyo: Parts of `saved`, parsed.
 
     Raises:
         StoreCorrupt: two parts contradict each other. The error has the name of the figure and both values.
     """
-    host: HostSnapshot = saved.host
     told = [] if past.damaged else _until(written, past.entries)
+    story = Story(registry, saved.host, told)
+    try:
+        _check_parts(written, saved, line, tamiyo, story)
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:  # a value that another value needs is missing
+        raise StoreCorrupt("checkpoint", f"its parts do not belong together: {in_a_line(error)}") from error
+
+
+def _check_parts(
+    written: CheckpointWritten, saved: FenceState, line: LineState, tamiyo: TamiyoState, story: Story
+) -> None:
+    host: HostSnapshot = saved.host
     _check_equal("steps of the tally", line.tally.steps, written.step)
-    _check_equal("generation of kasmina", registry.generation, written.generation)
-    if told:
-        began = [entry for entry in told if entry.kind in (RecordKind.RUN_STARTED, RecordKind.RUN_RESUMED)]
-        _check_equal("total_steps", host.total_steps, began[-1].body["total_steps"])
-    _check_plans(host, registry, told)
-    _check_stages(host, registry, told)
-    _check_forks(written, saved, registry)
+    _check_equal("generation of kasmina", story.registry.generation, written.generation)
+    if story.entries:
+        _check_equal("total_steps", host.total_steps, story.began["total_steps"])
+    _check_plans(host, story)
+    _check_seeds(host, story)
+    _check_registry(story)
+    _check_forks(written, saved, story.registry)
+    if story.entries:
+        _check_told(story)
+        _check_measured(host, line, tamiyo, story)
 
 
-def _check_plans(host: HostSnapshot, registry: RegistryState, told: Sequence[Entry]) -> None:
+def _check_plans(host: HostSnapshot, story: Story) -> None:
     """Check that the host has applied all plans of Kasmina and no other plans. Check also that its topology is the
     result of these plans.
     """
-    given = [plan for one in registry.commands if one.answer is not None for plan in one.answer.as_given().plans]
-    _check_equal("plans that were applied", _by_id(plan for plan, _ in host.receipts.values()), _by_id(given))
+    _check_equal("plans that were applied", _by_id(plan for plan, _ in host.receipts.values()), _by_id(story.plans))
     receipts = {key: receipt.model_dump(mode="json") for key, (_, receipt) in host.receipts.items()}
-    applied = [entry.body for entry in told if entry.kind is RecordKind.PLAN_APPLIED]
-    if told:
+    if story.entries:
+        applied = story.bodies(RecordKind.PLAN_APPLIED)
         _check_equal("receipts", receipts, {(body["command_id"], body["seed_id"]): body for body in applied})
-    _check_equal("topology", list(host.topology), _topology_after(given))
+    _check_equal("topology", list(host.topology), _topology_after(story.plans))
     strange = sorted(host.leaks.keys() - {plan.seed_id for plan in host.topology})
     _check_equal("seeds that have leaks and are not in the host", strange, [])
 
@@ -72,23 +91,90 @@ def _topology_after(plans: Iterable[HostPlan]) -> list[GraftPlan]:
     return list(topology.values())
 
 
-def _check_stages(host: HostSnapshot, registry: RegistryState, told: Sequence[Entry]) -> None:
-    """Check Kasmina's records of seeds against the journal's transitions and against the grafts of the host."""
-    seeds = {seed.seed_id: seed for seed in registry.roster.seeds}
-    if told:
-        after = {entry.body["seed_id"]: entry.body["after"] for entry in told if entry.kind is RecordKind.TRANSITION}
-        stages = {seed_id: str(seed.stage) for seed_id, seed in seeds.items()}
-        _check_equal("stages of seeds", stages, {**dict.fromkeys(stages, str(Stage.DORMANT)), **after})
+def _check_seeds(host: HostSnapshot, story: Story) -> None:
+    """Check Kasmina's records of seeds against its commands, and against the seeds of the host."""
+    seeds = {seed.seed_id: seed for seed in story.registry.roster.seeds}
+    _check_equal("seeds", list(seeds), list(story.germinated))
+    for seed in seeds.values():
+        for name, derived in OF_COMMANDS.items():
+            _check_equal(f"{name} of seed {seed.seed_id}", getattr(seed, name), derived(story, seed))
     for plan in host.topology:
-        seed = seeds[plan.seed_id]
-        graft = seed.graft
-        recorded = graft and (graft.ordinal, graft.start_step, graft.blend, graft.confidence)
-        grafted = (plan.ordinal, plan.start_step, plan.blend, plan.confidence)
-        _check_equal(
-            f"graft of seed {plan.seed_id}",
-            (seed.slot, seed.blueprint_id, recorded, seed.rate_scale),
-            (plan.slot, plan.blueprint_id, grafted, plan.rate_scale),
-        )
+        scale = seeds[plan.seed_id].rate_scale
+        _check_equal(f"rate_scale of seed {plan.seed_id} in the host", plan.rate_scale, scale)
+
+
+def _check_registry(story: Story) -> None:
+    """Check the records of Kasmina that belong to no seed."""
+    registry, answers = story.registry, story.answers
+    grafts = [plan.slot for plan in story.given if isinstance(plan, GraftPlan)]
+    ordinals = {slot: grafts.count(slot) for slot in registry.roster.ordinals}
+    _check_equal("ordinals of the slots", registry.roster.ordinals, ordinals)
+    orders = [answer.order for answer in answers.values() if answer.order is not None]
+    _check_equal("tests_used", registry.tests_used, sum(len(order.plans) for order in orders))
+    _check_equal("twin_kept", registry.twin_kept, sum(answer.keep_twin for answer in answers.values()))
+    if registry.order is not None:
+        _check_equal("order in flight", _undated(registry.order), _undated(orders[-1]) if orders else None)
+    for known in registry.commands:
+        ids = [(plan.command_id, plan.seed_id, plan.slot, plan.blueprint_id) for plan in known.plans]
+        named = {(known.command.command_id, c.seed_id, c.slot, c.blueprint_id) for c in known.command.candidates}
+        _check_equal("plans of no candidate", [one for one in ids if one not in named], [])
+        order = known.answer.as_given().order if known.answer is not None else None
+        ordered = [plan.seed_id for plan in order.plans] if order is not None else []
+        forks = [plan for plan in known.plans if plan.seed_id in ordered]
+        _check_equal("plans of an order", list(order.plans) if order is not None else [], forks)
+
+
+def _check_told(story: Story) -> None:
+    """Check Kasmina's records against the journal."""
+    registry = story.registry
+    for seed in registry.roster.seeds:
+        for name, derived in OF_JOURNAL.items():
+            found, wanted = getattr(seed, name), derived(story, seed)
+            _check_equal(f"{name} of seed {seed.seed_id}", plain(found), plain(wanted))
+    _check_equal("removed_at", registry.roster.removed_at, story.removed_at)
+    reports = [GateReport.model_validate_json(text) for text in records_of(story.entries, RecordKind.GATE)]
+    _check_equal("violations", registry.violations, sum("isolation_violated" in one.reasons for one in reports))
+    _check_equal("commands", [plain(command) for command in story.commands.values()], sent(story.entries))
+    orders = [answer.order.model_copy(update={"plans": ()}) for answer in story.answers.values() if answer.order]
+    _check_equal("orders", [plain(order) for order in orders], records_of(story.entries, RecordKind.INCUBATION_BEGUN))
+    ended = {body["order_id"] for body in story.bodies(RecordKind.INCUBATION_ENDED)}
+    open_orders = [order.order_id for order in orders if order.order_id not in ended]
+    _check_equal("order in flight", [registry.order.order_id] if registry.order is not None else [], open_orders)
+    for kind, name in (
+        (RecordKind.GATE, "gates"),
+        (RecordKind.TRANSITION, "transitions"),
+        (RecordKind.FIELD_REPORT, "field_reports"),
+    ):
+        known = set(records_of(story.entries, kind))
+        given = [plain(one) for answer in story.answers.values() for one in getattr(answer, name)]
+        _check_equal(f"{name} of answers, not in the journal", [one for one in given if one not in known], [])
+
+
+def _check_measured(host: HostSnapshot, line: LineState, tamiyo: TamiyoState, story: Story) -> None:
+    """Check counts and measured values of host, line and Tamiyo against the journal."""
+    reports = records_of(story.entries, RecordKind.FIELD_REPORT)
+    _check_equal("field reports of tamiyo", [plain(report) for report in tamiyo.past], reports)
+    forks = story.bodies(RecordKind.INCUBATION_ENDED)
+    _check_equal("incubator_steps", line.tally.incubator_steps, sum(body["fork_steps"] for body in forks))
+    rounds = story.bodies(RecordKind.ROUND_ENDED)
+    if not rounds:
+        return
+    inside = {plan.seed_id for plan in host.topology}
+    added = sum(seed.parameters for seed in story.registry.roster.seeds if seed.seed_id in inside)
+    _check_equal("parameters of all seeds in the host", added, story.growth)
+    before, mean = rounds[-1]["best_train_loss"], rounds[-1]["train_loss"]
+    best = mean if before is None else min(before, mean)
+    removed = any(isinstance(plan, RemovePlan) and one.step == host.step for plan, one in host.receipts.values())
+    _check_equal("best_round", host.best_round, None if removed else best)
+    told = [body["leaks"] for body in rounds[-1:] if "leaks" in body]
+    leaks = {seed_id: tuple(found) for one in told for seed_id, found in one.items() if seed_id in inside}
+    _check_equal("leaks", {seed_id: found for seed_id, found in host.leaks.items() if found}, leaks)
+
+
+def _undated(order: IncubationOrder) -> str:
+    """Return an order without its generation. A restore begins the order again in the generation of the restore."""
+    plans = tuple(plan.model_copy(update={"generation": 0}) for plan in order.plans)
+    return str(plain(order.model_copy(update={"generation": 0, "plans": plans})))
 
 
 def _check_forks(written: CheckpointWritten, saved: FenceState, registry: RegistryState) -> None:

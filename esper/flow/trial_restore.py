@@ -45,11 +45,11 @@ class TrialRestore:
 
     def _try(self, written: CheckpointWritten, saved: FenceState) -> None:
         line = LineState.of(saved)
-        read_state(saved.states["tamiyo"], self.key.generation)
+        tamiyo = read_state(saved.states["tamiyo"], self.key.generation)
         slots = [spec.path for spec in self.survey.specs]
         run_id, generation = self.key.run_id, self.key.generation
         registry = registry_of(saved.states["kasmina"], run_id=run_id, generation=generation, slots=slots)
-        check_agreement(written, saved, line, registry, self.past)
+        check_agreement(written, saved, line, registry, tamiyo, self.past)
         kasmina = make_kasmina(self.survey, self.key, SystemClock())
         kasmina.restore(saved.states["kasmina"], self.key.generation)
         kasmina.view(written.fence)

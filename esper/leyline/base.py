@@ -33,7 +33,9 @@ class GrownMessage(Message):
     def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:  # Any: plain values
         told: dict[str, Any] = handler(self)
         fields = type(self).model_fields
-        unused = {name for name in self.LATER if getattr(self, name) == fields[name].default}
+        unused = {
+            name for name in self.LATER if getattr(self, name) == fields[name].get_default(call_default_factory=True)
+        }
         return {name: value for name, value in told.items() if name not in unused}
 
 

@@ -60,6 +60,11 @@ class HostEditor(Protocol):
         with the same growth have the same names."""
         ...
 
+    def blend_tensors(self, step: int) -> Mapping[str, Any]:  # Any: torch.Tensor
+        """Return the alpha at an optimizer step and the vector of each seed, as the seed's plan determines them. The
+        names are those in `tensors`."""
+        ...
+
     def modules(self) -> Mapping[str, Any]:  # Any: torch.nn.Module
         """Return the module of each seed. The key is the first part of the names that the seed's tensors have in
         `tensors`."""

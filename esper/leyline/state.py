@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from esper.leyline.base import Message
+from typing import ClassVar
+
+from pydantic import Field
+
+from esper.leyline.base import GrownMessage, Message
 from esper.leyline.commands import BlendSpec
 from esper.leyline.decisions import Pair
 from esper.leyline.signals import Level
@@ -24,8 +28,10 @@ class BlendReport(Message):
     """Share of the steps at which a bound changed alpha. None: the mode does not clamp."""
 
 
-class TrainingState(Message):
+class TrainingState(GrownMessage):
     """The trainer's measurements of the round that ended at `fence`. Fields are None if no round has ended yet."""
+
+    LATER: ClassVar = frozenset({"leaks"})
 
     fence: int
     step: int
@@ -43,6 +49,9 @@ class TrainingState(Message):
     """Parameters of the host without its seeds."""
     blends: tuple[BlendReport, ...] = ()
     """One report for each seed in the host, in graft order."""
+    leaks: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Seed id -> names of everything outside the seed that it changed or that its gradient reached, for each seed of
+    which an audit has found something."""
 
 
 class SeedState(Message):

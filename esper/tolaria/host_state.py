@@ -23,7 +23,15 @@ from esper.tolaria.compiling import compile_host
 from esper.tolaria.modes import modes_of, set_training
 from esper.tolaria.optim import SeedOptimizer, build_optimizer, build_scheduler, reschedule
 from esper.tolaria.optimizer_state import check_steps
-from esper.tolaria.snapshot import HostSnapshot, Receipts, check_kinds, load_optimizer, load_scheduler, load_tensors
+from esper.tolaria.snapshot import (
+    HostSnapshot,
+    Receipts,
+    check_blends,
+    check_kinds,
+    load_optimizer,
+    load_scheduler,
+    load_tensors,
+)
 from esper.tolaria.trees import copied
 from esper.user_code.extra_state import extra_states, load_extra_states, state_of
 from esper.user_code.mends import SEED
@@ -231,12 +239,15 @@ class GrownHost:
         them. Counts of seed observations and gradients of a failed step are deleted.
 
         Raises:
-            DependencyViolationError: the snapshot is of another network or task. If its tensors do not fit the
-                host, nothing was changed. After other errors the state of this host is invalid.
+            DependencyViolationError: the snapshot is of another network or task, or an alpha or a vector of a seed
+                does not follow from the seed's plan. If its tensors do not fit the host, nothing was changed. After
+                other errors the state of this host is invalid.
         """
         check_kinds({**dict(self.host.named_parameters()), **dict(self.host.named_buffers())}, snapshot.tensors)
         self.step, self.fence, self._first_step_at = snapshot.step, snapshot.fence, None
         self._regrow(snapshot.topology, snapshot.weights)
+        check_kinds(self._all_tensors(), snapshot.tensors)
+        check_blends([self._editor.blend_tensors(step) for step in (self.step - 1, self.step)], snapshot.tensors)
         load_tensors(self._all_tensors(), snapshot.tensors)
         load_extra_states(self.host, snapshot.modules, self._editor.modules())
         self._data_state = copied(snapshot.data, lambda tensor: tensor.clone())

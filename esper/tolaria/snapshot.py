@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -90,6 +91,28 @@ def load_tensors(live: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> No
         raise DependencyViolationError("snapshot", "tensors differ from the host's", str(found))
     check_kinds(live, stored)
     copy_all([(tensor, stored[name]) for name, tensor in live.items()])
+
+
+def check_blends(wanted: Sequence[Mapping[str, Tensor]], stored: Mapping[str, Tensor]) -> None:
+    """Refuse stored alphas and vectors of seeds that do not follow from the plans of the seeds.
+
+    Args:
+        wanted: Name -> value by the plans, after the last step and at the next step. A graft sets all alphas for the
+            next step. Every name must be in `stored`.
+
+    Raises:
+        DependencyViolationError: a stored value is none of the wanted values. The error has both values.
+    """
+    for name in wanted[0]:
+        values = [one[name].cpu() for one in wanted]
+        found = stored[name].cpu()
+        if not any(torch.equal(found, value) for value in values):
+            at = int((found != values[0]).flatten().nonzero()[0]) if found.shape == values[0].shape else 0
+            told = [float(one.flatten()[at]) for one in (found, *values)]
+            detail = (
+                f"entry {at} is {told[0]}, and by the plan of its seed {' or '.join(map(str, dict.fromkeys(told[1:])))}"
+            )
+            raise DependencyViolationError("snapshot", f"{name} differs from the seed's blend", detail)
 
 
 def check_kinds(live: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:

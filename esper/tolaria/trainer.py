@@ -280,6 +280,7 @@ class Trainer(MeasuredHost):
             parameters=self.parameter_count(),
             host_parameters=sum(p.numel() for p in self.host.parameters()),
             blends=self._editor.blend_reports(),
+            leaks={seed_id: found for seed_id, found in self._leaks.items() if found},
         )
 
     # -- changing the host at a fence ----------------------------------------------------------------------------

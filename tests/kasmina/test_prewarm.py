@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -70,13 +69,8 @@ def editor_of(host: nn.Module, spec: SlotSpec, factory: Callable[[], nn.Module],
 
 
 def normed() -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch warns of the function
-        return _normed()
-
-
-def _normed() -> nn.Module:
-    return nn.Sequential(nn.utils.weight_norm(nn.Linear(8, 8)), nn.Tanh())
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        return nn.Sequential(nn.utils.weight_norm(nn.Linear(8, 8)), nn.Tanh())
 
 
 def pruned() -> nn.Module:

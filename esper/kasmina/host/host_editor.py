@@ -343,6 +343,19 @@ class SeedEditor:
             found |= {prefix + name: b for name, b in seed.named_buffers()}
         return found
 
+    def blend_tensors(self, step: int) -> Mapping[str, Tensor]:
+        """Return the alpha of each seed at an optimizer step, and its vector if it has one. The plan of the seed
+        determines both. The names are those in `tensors`.
+        """
+        found: dict[str, Tensor] = {}
+        for seed in self._seeds.values():
+            plan, prefix = seed.plan, _prefix(seed.plan)
+            alpha = blend_alpha(step, plan.start_step, plan.blend, plan.confidence).effective
+            found[f"{prefix}alpha"] = torch.full_like(seed.alpha, alpha)
+            vector = seed.blend.vector(plan.blend, self._specs[plan.slot])
+            found |= {f"{prefix}channels": vector} if vector is not None else {}
+        return found
+
     def modules(self) -> Mapping[str, nn.Module]:
         """Return the module of each seed, by the first part of the names of its tensors in `tensors`."""
         return {f"{_prefix(seed.plan)}module": seed.module for seed in self._seeds.values()}

@@ -76,6 +76,7 @@ def _refuse_computed(module: nn.Module) -> None:
             if isinstance(value, torch.Tensor) and not value.is_leaf:
                 hooks = [type(hook).__name__ for hook in part._forward_pre_hooks.values()]
                 by = f"the hook {hooks[-1]}" if hooks else "an operation on a parameter"
-                mend = NEW.get(hooks[-1] if hooks else "", "torch.nn.utils.parametrize.register_parametrization")
+                known = next((NEW[hook] for hook in hooks if hook in NEW), None)
+                mend = known or "torch.nn.utils.parametrize.register_parametrization"
                 place = f"{path}.{name}" if path else name
                 raise ValueError(f"its tensor {place} is computed by {by}, so the seed cannot be copied: use {mend}")
