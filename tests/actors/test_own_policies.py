@@ -19,6 +19,7 @@ from esper.archive.history import read_past
 from esper.archive.journal import RecordKind
 from esper.errors import ConfigError
 from esper.faults import Fault, FaultSpec
+from esper.leyline.commands import BlendSpec
 from esper.leyline.decisions import Decision, Pair, RateScale
 from esper.leyline.reports import FieldReport
 from esper.leyline.stages import IN_HOST
@@ -26,9 +27,13 @@ from esper.leyline.state import RoundState
 from esper.tamiyo.heuristic import HeuristicPolicy
 from esper.testing import telling, tiny_config, tiny_task
 
+CHANNEL = BlendSpec(
+    mode="CHANNEL", ramp_steps=30, schedule="cosine", channels=(0.5, 1.0, 1.0, 0.75, 1.0, 1.0, 0.25, 1.0)
+)
+
 
 class Own(HeuristicPolicy):
-    """Goes back once, from fence 9 to the last checkpoint, and slows every seed in the host."""
+    """Goes back once, from fence 9 to the last checkpoint, slows every seed in the host, and blends by channel."""
 
     name, version = "own", "own-1"
 
@@ -40,7 +45,8 @@ class Own(HeuristicPolicy):
         if state.fence == 9 and not state.rollbacks:
             return found.model_copy(update={"pairs": (), "hold": None, "go_back_to": state.checkpoints[-1]})
         live = [seed.seed_id for seed in state.seeds if seed.stage in IN_HOST]
-        return found.model_copy(update={"rates": tuple(RateScale(seed_id=one, scale=0.5) for one in live)})
+        own: dict[str, Any] = {"rates": tuple(RateScale(seed_id=one, scale=0.5) for one in live)}
+        return found.model_copy(update=own | ({"blend": CHANNEL} if found.pairs else {}))
 
 
 class Unsendable(Own):
@@ -100,3 +106,4 @@ def test_the_spare_and_a_resume_have_the_same_policy_and_the_run_has_the_bits_of
     commands = [entry.body for entry in read_past(tmp_path / "run").entries if entry.kind is RecordKind.COMMAND]
     assert {command["policy_version"] for command in commands} == {"own-1"}
     assert "SCALE_RATE" in {command["operation"] for command in commands}
+    assert {command["blend"]["mode"] for command in commands if command["blend"]} == {"CHANNEL"}
