@@ -17,15 +17,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from esper.durable.files import FULL, atomic_write, make_folders, remove_folder, sync_folder
 from esper.durable.streams import write_stream
-from esper.errors import ConfigError, StoreWriteFailed, TaskError
+from esper.errors import ConfigError, StoreWriteFailed
+from esper.export.comparison import Explain, check_outputs
 from esper.export.loading import Loaded, build_network, load_grown
 from esper.export.network_file import network_file
-from esper.export.programs import Play, check_onnx, export_bytes, onnx_bytes, play_export, play_onnx, trace
+from esper.export.program_inputs import check_inputs
+from esper.export.programs import (
+    Play,
+    check_onnx,
+    drawn_by_onnx,
+    drawn_by_program,
+    export_bytes,
+    onnx_bytes,
+    onnx_tolerance,
+    play_export,
+    play_onnx,
+    trace,
+)
 from esper.ground.closing import at_the_end, noted_on
 from esper.ground.temporary_rng import temporary_rng
 from esper.ground.workplace import fixed
@@ -147,7 +159,7 @@ def _folder_of(place: Path) -> Iterator[Path]:
         raise
 
 
-# -- batches and comparison of outputs ---------------------------------------------------------------------------
+# -- batches ---------------------------------------------------------------------------
 
 
 def _inputs(loaded: Loaded) -> list[Any]:  # Any: whatever the user's model takes
@@ -176,32 +188,6 @@ class CalledAs(nn.Module):
         return self._call(self.network, inputs)
 
 
-def _check_outputs(loaded: Loaded, batches: list[Any], play: Play, tolerance: float) -> None:
-    """Raises: TaskError: the outputs of `play` and of the network differ for one of the batches."""
-    for inputs in batches:
-        with temporary_rng(0), refused_as_theirs(), torch.no_grad():
-            expected = pytree.tree_leaves(call_model(loaded.task, loaded.network, inputs))
-            found = pytree.tree_leaves(play(inputs))
-        worst = max([0.0, *map(_difference, expected, found)]) if len(found) == len(expected) else float("inf")
-        if not worst <= tolerance:
-            what = f"the export gives other outputs: off by {worst:.1e} of the largest, {tolerance:.0e}"
-            raise TaskError("task.model", type(loaded.network).__name__, f"{what} is allowed")
-
-
-def _difference(expected: Any, found: Any) -> float:  # Any: leaves of whatever the user's model gives
-    """Return the largest difference between two outputs, divided by the largest absolute value, or by 1 if that is
-    larger. The result is 0 only if the outputs are equal."""
-    if not isinstance(expected, Tensor):
-        return 0.0 if expected == found else float("inf")
-    found = torch.as_tensor(found)
-    if expected.shape != found.shape or expected.dtype != found.dtype:
-        return float("inf")
-    if torch.equal(expected, found) or not expected.numel():
-        return 0.0
-    scale = expected.abs().max().double().clamp(min=1.0)
-    return float((expected.double() - found.double()).abs().max() / scale)
-
-
 # -- torch: a state dict and a Python file -----------------------------------------------------------------------
 
 
@@ -216,7 +202,7 @@ def _write_torch(loaded: Loaded, run: str, batches: list[Any], place: Path) -> t
             make_folders(draft)
             write_stream(draft / "network.pt", lambda stream: torch.save(whole_state(loaded.network), stream))
             atomic_write(draft / "network.py", text.encode())
-            _check_outputs(loaded, batches, play_torch(draft / "network.py", loaded), 0.0)
+            check_outputs(loaded, batches, play_torch(draft / "network.py", loaded))
             _publish(draft, place)
             sync_folder(folder)
     return place / "network.pt", place / "network.py"
@@ -249,20 +235,24 @@ class Program:
 
     make: Callable[[torch.export.ExportedProgram], bytes]
     play: Callable[[bytes], Play]
-    tolerance: float
+    tolerance: Callable[[torch.export.ExportedProgram], float]
     """Largest allowed difference of an output, divided by its largest absolute value."""
+    explain: Explain
+    """The reason why a program draws other random numbers than the network."""
 
 
 PROGRAMS = {
-    Format.EXPORT: Program(export_bytes, play_export, 1e-6),  # the same kernels of torch as in the network
-    Format.ONNX: Program(onnx_bytes, play_onnx, 1e-4),  # other kernels than torch, which sum in another order
+    Format.EXPORT: Program(export_bytes, play_export, lambda _: 1e-6, drawn_by_program),  # the network's own kernels
+    Format.ONNX: Program(onnx_bytes, play_onnx, onnx_tolerance, drawn_by_onnx),
 }
 
 
 def _write_program(loaded: Loaded, batches: list[Any], place: Path, kind: Program) -> tuple[Path, ...]:
+    check_inputs(loaded.task, *batches)
     network = loaded.network if loaded.task.input_output is None else CalledAs(loaded.network, loaded.task)
-    data = kind.make(trace(network, batches[0], ROWS[0]))
-    _check_outputs(loaded, batches, kind.play(data), kind.tolerance)
+    program = trace(network, batches[0], ROWS[0])
+    data, tolerance = kind.make(program), kind.tolerance(program)
+    check_outputs(loaded, batches, kind.play(data), tolerance, kind.explain)
     with _folder_of(place):
         atomic_write(place, data, replace=False)
     return (place,)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -57,6 +58,24 @@ def _refused(call: str) -> Iterator[None]:
             yield
     except Exception as error:
         raise TaskError("task.model", call, f"{exception_in_words(error)}; {MEND}") from error
+
+
+_ELSEWHERE = {
+    "python": "Python's `random`",
+    "numpy": "`numpy.random`",
+}
+"""The global generators from which a program cannot draw."""
+
+WITHOUT_DRAWS = "return outputs without them in evaluation"
+
+
+def drawn_by_program(drawn: tuple[str, ...]) -> str:
+    """Return why a program of `torch.export` draws other random numbers than the network. "": it draws the same."""
+    fixed = [words for name, words in _ELSEWHERE.items() if name in drawn]
+    if not fixed:
+        return ""
+    where = f"in evaluation its forward draws random numbers from {' and '.join(fixed)}"
+    return f"{where}, which become constants of a program; {WITHOUT_DRAWS}, draw them by torch, or use --format torch"
 
 
 # -- torch.export ------------------------------------------------------------------------------------------------
@@ -112,6 +131,34 @@ def onnx_bytes(program: torch.export.ExportedProgram) -> bytes:
     return data
 
 
+def drawn_by_onnx(drawn: tuple[str, ...]) -> str:
+    """Return why a graph of ONNX draws other random numbers than the network."""
+    where = "in evaluation its forward draws random numbers"
+    return drawn_by_program(drawn) or f"{where}, and ONNX draws others; {WITHOUT_DRAWS}, or use --format export"
+
+
+FLOAT32_TOLERANCE = 1e-4
+"""Other kernels than those of torch sum in another order."""
+
+
+def onnx_tolerance(program: torch.export.ExportedProgram) -> float:
+    """Return the largest allowed difference of an output of ONNX, divided by the largest absolute value.
+
+    It is 1e-4. If the program computes in a shorter type, as under autocast, it is twice the spacing of this type at 1:
+    1.6e-2 for bfloat16 and 2e-3 for float16. Each kernel rounds to this type at other places.
+    """
+    spacings = [torch.finfo(dtype).eps for dtype in _float_types(program)]
+    return max([FLOAT32_TOLERANCE, *(2 * spacing for spacing in spacings if spacing > FLOAT32_TOLERANCE)])
+
+
+def _float_types(program: torch.export.ExportedProgram) -> set[torch.dtype]:
+    """Return the floating-point types of all tensors in a program, also in its nested graphs, which autocast makes."""
+    graphs = (one.graph for one in program.graph_module.modules() if isinstance(one, torch.fx.GraphModule))
+    values = (node.meta.get("val") for graph in graphs for node in graph.nodes)
+    leaves = (leaf for value in values for leaf in pytree.tree_leaves(value))
+    return {leaf.dtype for leaf in leaves if isinstance(leaf, Tensor) and leaf.dtype.is_floating_point}
+
+
 def play_onnx(data: bytes) -> Play:
     """Load an ONNX file into the reference evaluator of ONNX. Raises: TaskError: the file is not valid, or cannot be
     run."""
@@ -125,11 +172,18 @@ def play_onnx(data: bytes) -> Play:
         evaluator = ReferenceEvaluator(model)
 
     def play(inputs: Any) -> Any:  # Any: whatever the user's model takes
-        given = [leaf.numpy() for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
         with _refused("the graph of ONNX"):
-            return evaluator.run(None, dict(zip(names, given, strict=True)))
+            given = [leaf.numpy() for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+            return [_tensor(one) for one in evaluator.run(None, dict(zip(names, given, strict=True)))]
 
     return play
+
+
+def _tensor(found: Any) -> Any:  # Any: an array, or a sequence of arrays
+    """Return an array as a tensor. numpy has bfloat16 only as a type of another package, which torch does not read."""
+    if isinstance(found, np.ndarray) and found.dtype.name == "bfloat16":
+        return torch.from_numpy(found.view("int16")).view(torch.bfloat16)
+    return found
 
 
 @contextmanager

@@ -69,6 +69,13 @@ def streams() -> Streams:
     return random.getstate(), np.random.get_state(), torch.default_generator.get_state()
 
 
+def changed_streams(before: Streams, after: Streams) -> tuple[str, ...]:
+    """Return the names of the generators whose states differ: "python", "numpy", "torch"."""
+    numpy = all(np.array_equal(one, other) for one, other in zip(before[1], after[1], strict=True))
+    same = {"python": before[0] == after[0], "numpy": numpy, "torch": torch.equal(before[2], after[2])}
+    return tuple(name for name, unchanged in same.items() if not unchanged)
+
+
 def restore_streams(states: Streams) -> None:
     """Restore the global generators to the states that `streams` returned."""
     python, numpy, own = states

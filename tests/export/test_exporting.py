@@ -5,20 +5,23 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import growing
+import numpy as np
 import pytest
 import torch
 from growing import graft_plan
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 import esper
 from esper.cli.main import exit_code
@@ -26,7 +29,8 @@ from esper.errors import ConfigError, StoreWriteFailed, TaskError
 from esper.export import exporting
 from esper.export.exporting import Format, export
 from esper.export.network_file import network_file
-from esper.export.programs import export_bytes, play_export, trace
+from esper.export.program_inputs import check_inputs
+from esper.export.programs import export_bytes, onnx_tolerance, play_export, trace
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, BlueprintRegistry
 from esper.leyline.reports import GraftPlan
 from esper.leyline.slots import Kind, SlotSpec
@@ -458,6 +462,105 @@ def test_a_network_that_cannot_be_exported_is_refused_and_nothing_is_left(
         export(drained_twice, format, tmp_path / "new" / "it", task=replace(tiny_task(), model=model))
     assert os.listdir(tmp_path) == []
     assert sorted(os.listdir(drained_twice.parent)) == before
+
+
+class Changed(TinyHost):
+    """A host whose evaluation passes its outputs through `change`."""
+
+    __qualname__ = "TinyHost"
+    change: Callable[[Tensor], Tensor]
+
+    def forward(self, x_BC: Tensor) -> Tensor:
+        return type(self).change(super().forward(x_BC))
+
+
+def with_change(change: Callable[[Tensor], Tensor]) -> type[nn.Module]:
+    return type("TinyHost", (Changed,), {"change": staticmethod(change), "__module__": TinyHost.__module__})
+
+
+@pytest.mark.parametrize(
+    ("change", "refused"),
+    [
+        (lambda y: y + torch.randn_like(y), {Format.ONNX: "ONNX draws others"}),
+        (lambda y: nn.functional.dropout(y, 0.5, True), {Format.ONNX: "ONNX draws others"}),
+        (lambda y: y + random.random(), dict.fromkeys([Format.EXPORT, Format.ONNX], "constants")),
+        (lambda y: y + float(np.random.rand()), dict.fromkeys([Format.EXPORT, Format.ONNX], "constants")),
+    ],
+    ids=["randn", "dropout", "python", "numpy"],
+)
+def test_random_numbers_in_evaluation_are_the_same_for_network_and_export_or_named(
+    drained_twice: Path, tmp_path: Path, change: Callable[[Tensor], Tensor], refused: dict[Format, str]
+) -> None:
+    task = replace(tiny_task(), model=with_change(change))
+    for format in Format:
+        place = tmp_path / format
+        if format in refused:
+            with pytest.raises(TaskError, check=telling(refused[format], "random numbers", field="task.model")):
+                export(drained_twice, format, place, task=task)
+        else:
+            export(drained_twice, format, place, task=task)
+        assert place.exists() == (format not in refused)
+
+
+class Autocast(TinyHost):
+    __qualname__ = "TinyHost"  # only its forward is another
+
+    def forward(self, x_BC: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x_BC)
+
+
+def test_a_network_under_autocast_is_exported_within_the_spacing_of_its_shortest_type(
+    drained_twice: Path, tmp_path: Path
+) -> None:
+    for format in Format:
+        export(drained_twice, format, tmp_path / format, task=replace(tiny_task(), model=Autocast))
+        assert (tmp_path / format).exists()
+    for model, tolerance in (
+        (Autocast(), 2 * 2**-7),
+        (with_change(lambda y: y.half().float())(), 2 * 2**-10),
+        (TinyHost(), 1e-4),
+        (TinyHost().double(), 1e-4),
+    ):
+        inputs = torch.zeros(3, 8, dtype=next(model.parameters()).dtype)
+        assert onnx_tolerance(trace(model, inputs, 3)) == tolerance
+
+
+@dataclass
+class Record:
+    x: Tensor
+
+
+@pytest.mark.parametrize(
+    ("extra", "named"),
+    [
+        (lambda rows: ["a"] * rows, "['extra']"),
+        (lambda rows: f"{rows} rows", "['extra']"),
+        (lambda rows: {"ids": [{"row": i} for i in range(rows)]}, "['extra']['ids']"),
+        (lambda rows: np.zeros(rows), "no numpy.ndarray"),
+        (lambda rows: Record(torch.zeros(rows)), "test_exporting.Record"),
+    ],
+    ids=["texts", "text", "nested", "array", "record"],
+)
+def test_a_part_of_the_input_that_a_program_cannot_take_is_named(extra: Callable[[int], Any], named: str) -> None:
+    one, other = ({"x": torch.zeros(rows, 8), "extra": extra(rows)} for rows in (3, 5))
+    for collate, field in ((None, "task.valid"), (default_collate, "task.collate")):
+        with pytest.raises(TaskError, check=telling(named, "--format torch", field=field)):
+            check_inputs(tiny_task(collate=collate), one, other)
+    fine = [{"x": (torch.zeros(rows, 8), [None, 1, "mean"])} for rows in (3, 5)]
+    check_inputs(tiny_task(), *fine)
+
+
+def named_rows(samples: list[Any]) -> Any:
+    inputs, targets = default_collate(samples)
+    return {"x": inputs, "names": ["a"] * len(inputs)}, targets
+
+
+def test_a_list_of_texts_in_the_input_is_refused_before_the_trace(drained_twice: Path, tmp_path: Path) -> None:
+    task = tiny_task(collate=named_rows, input_output=lambda model, batch: model(batch["x"]))
+    export(drained_twice, Format.TORCH, tmp_path / "it", task=task)
+    with pytest.raises(TaskError, check=telling("['names']", field="task.collate")):
+        export(drained_twice, Format.EXPORT, tmp_path / "it.pt2", task=task)
 
 
 @pytest.mark.parametrize(("format", "write"), [(Format.TORCH, "write_stream"), (Format.EXPORT, "atomic_write")])
