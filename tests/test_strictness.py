@@ -255,6 +255,8 @@ ALLOWED: dict[str, str] = {
     "esper/telemetry/batches.py _Counted.arrived: answers Exception": "lost spans and log records are counted and told",
     "esper/telemetry/otlp_settings.py _installed: answers ModuleNotFoundError": "False; the run is refused by name",
     "esper/archive/inspection.py _metrics_url: answers (FileNotFoundError, NotADirectoryError, ValidationError)": "no endpoint, or not to be trusted; the state of the run is shown",
+    "esper/telemetry/event_tally.py EventTally._read_on: answers OSError": "what the processes reported counts",
+    "esper/telemetry/event_tally.py _name_of: answers (ValueError, KeyError, TypeError)": "no name; a full disk may have cut the line",
     "esper/telemetry/endpoint.py _Server.rendered: .get with a default": "it was not rendered yet",
     "esper/telemetry/endpoint.py _end: answers OSError": "the client has gone, as was wanted",
     "esper/telemetry/exposition.py _counters: .get with a default x2": "a snapshot leaves zeros out",

@@ -1,6 +1,7 @@
-"""Writes the files of `monitoring/`: the rules for Prometheus, their tests for promtool, and a dashboard for Grafana.
+"""Writes the files of `monitoring/`: the rules for Prometheus, their tests for promtool, and a dashboard for Grafana;
+and the tables of `docs/metrics.md`.
 
-`python tools/monitoring.py` writes all three. A test compares the files with what this tool would write.
+`python tools/monitoring.py` writes all of them. A test compares the files with what this tool would write.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from esper.telemetry.events import Severity
 from esper.telemetry.exposition import prometheus_name
-from esper.telemetry.metric_table import HISTOGRAMS
+from esper.telemetry.metric_table import COUNTERS, GAUGES, HISTOGRAMS, Metric
 
 FOLDER = Path(__file__).resolve().parents[1] / "monitoring"
 RULES, RULES_TEST, DASHBOARD = (FOLDER / f"esper-{name}" for name in ("rules.yml", "rules-test.yml", "dashboard.json"))
@@ -467,7 +468,39 @@ def dashboard() -> str:
     return json.dumps(whole, indent=1) + "\n"
 
 
-FILES = {RULES: rules, RULES_TEST: rules_test, DASHBOARD: dashboard}
+PAGE = FOLDER.parent / "docs" / "metrics.md"
+BEGIN, END = "<!-- metrics -->\n", "<!-- end of metrics -->\n"
+
+
+def tables() -> str:
+    """Return the tables of docs/metrics.md: every metric, and every severe event with its alert."""
+    lines: list[str] = []
+    kinds: tuple[tuple[str, Mapping[str, Metric]], ...] = (
+        ("Counters", COUNTERS),
+        ("Histograms (seconds)", HISTOGRAMS),
+        ("Gauges", GAUGES),
+    )
+    for title, metrics in kinds:
+        lines += [f"### {title}", "| metric | on the endpoint | labels | what |", "|---|---|---|---|"]
+        for name, metric in metrics.items():
+            labels = ", ".join(f"`{label}`" for label in sorted(metric.labels))
+            lines.append(f"| `{name}` | `{prometheus_name(name)}` | {labels} | {metric.what} |")
+        lines.append("")
+    lines += ["### Severe events", "| event | highest severity | alert | page |", "|---|---|---|---|"]
+    for event, (severity, page) in EVENTS.items():
+        lines.append(f"| `{event}` | {severity} | {alert_of(event).name} | [{page}](runbooks/{page}.md) |")
+    lines += ["", "### Other alerts", "| alert | severity | page |", "|---|---|---|"]
+    lines += [f"| {one.name} | {one.severity} | [{one.page}](runbooks/{one.page}.md) |" for one in OTHERS]
+    return "\n".join(lines) + "\n"
+
+
+def page_of_metrics() -> str:
+    """Return docs/metrics.md with the present tables."""
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    return before + BEGIN + tables() + END + rest.partition(END)[2]
+
+
+FILES = {RULES: rules, RULES_TEST: rules_test, DASHBOARD: dashboard, PAGE: page_of_metrics}
 """File -> the function that returns its content."""
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from esper.archive.inspection import Endpoint
 from esper.archive.run_directory import metrics_file
 from esper.durable.files import atomic_write, make_folders
+from esper.telemetry.event_tally import EventTally
 from esper.telemetry.metric_snapshot import MetricSnapshot
 
 
@@ -17,6 +18,7 @@ class RunMetrics:
 
     def __init__(self) -> None:
         self._sources: tuple[Callable[[], MetricSnapshot], ...] = ()
+        self._tally: EventTally | None = None
         self.url: str | None = None
         """The address for Prometheus. None: no endpoint was asked for."""
 
@@ -24,12 +26,16 @@ class RunMetrics:
         """Add a process, or a group of processes, by the function that returns its metrics."""
         self._sources = (*self._sources, source)
 
+    def tally(self, telemetry: Path) -> None:
+        """Count severe events in the log of this folder, too, from now on."""
+        self._tally = EventTally(telemetry)
+
     def now(self) -> MetricSnapshot:
         """Return the present metrics of the run."""
         found = MetricSnapshot()
         for source in self._sources:
             found = found.plus(source())
-        return found
+        return found if self._tally is None else self._tally.raised(found)
 
     @contextmanager
     def told(self, path: Path) -> Iterator[None]:

@@ -150,6 +150,8 @@ class Conductor:
             )
             stack.enter_context(use(telemetry))
             metrics.add(telemetry.metrics.snapshot)
+            if telemetry.directory is not None:
+                metrics.tally(telemetry.directory)
             stack.enter_context(metrics.told(path))
             if metrics.url is not None:
                 self.progress.found(f"metrics for Prometheus: {metrics.url}")

@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 import ray
+from prometheus_client.parser import text_string_to_metric_families
 
 import esper
 from actors import actor_start
@@ -26,6 +28,7 @@ from actors.remote import Process
 from actors.shell import ActorSpec
 from esper import OnRay
 from esper.archive.history import read_past
+from esper.archive.inspection import inspect_run
 from esper.archive.journal import RecordKind
 from esper.archive.run_directory import checkpoints_folder, faults_file
 from esper.archive.summary import failure
@@ -61,12 +64,53 @@ def same(result: Result, undisturbed: Result) -> None:
         assert getattr(result, name) == getattr(undisturbed, name), name
 
 
+class Scrapes(Quiet):
+    """Scrapes the endpoint for Prometheus at every fence, until the actors have answered."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self.seen = path, dict[tuple[Any, ...], float]()
+
+    def fence(self, state: RoundState, tally: Tally) -> None:
+        del tally
+        if state.fence:
+            until(
+                lambda: self._scraped("esper_step_duration_seconds_count", ("role", "tolaria")) >= state.training.step
+            )
+
+    def _scraped(self, *series: Any) -> float:
+        with urllib.request.urlopen(inspect_run(self._path)["prometheus"]) as answer:
+            families = list(text_string_to_metric_families(answer.read().decode()))
+        self.seen = {(one.name, *sorted(one.labels.items())): one.value for all_ in families for one in all_.samples}
+        return self.seen[series]
+
+    def check(self) -> None:
+        """The trainer died in the round from step 140 on; its successor began at the checkpoint of that fence."""
+        seen = self.seen
+        steps = seen["esper_step_duration_seconds_count", ("role", "tolaria")]
+        assert 320 <= steps <= 330  # of both processes: at least what the first answered last, and at most step 150
+        assert seen["esper_actor_restarts_total", ("role", "tolaria")] == 1
+        assert seen["esper_actor_restarts_total", ("role", "kasmina")] == 0
+        for event in ("trainer_rank_lost", "actor_restarted", "fault_fired"):  # the last one right before the kill
+            assert seen["esper_severe_events_total", ("event", event)] == 1
+        for phase in ("decide", "stop", "start", "restore", "first_step"):
+            assert seen["esper_recovery_duration_seconds_count", ("phase", phase)] == 1
+        assert {role: seen["esper_actor_up", ("role", role)] for role in ("tolaria", "emergency", "kasmina")} == {
+            "tolaria": 1,
+            "emergency": 1,
+            "kasmina": 1 + tiny_config().growth.managers,
+        }
+        assert seen["esper_decision_duration_seconds_count",] > 0  # in Tamiyo's process
+        assert seen["esper_admission_duration_seconds_count",] > 0  # in Kasmina's
+
+
 def test_a_dead_trainer_is_replaced_and_the_recovery_is_timed(
     launch_tiny: Any, tmp_path: Path, undisturbed: Result
 ) -> None:
     fault = {"point": "tolaria.step", "fault": "kill", "step": 150}
-    result = launch_tiny(restarting=True, faults=[fault])
+    watch = Scrapes(tmp_path / "run")
+    result = launch_tiny(restarting=True, faults=[fault], telemetry__prometheus_port=0, progress=watch)
     same(result, undisturbed)
+    watch.check()
     (recovery,) = result.recoveries
     assert (recovery.actors, result.restarts, result.rollbacks, result.resumes) == (("tolaria",), 1, 0, 0)
     assert (recovery.from_memory, result.fault_fired) == (False, True)

@@ -14,7 +14,8 @@ from esper.errors import CommandRejected
 from esper.flow.going_back import Tier
 from esper.leyline.reports import Gate
 from esper.leyline.stages import Stage
-from esper.telemetry import Counters, Telemetry, count, events, use
+from esper.telemetry import Counters, Severity, Telemetry, count, events, severe, use
+from esper.telemetry.event_tally import EventTally
 from esper.telemetry.metric_snapshot import MetricSnapshot
 from esper.telemetry.metric_table import COUNTERS, MALFORMED, PHASES, REASONS, ROLES, SHORT_S, STAGES
 from esper.telemetry.metrics import NAMES, Gauges, Histograms, Metrics
@@ -127,3 +128,26 @@ def test_count_goes_to_the_telemetry_in_use():
     count("esper.command.rejections", reason="stale")
 
     assert telemetry.counters.total("esper.command.rejections", reason="stale") == 1
+
+
+def test_an_event_of_a_process_that_died_before_it_could_report_is_counted_once_from_the_log(tmp_path):
+    with Telemetry.start(tmp_path, "tolaria") as earlier, use(earlier):
+        severe("guard_tripped", Severity.CRITICAL)  # of an earlier process of the run: not counted again
+    tally = EventTally(tmp_path)
+    with Telemetry.start(tmp_path, "conductor") as own, Telemetry.start(tmp_path, "tolaria") as dead:
+        with use(own):
+            severe("rollback_fast", Severity.ERROR)
+        with use(dead):
+            severe("rollback_fast", Severity.ERROR)
+            severe("fault_fired", Severity.WARNING)
+        log = tmp_path / events.LOG
+        log.write_bytes(
+            log.read_bytes() + b'{"name": "rollback_full"}\nno JSON\n{"name": "an unknown one"}\n{"name": "gua'
+        )
+        for _ in range(2):
+            told = tally.raised(own.metrics.snapshot())
+            counted = {key[0][1]: value for key, value in told.counters["esper.severe_events"].items()}
+            assert counted == {"rollback_fast": 2, "fault_fired": 1, "rollback_full": 1}
+        several = MetricSnapshot(1, {"esper.severe_events": {(("event", "rollback_fast"),): 3}})  # the log was lost
+        assert tally.raised(several).total("esper.severe_events") == 3 + 1 + 1
+    assert EventTally(tmp_path / "absent").raised(MetricSnapshot()).total("esper.severe_events") == 0
