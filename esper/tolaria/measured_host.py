@@ -31,7 +31,7 @@ from esper.tolaria.measuring import check_measures, losses_of, means_over
 from esper.tolaria.slot_calls import MOST_SKIPPED, not_called
 from esper.tolaria.task_metrics import Metric, Seen
 from esper.tolaria.weighing import Weighted
-from esper.user_code.attributes import different
+from esper.user_code.attributes import different, path_in_words
 from esper.user_code.extra_state import extra_states_kept
 from esper.user_code.process_state import check_process
 from esper.user_code.their_code import their_code
@@ -322,12 +322,14 @@ class MeasuredHost(GrownHost):
         return {parameter.device for parameter in self.host.parameters()}
 
     def held(self) -> Mapping[str, Any]:  # Any: a digest
-        """Return the digests of everything in this host that a candidate must not change; see `HostEditor.record`."""
+        """Return the digests of everything in this host that a candidate must not change, by path; see
+        `HostEditor.record`.
+        """
         return self._editor.record()
 
     def changed_since(self, before: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the names of everything that has changed since `held` returned `before`."""
-        return tuple(different(dict(before), dict(self.held())))
+        return tuple(map(path_in_words, different(dict(before), dict(self.held()))))
 
     def _audited(self) -> dict[str, IsolationViolation]:
         """Audit every watched seed of the last forward pass.

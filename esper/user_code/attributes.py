@@ -144,7 +144,7 @@ def _leaf(value: Any, whole_bytes: int) -> Leaf | None:  # Any: any value of an 
     if kind in _SCALARS:
         return Leaf(kind.__name__, hash(repr(value) if kind in (float, complex) else value))
     if isinstance(value, Tensor):
-        return Leaf("Tensor", _tensor(value, whole_bytes))
+        return Leaf("Tensor", digest_of(value, whole_bytes))
     if isinstance(value, np.ndarray):
         return None if value.dtype == object else Leaf("ndarray", _array(value, whole_bytes))
     if (state := _random_state(value)) is not None:
@@ -172,7 +172,12 @@ def _flat(values: Iterable[Any]) -> int:
     return hash(repr(found)) if any(value != value for value in found) else hash(found)  # NaNs have no fixed hash
 
 
-def _tensor(tensor: Tensor, whole_bytes: int = WHOLE_BYTES) -> int:
+def digest_of(tensor: Tensor, whole_bytes: int = WHOLE_BYTES) -> int:
+    """Return the digest of a tensor's values, dtype and shape.
+
+    Args:
+        whole_bytes: Size in bytes of the largest tensor that is read whole.
+    """
     shape = hash((tensor.dtype, tuple(tensor.shape), tensor.layout))
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type == "meta":
         return shape
@@ -209,7 +214,7 @@ def _random_state(value: object) -> int | None:
     if not isinstance(value, _GENERATORS):
         return None
     if isinstance(value, torch.Generator):
-        return _tensor(value.get_state())
+        return digest_of(value.get_state())
     if isinstance(value, random.Random) and not isinstance(value, random.SystemRandom):
         return hash(value.getstate())
     if isinstance(value, np.random.Generator):

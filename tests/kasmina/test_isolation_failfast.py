@@ -39,8 +39,8 @@ class Host(TinyHost):
 class Acts(nn.Linear):
     """An honest layer, and something else."""
 
-    def __init__(self, act: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> None:
-        super().__init__(8, 8)
+    def __init__(self, act: Callable[[nn.Module, Tensor, Tensor], Tensor], width: int = 8) -> None:
+        super().__init__(width, width)
         self.act = act
 
     def forward(self, h: Tensor) -> Tensor:
@@ -190,16 +190,56 @@ def test_a_parameter_of_another_host_is_caught(host, body_spec):
     assert other.head.weight.grad is None  # the prewarm's backward pass has not reached it
 
 
-def test_an_input_that_a_seed_changes_in_place_is_caught_at_the_graft_and_later(host, body_spec):
+def test_an_input_that_a_seed_changes_in_place_ends_the_run_at_the_graft_and_later(host, body_spec):
     for act in (lambda _seed, h, output: h.mul_(2) + output, lambda _seed, h, output: h.data.mul_(2) + output):
         with pytest.raises(SeedBuildFailed, match="prewarm failed"):
             graft(host, body_spec, Acts(act))
     later = Acts(lambda _seed, h, output: h.mul_(2) + output if host.body._forward_hooks else output)
     editor = graft(host, body_spec, later)
-    assert caught(host, editor) == ("output of body",)
-    editor.watch(False)
-    with pytest.raises(SeedBuildFailed, match=r"blueprint planted at body: forward failed: .* changes its input"):
-        host(X)
+    for audited in (True, False):
+        editor.watch(audited)
+        with pytest.raises(SeedBuildFailed, match=r"blueprint planted at body: forward failed: .* changes its input"):
+            host(X)
+
+
+@pytest.mark.parametrize("output", ["its own parameter", "part of a recurrent output"])
+def test_a_joined_seed_may_reach_what_is_behind_its_input_and_nothing_beside_it(body_spec, output):
+    """The search of the graph stops at the input, even if it is a leaf, or one output of several of a node."""
+
+    class Body(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4, 16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if output == "its own parameter":
+                return self.weight
+            first, self.second = (x.repeat(1, 2) * self.weight).tensor_split(2, dim=1)
+            return first
+
+    class OfBody(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = Body()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x)
+
+    for leaks in (False, True):
+        host = OfBody()
+        wide = output == "its own parameter"
+        spec = body_spec.model_copy(update={"shape": (16 if wide else 8,)})
+
+        def act(_seed: nn.Module, _h: Tensor, made: Tensor, host: nn.Module = host, leaks: bool = leaks) -> Tensor:
+            return made if not leaks or not hasattr(host.body, "second") else made + host.body.second.mean()
+
+        editor = graft(host, spec, Acts(act, 16 if wide else 8))
+        editor.amend(JoinPlan(seed_id="seed-0", command_id="c", run_id="run", generation=1, fence=2))
+        if leaks and not wide:
+            assert caught(host, editor) == ("body.weight",)
+        else:
+            host(X)
+            editor.audit()
 
 
 def test_a_seed_in_a_host_of_channels_last_without_a_gradient_trains(body_spec):

@@ -407,6 +407,32 @@ def test_only_the_forwards_of_audits_and_probes_are_watched(monkeypatch: pytest.
     assert looked == [step for step in (0, 0, 4, 5, 8, 9) for _ in range(2)]
 
 
+class Picture(nn.Module):
+    """The tiny task's inputs as pictures of 2 channels and 2 x 2 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(2, 8, 1)
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, x_BC: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.body(x_BC.unflatten(1, (2, 2, 2))).flatten(1))
+        return scores
+
+
+@pytest.mark.parametrize("isolated", [True, False])
+def test_audits_change_no_bit_of_a_seed_that_uses_its_input_twice(isolated: bool) -> None:
+    ends = []
+    for audit_every in (1, 10**6):
+        survey = make_survey(model=Picture, growth__isolation_audit_steps=audit_every)
+        live = live_trainer(survey)
+        live.apply(make_plan(survey, "squeeze_excite", step=0, isolated=isolated), DRAWN)
+        live.run_round(1, 30)
+        assert live.observe(1, {}).seeds[0].isolation_leaks == ()
+        ends.append(bits(live))
+    assert ends[0] == ends[1]
+
+
 def test_the_last_step_before_a_fence_is_audited(monkeypatch: pytest.MonkeyPatch) -> None:
     survey = leaking()
     live = live_trainer(survey)

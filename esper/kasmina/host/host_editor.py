@@ -7,182 +7,29 @@ registered in the host, so the host's modules, names and state dict do not chang
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
 from esper.errors import DependencyViolationError, IsolationViolation, SeedBuildFailed
 from esper.ground.slot_output import part_of, with_part
 from esper.kasmina.blueprints.catalogue import BlueprintRegistry
-from esper.kasmina.blueprints.fallbacks import Told, heard
-from esper.kasmina.blueprints.precision import as_slot, dtype_of
 from esper.kasmina.blueprints.seed_weights import load_weights
-from esper.kasmina.host.alpha_record import AlphaRecord
 from esper.kasmina.host.attached import PREFIX, Seed, attach
-from esper.kasmina.host.blending import blend_alpha, blend_of, check_fits, target_alpha
-from esper.kasmina.host.call_record import CallRecord, is_recomputing
+from esper.kasmina.host.blending import blend_alpha
 from esper.kasmina.host.code_path import COMPILED, asked_path
-from esper.kasmina.host.formulas import weight_of
-from esper.kasmina.host.isolation import reachable_parameters, record_of, sharing_memory, strange_parameters
-from esper.kasmina.host.prewarm import CHANGES_INPUT, prewarm
+from esper.kasmina.host.grafted_seed import GraftedSeed
+from esper.kasmina.host.isolation import reachable_parameters, record_of, sharing_memory, strange_parameters, tensors_of
+from esper.kasmina.host.prewarm import prewarm
 from esper.leyline.evidence import SeedObservation
 from esper.leyline.reports import Amendment, GraftPlan, Weights
 from esper.leyline.slots import SlotSpec
 from esper.leyline.state import BlendReport
-from esper.user_code.attributes import Held, different, held_by
-from esper.user_code.their_code import their_code
-
-
-@dataclass
-class LastCall:
-    """The data of a seed's last call.
-
-    It is not a module, because setting an attribute of a module takes ten times as long.
-    """
-
-    branch: Tensor | None = None
-    """The seed's output in a watched call. None: no call was watched."""
-    cut: Node | None = None
-    """Node of the autograd graph for the seed's input in a watched call. None: the input was detached."""
-    changed: tuple[str, ...] | None = None
-    """Names of everything outside the seed that a watched call changed. None: no call was watched."""
-    shape: tuple[int, ...] | None = None
-    """Shape of the output for one sample. None: the seed was not called since the last observation."""
-
-
-class GraftedSeed(nn.Module):
-    """A seed at its slot, with the blend of its plan. While the seed is isolated, its input is detached from the graph.
-
-    Alpha and the vector of CHANNEL are buffers, so that torch does not compile a host again when their values change.
-    """
-
-    alpha: Tensor
-    """The effective alpha of the present step, rank 0."""
-    channels: Tensor | None
-    """The vector of CHANNEL, broadcastable to one sample. None for other modes."""
-
-    def __init__(
-        self,
-        module: nn.Module,
-        plan: GraftPlan,
-        spec: SlotSpec,
-        asked_path: str,
-        record: Callable[[GraftPlan], Held],
-    ) -> None:
-        """Make the module without attaching the seed.
-
-        Args:
-            record: Function that returns the digests of everything that this seed must not change.
-        """
-        super().__init__()
-        self.record = record
-        self.module = module
-        self.blend = blend_of(plan.blend)
-        self.plan = plan
-        self.asked_path = asked_path
-        self.watched = False
-        self.last = LastCall()
-        self.register_buffer("alpha", torch.zeros((), dtype=dtype_of(spec), device=plan.asked_device))
-        self.register_buffer("channels", self.blend.vector(plan.blend, spec))
-        self.calls = CallRecord((spec.dtype, str(self.alpha.device), asked_path), self.alpha.device)
-        """The calls since the last observation."""
-        self.told = Told(module)
-        self.alphas = AlphaRecord()
-        """The alphas that were set since the last report."""
-
-    def forward(self, host: Tensor) -> Tensor:
-        """Blend the seed into the slot's output, [B, ...]; same shape, dtype and device.
-
-        Raises:
-            SeedBuildFailed: the seed's own forward raised, changed its input, or returned an output that does not fit
-                the slot.
-        """
-        before = self.record(self.plan) if self.watched else None
-        given = self._input(host)
-        try:
-            with their_code(f"blueprint {self.plan.blueprint_id}", f"forward at {self.plan.slot}"):
-                correction = as_slot(self._run(given), host)
-                check_fits(host, correction)
-        except Exception as error:  # otherwise it would be reported as an error of the host
-            raise SeedBuildFailed(self.plan.blueprint_id, self.plan.slot, "forward") from error
-        if not is_recomputing():
-            if not (self.watched and self.asked_path == COMPILED):  # else the call was made only for the audit
-                self.calls.add(self.module, correction)
-            self.last.shape = tuple(correction.shape[1:])
-            if before is not None:
-                self._audit_call(before, host, given, correction)
-        return self.blend.formula(host, correction, weight_of(self.alpha, self.channels, host))
-
-    def _input(self, host: Tensor) -> Tensor:
-        """Return the input of the seed. In a watched call the input is a copy, so that the call cannot change the
-        host's tensor.
-
-        An input without a gradient is made contiguous, because the backward pass of GroupNorm crashes the process if
-        its input has the memory format `channels_last` and needs no gradient.
-        """
-        given = host.detach() if self.plan.isolated else host
-        if torch.is_grad_enabled() and not given.requires_grad:
-            given = given.contiguous()
-        return given.clone() if self.watched else given
-
-    def _run(self, given: Tensor) -> Any:  # Any: a wrong blueprint may return anything
-        """Call the seed. Raises: ValueError: the call changed its input in place."""
-        if torch.compiler.is_compiling():
-            return self.module(given)
-        if self.watched or given.is_inference():
-            return heard(self.module, given)
-        version = given._version
-        output = heard(self.module, given)
-        if given._version != version:
-            raise ValueError(CHANGES_INPUT)
-        return output
-
-    def _audit_call(self, before: Held, host: Tensor, given: Tensor, correction: Tensor) -> None:
-        """Record everything that a watched call changed, and the input and the output of the seed."""
-        changed = different(before, self.record(self.plan))
-        if held_by([given]) != held_by([host]):
-            changed.append(f"output of {self.plan.slot}")
-        self.last.changed = tuple(changed)
-        self.last.branch, self.last.cut = correction, None if self.plan.isolated else given.grad_fn
-
-    def observe(self) -> SeedObservation:
-        """Return the observation since the last call of `observe`, and start a new observation.
-
-        Alpha and the target of alpha are rounded to the buffer's dtype, so that they can be compared. If calls differed
-        in dtype, device or path, all values are listed. The devices of the seed's tensors are listed, too.
-        """
-        target = torch.tensor(target_alpha(self.plan.blend, self.plan.confidence).effective, dtype=self.alpha.dtype)
-        counts = self.calls.take()
-        dtypes, devices, paths = zip(*counts, strict=True) if counts else ((), (), ())
-        lying = [str(tensor.device) for tensor in (*self.module.parameters(), *self.module.buffers())]
-        found = SeedObservation(
-            seed_id=self.plan.seed_id,
-            slot=self.plan.slot,
-            alpha=float(self.alpha),
-            alpha_target=float(target),
-            calls=sum(counts.values()),
-            output_shape=self.last.shape,
-            output_dtype=_all_of(dtypes),
-            device=_all_of((*devices, *lying)) if devices else None,
-            path=_all_of(paths),
-            asked_dtype=str(self.alpha.dtype),
-            asked_device=self.plan.asked_device,
-            asked_path=self.asked_path,
-            isolated=self.plan.isolated,
-            told=self.told.take(),
-            parameter_bytes=sum(p.numel() * p.element_size() for p in self.module.parameters()),
-        )
-        self.last.shape = None
-        return found
-
-
-def _all_of(values: Sequence[str]) -> str | None:
-    return " and ".join(dict.fromkeys(values)) or None
+from esper.user_code.attributes import Held, different, path_in_words
 
 
 def _finished(seed: GraftedSeed) -> Seed:
@@ -208,16 +55,13 @@ class SlotStack(nn.Module):
         super().__init__()
         self.seeds = nn.ModuleList()
 
-    def forward(self, output: Tensor) -> Tensor:
-        """Return the slot's output, [B, ...], with every seed blended in."""
-        for seed in self.seeds:
-            output = seed(output)
-        return output
-
     def hook(self, module: nn.Module, args: tuple[object, ...], output: Any) -> Any:  # Any: as in `slot_output`
         """Return the slot's output with the seeds blended in. This is the forward hook of the slot."""
         del module, args
-        return with_part(output, self(part_of(output)))
+        part = part_of(output)
+        for seed in self.seeds:
+            part = seed.forward(part)  # without the hooks of `nn.Module`: a seed has none
+        return with_part(output, part)
 
 
 class SeedEditor:
@@ -261,7 +105,7 @@ class SeedEditor:
         before = self.record(plan)
         module = self._blueprints.get(plan.blueprint_id).build(spec, seed_key=0)
         own = [*module.parameters(), *module.buffers()]
-        if shared := sharing_memory(own, {**self.tensors(), **self._host_tensors()}):
+        if shared := sharing_memory(own, {**self.tensors(), **tensors_of(self._host)}):
             raise _violation(plan, shared)  # loading the weights of the seed would overwrite the host
         try:
             load_weights(module, weights[plan.weights_digest])
@@ -270,8 +114,8 @@ class SeedEditor:
         path = asked_path(self._host, plan.slot)
         prewarm(module, spec, plan.blueprint_id, self._backend if path == COMPILED else None)
         if changed := different(before, self.record(plan)):
-            raise _violation(plan, changed)
-        seed = GraftedSeed(module, plan, spec, path, self.record)
+            raise _violation(plan, map(path_in_words, changed))
+        seed = GraftedSeed(module, plan, spec, path, partial(self.record, plan))
         seed.train(self._host.training)
         if plan.slot not in self._stacks:
             stack = SlotStack()
@@ -374,11 +218,11 @@ class SeedEditor:
         """
         self._batch = batch
         for seed_id, seed in self._seeds.items():
-            seed.watched = on and seed_id not in leave_out
+            seed.watch.audits = on and seed_id not in leave_out
 
     def watched(self) -> tuple[str, ...]:
         """Return the ids of the seeds with a watched call. A seed whose slot was skipped is not among them."""
-        return tuple(seed_id for seed_id, seed in self._seeds.items() if seed.last.changed is not None)
+        return tuple(seed_id for seed_id, seed in self._seeds.items() if seed.watch.found.branch is not None)
 
     def audit(self) -> None:
         """Check that no seed changed the host or another seed in its last watched call, and that no gradient reached
@@ -392,14 +236,15 @@ class SeedEditor:
                 isolated, it is no error that its gradient reaches parameters through the seed's input.
         """
         for seed in self._seeds.values():
-            branch, cut, changed = seed.last.branch, seed.last.cut, seed.last.changed
-            seed.last.branch = seed.last.cut = seed.last.changed = None
-            if branch is None or changed is None:
+            made = seed.watch.take()
+            if made.branch is None:
                 continue
             foreign, own = self._foreign_to(seed.plan), [*seed.parameters(), *seed.buffers()]
             parameters = {name: tensor for name, tensor in foreign.items() if isinstance(tensor, nn.Parameter)}
-            reached = reachable_parameters(branch, parameters, cut), strange_parameters(branch, own, foreign, cut)
-            found = {*changed, *sharing_memory(own, foreign), *reached[0], *reached[1]}
+            cut = None if seed.plan.isolated else made.cut
+            reached = reachable_parameters(made.branch, parameters, cut)
+            strange = strange_parameters(made.branch, own, foreign, cut)
+            found = {*made.changed, *sharing_memory(own, foreign), *reached, *strange}
             if found:
                 raise _violation(seed.plan, found)
 
@@ -410,15 +255,12 @@ class SeedEditor:
         """
         return record_of(self._host, self._seeds_beside(plan), self._batch)
 
-    def _host_tensors(self) -> dict[str, Tensor]:
-        return {**dict(self._host.named_parameters()), **dict(self._host.named_buffers())}
-
     def _foreign_to(self, plan: GraftPlan) -> dict[str, Tensor]:
         """Return the tensors of the host and of the other seeds.
 
         If the seed shares a tensor with them, this tensor is included.
         """
-        return self._seeds_beside(plan) | self._host_tensors()
+        return self._seeds_beside(plan) | tensors_of(self._host)
 
     def _seeds_beside(self, plan: GraftPlan | None) -> dict[str, Tensor]:
         own = _prefix(plan) if plan is not None else None

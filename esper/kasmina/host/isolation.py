@@ -6,16 +6,28 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
+from torch.autograd.graph import Node, get_gradient_edge
 
-from esper.user_code.attributes import Held, Leaf, Limits, held_by, path_in_words
+from esper.user_code.attributes import Held, Leaf, Limits, digest_of, held_by
 
 WHOLE = Limits(values=2**40, whole_bytes=2**60)
 """Limits that are never reached, so that every tensor is read whole."""
 
 
+Edge = tuple[Node | None, int]
+"""A node of the autograd graph, and the number of one of its outputs: the origin of one tensor."""
+
+
+def edge_of(tensor: Tensor) -> Edge | None:
+    """Return the place of a tensor in the autograd graph. None: the tensor needs no gradient."""
+    if not tensor.requires_grad:
+        return None
+    edge = get_gradient_edge(tensor)
+    return edge.node, edge.output_nr
+
+
 def reachable_parameters(
-    branch: Tensor, parameters: Mapping[str, nn.Parameter], cut: Node | None = None
+    branch: Tensor, parameters: Mapping[str, nn.Parameter], cut: Edge | None = None
 ) -> tuple[str, ...]:
     """Return the names of the parameters whose gradient a backward pass from `branch` would change.
 
@@ -24,14 +36,14 @@ def reachable_parameters(
     Args:
         branch: Output of a seed, with its autograd graph.
         parameters: Parameters to look for, by name.
-        cut: Node at which the search stops: the input of a seed that is not isolated.
+        cut: Edge at which the search stops: the input of a seed that is not isolated.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
     return tuple(sorted({names[id(leaf)] for leaf in leaves_of(branch, cut) if id(leaf) in names}))
 
 
 def strange_parameters(
-    branch: Tensor, own: Iterable[Tensor], named: Mapping[str, Tensor], cut: Node | None = None
+    branch: Tensor, own: Iterable[Tensor], named: Mapping[str, Tensor], cut: Edge | None = None
 ) -> tuple[str, ...]:
     """Return the parameters that a backward pass from `branch` would reach, without those in `own` and `named`.
 
@@ -42,20 +54,19 @@ def strange_parameters(
     return tuple(f"a parameter outside the seed and its host, of shape {tuple(leaf.shape)}" for leaf in strange)
 
 
-def leaves_of(branch: Tensor, cut: Node | None = None) -> Iterator[Tensor]:
+def leaves_of(branch: Tensor, cut: Edge | None = None) -> Iterator[Tensor]:
     """Yield each tensor whose gradient a backward pass from `branch` would change, except tensors behind `cut`."""
-    seen: set[object] = {cut}
-    stack = [branch.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
+    seen: set[object] = set()
+    edges = [edge_of(branch)]
+    while edges:
+        edge = edges.pop()
+        if edge is None or edge == cut or edge[0] is None or edge[0] in seen:
             continue
+        node = edge[0]
         seen.add(node)
         if hasattr(node, "variable"):  # only the end of a path, AccumulateGrad, has this attribute
             yield node.variable
-        stack.extend(following for following, _ in node.next_functions)
-    if branch.is_leaf and branch.requires_grad:
-        yield branch
+        edges.extend(node.next_functions)
 
 
 def sharing_memory(own: Iterable[Tensor], foreign: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -72,7 +83,7 @@ def _place(tensor: Tensor) -> tuple[torch.device, int]:
 
 
 def record_of(host: nn.Module, seeds: Mapping[str, Tensor], batch: object) -> Held:
-    """Return the digests of everything that the call of a seed must not change, by name.
+    """Return the digests of everything that the call of a seed must not change, by path; see `path_in_words`.
 
     The record has the batch, and the attributes, modes and hooks of the host's modules. Of the tensors of the host and
     of other seeds, it has the values, gradients, hooks and `requires_grad`. It contains digests of values, so a change
@@ -82,16 +93,33 @@ def record_of(host: nn.Module, seeds: Mapping[str, Tensor], batch: object) -> He
         seeds: The tensors of the other seeds, by name.
         batch: Input of the host in this step. None: the host has no input now.
     """
-    tensors = {**dict(host.named_parameters()), **dict(host.named_buffers()), **seeds}
-    gradients = {f"{name}.grad": tensor.grad for name, tensor in tensors.items() if tensor.grad is not None}
+    tensors = {**tensors_of(host), **seeds}
     found = held_by(host, {id(tensor): None for tensor in tensors.values()})
-    found |= held_by({"the batch": batch, **tensors, **gradients}, limits=WHOLE)
-    found = {path_in_words(path): leaf for path, leaf in found.items() if path}
-    return found | {name: _with_flags(found[name], tensor) for name, tensor in tensors.items()}
+    found |= held_by({"the batch": batch}, limits=WHOLE)
+    found.pop("", None)
+    for name, tensor in tensors.items():
+        found[f"['{name}']"] = Leaf("Tensor", _digest_with_flags(tensor))
+        if tensor.grad is not None:
+            found[f"['{name}.grad']"] = Leaf("Tensor", digest_of(tensor.grad, WHOLE.whole_bytes))
+    return found
 
 
-def _with_flags(leaf: Leaf, tensor: Tensor) -> Leaf:
-    """Return the digest of a tensor's values, identity, `requires_grad` and hooks, and of its changes in place."""
+def tensors_of(host: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and buffers of a host, by name. A tensor with several names has the first name."""
+    found: dict[str, Tensor] = {}
+    seen = set[int]()
+    for path, module in host.named_modules():
+        prefix = f"{path}." if path else ""
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None and id(tensor) not in seen:
+                seen.add(id(tensor))
+                found[prefix + name] = tensor
+    return found
+
+
+def _digest_with_flags(tensor: Tensor) -> int:
+    """Return a digest of a tensor's values, identity, `requires_grad` and hooks, and of its changes in place."""
     version = None if tensor.is_inference() else tensor._version
     hooks = tuple(tensor._backward_hooks or ()), tuple(tensor._post_accumulate_grad_hooks or ())
-    return leaf._replace(digest=hash((leaf.digest, id(tensor), tensor.requires_grad, version, hooks)))
+    values = digest_of(tensor, WHOLE.whole_bytes)
+    return hash((values, id(tensor), tensor.requires_grad, version, hooks))
