@@ -75,7 +75,8 @@ class HostEditor(Protocol):
         ...
 
     def audit(self) -> None:
-        """Compare what the seeds may not change, and walk the autograd graph of the last watched forward pass.
+        """Report what the seeds have changed outside themselves since the last call, and walk the autograd graph of the
+        last watched forward pass.
 
         Raises:
             IsolationViolation: a seed reached or changed the host or another seed.

@@ -251,10 +251,10 @@ class MeasuredHost(GrownHost):
                 if seed_id in found:  # gate G1 refuses the seed; a backward pass might write into another host
                     return self._leaking(found[seed_id])
                 loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-                if self._compiled:  # after the backward pass, because the audit overwrites tensors that the pass needs
-                    found = self._audit_eagerly(inputs, self._audited)
-                    if seed_id in found:
-                        return self._leaking(found[seed_id])
+                # an additional forward is after the backward pass, because it overwrites tensors that the pass needs
+                found = self._audit_eagerly(inputs, self._audited) if self._compiled else self._audited()
+                if seed_id in found:
+                    return self._leaking(found[seed_id])
                 grads = [p.grad for p in self._editor.parameters_of(seed_id) if p.grad is not None]
                 nonfinite += sum(int((~g.isfinite()).sum()) for g in grads)
                 norms.append(float(torch.nn.utils.get_total_norm(grads)))

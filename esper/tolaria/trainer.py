@@ -114,7 +114,7 @@ class Trainer(MeasuredHost):
         losses: list[float] = []
         while self.step < last_step:
             losses.append(self._one_step())
-        self._audit_skipped()
+        self._end_audits()
         mean = sum(losses) / len(losses)
         best = self._best_round
         self._best_round = mean if best is None else min(mean, best)
@@ -145,7 +145,7 @@ class Trainer(MeasuredHost):
         losses = []
         while self.step < step:
             losses.append(self._one_step())
-        self._audit_skipped()
+        self._end_audits()
         check_process(self._settings.role)
         return tuple(losses)
 
@@ -227,6 +227,7 @@ class Trainer(MeasuredHost):
         """
         self._set_mode(training=True)
         self._optimizer.zero_grad(set_to_none=True)  # the seed of a fork in this process may have reached this host
+        self._audited()  # findings outside of steps are dropped: their changes were undone, and a resume lacks them
         self._audited_now, self._last_step, self._norms = set(), last_step, LargestNorm()
 
     def _audit_is_due(self) -> bool:
@@ -234,8 +235,11 @@ class Trainer(MeasuredHost):
             return True
         return any((self.step - start) % self._settings.audit_every == 0 for start in self._judged.values())
 
-    def _audit_skipped(self) -> None:
-        """Audit the seeds whose slots every audited step skipped, in forward passes that change no state."""
+    def _end_audits(self) -> None:
+        """Record what was found since the last audit. Then audit the seeds whose slots every audited step skipped, in
+        forward passes that change no state.
+        """
+        self._audit()
         for step in range(self.step, self.step + MOST_SKIPPED):
             if self._judged.keys() <= self._audited_now:
                 return

@@ -174,6 +174,93 @@ def test_whatever_a_seed_changes_outside_itself_is_caught_by_name(host, body_spe
     assert name in violation.value.leaves
 
 
+COUNTED = ("adds in place", "writes what is there already")
+"""The leaks that a call shows which is not audited."""
+
+
+@pytest.mark.parametrize("leak", COUNTED)
+def test_a_change_in_place_between_two_audits_is_found_by_the_next(host, body_spec, leak):
+    change, name = LEAKS[leak]
+    leaking = [False]
+    seed = Acts(lambda _seed, h, output: (change(host, h) if leaking[0] else None, output)[1])
+    editor = graft(host, body_spec, nn.Linear(8, 8), seed)
+    for audited in (True, False, True):
+        editor.watch(audited)
+        leaking[0] = not audited
+        host(X)
+    with pytest.raises(IsolationViolation) as violation:
+        editor.audit()
+    assert (violation.value.seed_id, violation.value.leaves) == ("seed-1", (name,))
+    editor.audit()
+
+
+@pytest.mark.parametrize("audited", [True, False])
+def test_a_hook_of_a_joined_seed_on_its_input_is_found(host, body_spec, audited):
+    def act(_seed: nn.Module, h: Tensor, output: Tensor) -> Tensor:
+        if host.body._forward_hooks:
+            h.register_hook(lambda gradient: 2 * gradient)
+        return output
+
+    editor = graft(host, body_spec, Acts(act))
+    editor.amend(JoinPlan(seed_id="seed-0", command_id="c", run_id="run", generation=1, fence=2))
+    editor.watch(audited)
+    assert caught(host, editor) == ("output of body",)
+
+
+class Backward(torch.autograd.Function):
+    """The identity, with something else in its backward pass."""
+
+    @staticmethod
+    def forward(ctx, h, act):
+        ctx.act = act
+        return h.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        ctx.act()
+        return gradient, None
+
+
+def give_gradient(host: Host) -> None:
+    host.body.bias.grad = torch.ones(8)
+
+
+BACKWARD_LEAKS: dict[str, tuple[Callable[[Host], object], str]] = {
+    "nothing": (lambda _: None, ""),
+    "writes a parameter": (lambda host: host.body.weight.data.add_(1), "body.weight"),
+    "writes a buffer": (lambda host: host.count.add_(1), "count"),
+    "writes a gradient that is there": (lambda host: host.head.weight.grad.mul_(0), "head.weight.grad"),
+    "gives a gradient": (give_gradient, "body.bias.grad"),
+    "hooks a gradient": (lambda host: host.body.weight.register_hook(lambda grad: grad * 0), "body.weight"),
+}
+
+
+@pytest.mark.parametrize("leak", BACKWARD_LEAKS)
+@pytest.mark.parametrize("isolated", [True, False])
+def test_a_change_by_the_backward_pass_of_a_seed_is_found(host, body_spec, leak, isolated):
+    change, name = BACKWARD_LEAKS[leak]
+    grafted = []
+
+    def act(_seed: nn.Module, _h: Tensor, output: Tensor) -> Tensor:
+        return Backward.apply(output, lambda: change(host)) if grafted else output
+
+    editor = graft(host, body_spec, nn.Linear(8, 8), Acts(act), nn.Linear(8, 8))
+    editor.set_alphas(4)
+    grafted.append(True)
+    if not isolated:
+        for seed_id in ("seed-0", "seed-1", "seed-2"):
+            editor.amend(JoinPlan(seed_id=seed_id, command_id="c", run_id="run", generation=1, fence=2))
+    output = host(X)
+    editor.audit()
+    editor.watch(False)
+    output.square().sum().backward()
+    if name:
+        with pytest.raises(IsolationViolation) as violation:
+            editor.audit()
+        assert (violation.value.seed_id, violation.value.leaves) == ("seed-1", (name,))
+    editor.audit()
+
+
 def test_a_seed_that_changes_the_host_while_it_is_prewarmed_is_not_attached(host, body_spec):
     before = state_digest(host.state_dict())
     with pytest.raises(IsolationViolation, match=r"blueprint planted at body, seed seed-0: .*head\.training"):

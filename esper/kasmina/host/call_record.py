@@ -30,7 +30,7 @@ class CallRecord:
             device: Device of the seed.
             path: The usual code path.
         """
-        self._eager: dict[_Kind, int] = {}
+        self._eager = Counter[_Kind]()
         self._compiled: dict[_Kind, Tensor] = {
             (dtype, device, path): torch.zeros((), dtype=torch.int64, device=device),
         }
@@ -41,7 +41,7 @@ class CallRecord:
         self._shape = output.shape[1:]
         kind = output.dtype, output.device, path_of_this_call(module)
         if not torch.compiler.is_compiling():
-            self._eager[kind] = self._eager.get(kind, 0) + 1
+            self._eager[kind] += 1
             return
         if kind not in self._compiled:
             self._compiled[kind] = torch.zeros((), dtype=torch.int64, device=output.device)
@@ -62,7 +62,7 @@ class CallRecord:
         The shape is None if there was no call.
         """
         found = self.counts(), None if self._shape is None else tuple(self._shape)
-        self._eager, self._shape = {}, None
+        self._eager, self._shape = Counter(), None
         for count in self._compiled.values():
             count.zero_()
         return found

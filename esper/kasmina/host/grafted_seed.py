@@ -71,11 +71,14 @@ class GraftedSeed(nn.Module):
             SeedBuildFailed: the seed's own forward raised, changed its input, or returned an output that does not fit
                 the slot.
         """
+        counts = None if torch.compiler.is_compiling() else self.watch.counts(host)
         before = self.watch.before_audited(host) if self.watch.audits else None
         try:
             correction = self._theirs.run(self._correction, host)
         except Exception as error:  # otherwise it would be reported as an error of the host
             raise SeedBuildFailed(self.plan.blueprint_id, self.plan.slot, "forward") from error
+        if counts is not None:
+            self.watch.compare(counts, host)
         if not is_recomputing():
             if before is None or self.asked_path != COMPILED:  # else the call was made only for the audit
                 self.calls.add(self.module, correction)

@@ -23,7 +23,14 @@ from esper.kasmina.host.attached import PREFIX, Seed, attach
 from esper.kasmina.host.blending import blend_alpha
 from esper.kasmina.host.code_path import COMPILED, asked_path
 from esper.kasmina.host.grafted_seed import GraftedSeed
-from esper.kasmina.host.isolation import reachable_parameters, record_of, sharing_memory, strange_parameters, tensors_of
+from esper.kasmina.host.isolation import (
+    Edge,
+    reachable_parameters,
+    record_of,
+    sharing_memory,
+    strange_parameters,
+    tensors_of,
+)
 from esper.kasmina.host.prewarm import prewarm
 from esper.leyline.evidence import SeedObservation
 from esper.leyline.reports import Amendment, GraftPlan, Weights
@@ -123,6 +130,7 @@ class SeedEditor:
             self._stacks[plan.slot] = stack, handle
         self._stacks[plan.slot][0].seeds.append(seed)
         self._seeds[plan.seed_id] = seed
+        self._set_foreign()
 
     def amend(self, change: Amendment) -> None:
         """Change the plan of a seed. If the change ends the seed's isolation, the isolation ends with the next forward.
@@ -141,6 +149,11 @@ class SeedEditor:
         if not len(stack.seeds):
             handle.remove()
             del self._stacks[seed.plan.slot]
+        self._set_foreign()
+
+    def _set_foreign(self) -> None:
+        for seed in self._seeds.values():
+            seed.watch.set_foreign(self._foreign_to(seed.plan))
 
     def release(self) -> None:
         """Register every seed in the host as an ordinary module, with the same tensors.
@@ -225,28 +238,35 @@ class SeedEditor:
         return tuple(seed_id for seed_id, seed in self._seeds.items() if seed.watch.found.branch is not None)
 
     def audit(self) -> None:
-        """Check that no seed changed the host or another seed in its last watched call, and that no gradient reached
-        them.
+        """Check that no seed changed the host or another seed in a call or in the backward pass after an audited call,
+        and that no gradient of the last audited call reached them.
 
-        The records of the calls are deleted.
+        The findings on a seed are deleted. If this call raises, the next call continues with the seeds after this seed.
 
         Raises:
-            IsolationViolation: the call changed something outside the seed; a tensor of the seed shares the memory of a
+            IsolationViolation: the seed changed something outside the seed; a tensor of the seed shares the memory of a
                 foreign tensor; or its gradient reaches a foreign parameter. If a seed is not
                 isolated, it is no error that its gradient reaches parameters through the seed's input.
         """
         for seed in self._seeds.values():
-            made = seed.watch.take()
-            if made.branch is None:
-                continue
-            foreign, own = self._foreign_to(seed.plan), [*seed.parameters(), *seed.buffers()]
-            parameters = {name: tensor for name, tensor in foreign.items() if isinstance(tensor, nn.Parameter)}
-            cut = None if seed.plan.isolated else made.cut
-            reached = reachable_parameters(made.branch, parameters, cut)
-            strange = strange_parameters(made.branch, own, foreign, cut)
-            found = {*made.changed, *sharing_memory(own, foreign), *reached, *strange}
-            if found:
-                raise _violation(seed.plan, found)
+            found = seed.watch.take()
+            if found.branch is not None:
+                found.changed |= self._reached(seed, found.branch, None if seed.plan.isolated else found.cut)
+            if found.changed:
+                raise _violation(seed.plan, found.changed)
+
+    def _reached(self, seed: GraftedSeed, branch: Tensor, cut: Edge | None) -> set[str]:
+        """Return the names of foreign tensors that share memory with a seed, or that the gradient of `branch` reaches.
+
+        Args:
+            branch: Output of the seed.
+            cut: Edge of the graph at which the search stops.
+        """
+        foreign, own = self._foreign_to(seed.plan), [*seed.parameters(), *seed.buffers()]
+        seed.watch.set_foreign(foreign)  # the model may have replaced a buffer
+        parameters = {name: tensor for name, tensor in foreign.items() if isinstance(tensor, nn.Parameter)}
+        reached = reachable_parameters(branch, parameters, cut)
+        return {*sharing_memory(own, foreign), *reached, *strange_parameters(branch, own, foreign, cut)}
 
     def record(self, plan: GraftPlan | None = None) -> Held:
         """Return the digests of everything that the seed of `plan` must not change; see `record_of`.

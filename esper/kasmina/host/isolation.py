@@ -96,7 +96,7 @@ def record_of(host: nn.Module, seeds: Mapping[str, Tensor], batch: object) -> He
     tensors = {**tensors_of(host), **seeds}
     found = held_by(host, {id(tensor): None for tensor in tensors.values()})
     found |= held_by({"the batch": batch}, limits=WHOLE)
-    found.pop("", None)
+    found = {path: leaf for path, leaf in found.items() if path}
     for name, tensor in tensors.items():
         found[f"['{name}']"] = Leaf("Tensor", _digest_with_flags(tensor))
         if tensor.grad is not None:
