@@ -82,7 +82,7 @@ class InProcessLauncher:
                     trainer=self._trainer,
                     tamiyo=make_tamiyo(survey, key, self.clock, self._policy),
                     kasmina=make_kasmina(survey, key, self.clock),
-                    incubator=make_incubator(survey, key, word.halted),
+                    incubator=make_incubator(survey, key, word.halted, self._trainer),
                     inbox=ConductorInbox(host),
                     crew=OneProcess(),
                 )

@@ -65,10 +65,16 @@ def make_fork_factory(survey: Survey, key: RunKey, halted: Callable[[], bool] = 
     return fork
 
 
-def make_incubator(survey: Survey, key: RunKey, halted: Callable[[], bool] = never) -> Incubator:
-    """Return Kasmina's incubation with forks in this process; see `make_fork_factory`."""
+def make_incubator(
+    survey: Survey, key: RunKey, halted: Callable[[], bool] = never, live: Trainer | None = None
+) -> Incubator:
+    """Return Kasmina's incubation with forks in this process; see `make_fork_factory`.
+
+    Args:
+        live: The trainer of the live host, if it is in this process, too.
+    """
     fork = make_fork_factory(survey, key, halted)
-    return Incubator(fork, {spec.path: spec for spec in survey.specs}, survey.blueprints)
+    return Incubator(fork, {spec.path: spec for spec in survey.specs}, survey.blueprints, live)
 
 
 def make_tamiyo(survey: Survey, key: RunKey, clock: Clock, policy: Policy | None = None) -> Tamiyo:

@@ -31,12 +31,15 @@ from esper.tolaria.measuring import check_measures, losses_of, means_over
 from esper.tolaria.slot_calls import MOST_SKIPPED, not_called
 from esper.tolaria.task_metrics import Metric, Seen
 from esper.tolaria.weighing import Weighted
-from esper.user_code.attributes import different, path_in_words
+from esper.user_code.attributes import different, digest_of, path_in_words
 from esper.user_code.extra_state import extra_states_kept
 from esper.user_code.process_state import check_process
 from esper.user_code.their_code import their_code
 
 T = TypeVar("T")
+
+ALL_BYTES = 2**60
+"""A limit that is never reached, so that every tensor is read whole."""
 
 
 class MeasuredHost(GrownHost):
@@ -330,6 +333,19 @@ class MeasuredHost(GrownHost):
     def changed_since(self, before: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the names of everything that has changed since `held` returned `before`."""
         return tuple(map(path_in_words, different(dict(before), dict(self.held()))))
+
+    def tensor_digests(self) -> Mapping[str, object]:
+        """Return the digests of all tensors and gradients of the host and its seeds, by name.
+
+        The digest of a tensor covers its values, its identity, `requires_grad` and the number of its hooks.
+        """
+        tensors = self._all_tensors()
+        found: dict[str, object] = {
+            name: (digest_of(one, ALL_BYTES), id(one), one.requires_grad, len(one._backward_hooks or ()))
+            for name, one in tensors.items()
+        }
+        gradients = {f"{name}.grad": one.grad for name, one in tensors.items()}
+        return found | {name: digest_of(one, ALL_BYTES) for name, one in gradients.items() if one is not None}
 
     def _audited(self) -> dict[str, IsolationViolation]:
         """Audit every watched seed of the last forward pass.

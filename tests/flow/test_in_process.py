@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -12,27 +13,30 @@ from typing import Any
 import pytest
 import torch
 from span_files import ended
-from torch import Tensor
+from torch import Tensor, nn
 
-from esper import InProcess, run
+from esper import InProcess, resume, run
 from esper.archive.journal import FIRST_GENERATION, Entry, RecordKind, read
 from esper.archive.run_directory import journal_file, reports_folder, run_file, summary_file, telemetry_folder
 from esper.config.joined import load_config
-from esper.errors import PolicyFailed
+from esper.errors import IsolationViolation, PolicyFailed
+from esper.flow import in_process
 from esper.flow.progress import Quiet
 from esper.flow.result import Result
 from esper.flow.tally import Tally
-from esper.kasmina.blueprints.catalogue import BLUEPRINTS
+from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint
 from esper.kasmina.registry.lifecycle import EDGES
 from esper.leyline.ports import Policy
+from esper.leyline.slots import SlotSpec
 from esper.leyline.stages import IN_HOST, Stage
 from esper.leyline.state import RoundState
-from esper.setup.assembly import make_kasmina
+from esper.setup.assembly import make_kasmina, make_trainer
 from esper.setup.survey import survey_of
 from esper.tamiyo.field_reports import load_reports
 from esper.task import Task
 from esper.tasks.digits import task as digits_task
 from esper.testing import Bands, ScriptedPolicy, TinyHost, tiny_config, tiny_task
+from esper.tolaria.trainer import Trainer
 from esper.tolaria.unkept import Unkept
 from esper.user_code.process_state import process_state
 
@@ -184,6 +188,43 @@ def test_a_required_layer_that_the_host_deletes_on_the_way_is_missed_by_g3(
     missing = [check["measured"] for body in judged for check in body["checks"] if check["name"] == "mesh_missing"]
     assert missing != []
     assert set(map(tuple, missing)) == {("spare",)}
+
+
+REACHED: list[Trainer] = []
+"""Live hosts that every seed changes in its calls."""
+
+
+def reach(*_: object) -> None:
+    for live in REACHED:
+        live.host.head.weight.data.mul_(0.5)
+
+
+def reaching_mlp(honest: Blueprint) -> Callable[[SlotSpec], nn.Module]:
+    def factory(spec: SlotSpec) -> nn.Module:
+        made = honest.factory(spec)
+        made.register_forward_hook(reach)
+        return made
+
+    return factory
+
+
+def test_a_fork_that_changes_the_live_host_ends_the_run_and_a_resume_gives_the_bits_of_a_sound_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Result
+) -> None:
+    def kept(*arguments: Any) -> Trainer:
+        REACHED.append(made := make_trainer(*arguments))
+        return made
+
+    honest = BLUEPRINTS.get("mlp")
+    monkeypatch.setitem(BLUEPRINTS._blueprints, "mlp", replace(honest, factory=reaching_mlp(honest)))
+    monkeypatch.setattr(in_process, "make_trainer", kept)
+    with pytest.raises(IsolationViolation) as violation:
+        run(tiny_task(), tiny_config(run__dir=str(tmp_path / "run")))
+    monkeypatch.setattr(in_process, "make_trainer", make_trainer)
+    REACHED.clear()
+    assert (violation.value.blueprint, violation.value.leaves) == ("mlp", ("head.weight of the live host",))
+    result = resume(tmp_path / "run", tiny_task())
+    assert (result.resumes, result.weights_sha256) == (1, undisturbed.weights_sha256)
 
 
 # -- what it repeats to the bit ----------------------------------------------------------------------------------

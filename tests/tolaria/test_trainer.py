@@ -403,8 +403,9 @@ def test_only_the_forwards_of_audits_and_probes_are_watched(monkeypatch: pytest.
     live.observe(1, {"seed-1": Stage.FOSSILIZED})
     live.train_to(13)
 
-    # before and after the call: in the probe, then each 4 steps and in the last step of each `train_to`
-    assert looked == [step for step in (0, 0, 4, 5, 8, 9) for _ in range(2)]
+    # before and after the call, and in the backward pass: in the probe, then each 4 steps and in the last step of each
+    # `train_to`
+    assert looked == [step for step in (0, 0, 4, 5, 8, 9) for _ in range(4)]
 
 
 class Picture(nn.Module):

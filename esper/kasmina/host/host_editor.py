@@ -253,6 +253,7 @@ class SeedEditor:
             if found.branch is not None:
                 found.changed |= self._reached(seed, found.branch, None if seed.plan.isolated else found.cut)
             if found.changed:
+                seed.watch.forget_backward()  # the same leak would be found again
                 raise _violation(seed.plan, found.changed)
 
     def _reached(self, seed: GraftedSeed, branch: Tensor, cut: Edge | None) -> set[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
+from typing import Any
 
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
@@ -105,10 +106,10 @@ class SeedWatch:
         node first. So no node of the host runs between the gradient of the seed's output and that of the slot's output.
         A leaf is an exception, so it is not watched.
         """
-        self._forget_backward()
+        self.forget_backward()
         if correction.grad_fn is not None and host.grad_fn is not None:
-            pairs = (correction, self._backward_enters), (host, self._backward_leaves)
-            self._hooks = [tensor.register_hook(hook) for tensor, hook in pairs]  # type: ignore[no-untyped-call]  # torch
+            pairs: Any = ((correction, self._backward_enters), (host, self._backward_leaves))  # Any: torch has no types
+            self._hooks = [tensor.register_hook(hook) for tensor, hook in pairs]
 
     def _backward_enters(self, gradient: Tensor) -> None:
         del gradient
@@ -118,9 +119,10 @@ class SeedWatch:
         del gradient
         if self._before_backward is not None:
             self._compare_all(self._before_backward, self._record())
-        self._forget_backward()
+        self.forget_backward()
 
-    def _forget_backward(self) -> None:
+    def forget_backward(self) -> None:
+        """Do not watch the next backward pass."""
         for hook in self._hooks:
             hook.remove()
         self._before_backward, self._hooks = None, []

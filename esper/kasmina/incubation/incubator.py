@@ -19,6 +19,7 @@ from esper.errors import DivergenceUnrecoverable, IsolationViolation
 from esper.kasmina.blueprints.catalogue import BlueprintRegistry
 from esper.kasmina.blueprints.seed_weights import load_weights
 from esper.kasmina.host.isolation import sharing_memory
+from esper.kasmina.incubation.live_guard import LiveGuard, LiveHost
 from esper.kasmina.judging.sanity import probe_seed
 from esper.kasmina.judging.statistics import paired
 from esper.leyline.evidence import GradientProbe, PairedLosses, SampleLosses, SanityProbe
@@ -40,6 +41,7 @@ class _Entry(Generic[F]):
     """A fork of a tournament, or its control, with the results so far."""
 
     fork: F
+    guard: LiveGuard
     plan: GraftPlan | None = None
     seed_flops: int = 0
     losses: list[float] = field(default_factory=list)
@@ -57,10 +59,11 @@ class _Entry(Generic[F]):
         A fork with leaks is left out of the tournament.
         """
         assert self.plan is not None, "the control has no candidate"
-        try:
-            self.fork.graft(self.plan, weights)
-        except IsolationViolation as violation:
-            self.leaks = violation.leaves
+        with self.guard.around(self.plan):
+            try:
+                self.fork.graft(self.plan, weights)
+            except IsolationViolation as violation:
+                self.leaks = violation.leaves
 
     def train_and_measure(self, step: int, fence: int) -> SampleLosses:
         """Train up to a step. Return the losses on the slice of the pick shard for the fence.
@@ -69,13 +72,15 @@ class _Entry(Generic[F]):
 
         Raises:
             DivergenceUnrecoverable: the control diverged. No candidate can be the cause.
+            IsolationViolation: the candidate changed the live host.
         """
-        try:
-            self.losses += self.fork.train_to(step)
-        except DivergenceUnrecoverable:
-            if self.plan is None:
-                raise
-            self.diverged = True
+        with self.guard.around(self.plan):
+            try:
+                self.losses += self.fork.train_to(step)
+            except DivergenceUnrecoverable:
+                if self.plan is None:
+                    raise
+                self.diverged = True
         found = self.sample_losses("pick", fence)
         self.observe(fence)
         return found
@@ -91,7 +96,8 @@ class _Entry(Generic[F]):
                     self.fallbacks = tuple(dict.fromkeys((*(self.fallbacks or ()), *seen.fallbacks)))
 
     def sample_losses(self, shard: str, fence: int) -> SampleLosses:
-        found = self.fork.sample_losses(shard, fence)
+        with self.guard.around(self.plan):
+            found = self.fork.sample_losses(shard, fence)
         self.evaluated += len(found.losses)
         return found
 
@@ -118,8 +124,18 @@ class Incubator:
     """
 
     def __init__(
-        self, fork: ForkFactory[ProbedFork], specs: Mapping[str, SlotSpec], blueprints: BlueprintRegistry
+        self,
+        fork: ForkFactory[ProbedFork],
+        specs: Mapping[str, SlotSpec],
+        blueprints: BlueprintRegistry,
+        live: LiveHost | None = None,
     ) -> None:
+        """Make the incubator.
+
+        Args:
+            live: The live host, if it is in this process.
+        """
+        self._live, self._guard = live, LiveGuard(live)
         self._fork, self._specs, self._blueprints = fork, specs, blueprints
         self._pending: tuple[IncubationOrder, Weights, Any] | None = None  # Any: a snapshot, see leyline's ports
         self._control: Fork | None = None  # control of the last tournament; None after `keep_twin`
@@ -136,12 +152,14 @@ class Incubator:
 
         Raises:
             SeedBuildFailed: a candidate's module cannot be built or run.
+            IsolationViolation: a candidate changed the live host.
         """
         fork = self._fork(snapshot)
         activations = {slot: fork.activation(slot) for slot in sorted({plan.slot for plan in plans})}
         probes = []
         for plan in plans:
-            probes.append(self._probe_candidate(fork, plan, weights, activations[plan.slot]))
+            with self._guard.around(plan):
+                probes.append(self._probe_candidate(fork, plan, weights, activations[plan.slot]))
             if (gradient := probes[-1].gradient) is not None and gradient.reachable_host_parameters:
                 fork = self._fork(snapshot)  # the candidate may have changed the fork
         return tuple(probes)
@@ -194,12 +212,12 @@ class Incubator:
         self._pending = order, weights, snapshot
 
     def collect(self) -> IncubationResult:
-        """Run the pending order to its end."""
+        """Run the pending order to its end. Raises: IsolationViolation: a candidate changed the live host."""
         assert self._pending is not None, "nothing was begun"
         order, weights, snapshot = self._pending
         self._pending = None
         with span("kasmina incubate", role="kasmina", forks=len(order.plans), order_id=order.order_id):
-            result, control = run_tournament(order, weights, self._fork, snapshot)
+            result, control = run_tournament(order, weights, self._fork, snapshot, live=self._live)
         self._control = control if self._twin is None else None  # a run has at most one twin
         return result
 
@@ -258,19 +276,26 @@ def one_by_one(pieces: Sequence[Callable[[], T]]) -> list[T]:
 
 
 def run_tournament(
-    order: IncubationOrder, weights: Weights, fork: ForkFactory[F], snapshot: Any, together: Together = one_by_one
+    order: IncubationOrder,
+    weights: Weights,
+    fork: ForkFactory[F],
+    snapshot: Any,
+    together: Together = one_by_one,
+    live: LiveHost | None = None,
 ) -> tuple[IncubationResult, F]:
     """Train the control and all forks, drop the worse half at the halving step, rank the rest, and test the best fork.
 
     Args:
         together: Function that runs independent pieces, perhaps in parallel. The choice of this function changes no
             result.
+        live: The live host, if it is in this process. Then `together` must be `one_by_one`.
 
     Returns:
         The result, and the control at `order.last_step`.
     """
-    control = _Entry(fork(snapshot))
-    entries = [_Entry(fork(snapshot), plan, cost) for plan, cost in zip(order.plans, order.seed_flops, strict=True)]
+    guard, costs = LiveGuard(live), order.seed_flops
+    control = _Entry(fork(snapshot), guard)
+    entries = [_Entry(fork(snapshot), guard, plan, cost) for plan, cost in zip(order.plans, costs, strict=True)]
     together([partial(entry.graft, weights) for entry in entries])
     running = [entry for entry in entries if not entry.leaks]
     if order.halving_step is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from growing import DRAWN, GROWTH, RUN, drawn_plan, graft_plan
 from torch import Tensor, nn
 
-from esper.errors import DivergenceUnrecoverable
+from esper.errors import DivergenceUnrecoverable, IsolationViolation
 from esper.kasmina.blueprints import nc
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, BlueprintRegistry
 from esper.kasmina.blueprints.seed_modules import zeroed
@@ -164,6 +165,30 @@ def test_candidates_of_one_command_do_not_see_each_other():
     plans = [make_plan(spec, "loud", number, 0, loud) for number in range(2)]
     one, other = Incubator(fork_of(survey), {"body": spec}, loud).probe_candidates(plans, DRAWN, snapshot)
     assert one.gradient == other.gradient
+
+
+@pytest.mark.parametrize("when", ["probed", "trained", "evaluated"])
+def test_a_candidate_that_changes_the_live_host_in_this_process_is_named(when, told):
+    class Reaches(nn.Linear):
+        def forward(self, h: Tensor) -> Tensor:
+            if reaching and self.training == (when != "evaluated"):
+                live.host.head.weight.data.mul_(0.5)
+            return super().forward(h)
+
+    reaching: list[bool] = []
+    both = own(Kind.NC, reaches=lambda _: zeroed(Reaches(8, 8)), honest=lambda _: zeroed(nn.Linear(8, 8)))
+    survey = survey_of(tiny_task(), tiny_config(), both)
+    live, (spec,) = survey.trainer(RUN, 1, "tolaria", never), survey.specs
+    plans = [make_plan(spec, name, number, 0, both) for number, name in enumerate(("honest", "reaches"))]
+    incubator = Incubator(fork_of(survey), {"body": spec}, both, live)
+    incubator.begin(make_order(plans, first=0, last=4), DRAWN, live.snapshot())
+    incubator.probe_candidates(plans, DRAWN, live.snapshot())
+    reaching.append(True)
+    probe = partial(incubator.probe_candidates, plans, DRAWN, live.snapshot())
+    with pytest.raises(IsolationViolation) as violation:
+        (probe if when == "probed" else incubator.collect)()
+    assert (violation.value.seed_id, violation.value.leaves) == ("seed-1", ("head.weight of the live host",))
+    assert [event["name"] for event in told()] == ["isolation_violated"]
 
 
 def test_a_kept_control_lives_on_as_the_twin(survey, fresh, fork):
