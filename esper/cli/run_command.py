@@ -36,6 +36,7 @@ from esper.ground.parent import End
 from esper.ground.workplace import fixed, shown
 from esper.leyline.checkpoint_record import QUARANTINE
 from esper.task import Task
+from esper.trace.span_files import has_spans
 from esper.user_code.plugins import launcher
 from esper.user_code.task_reference import Reference
 
@@ -188,12 +189,14 @@ def say_failure(error: Exception, run_dir: Path | None, *, as_json: bool) -> Non
             found = look_at(run_dir)
             last = next((entry for entry in reversed(found.entries) if _tells(entry, facts)), None)
             kept = _kept(run_dir, found)
+    trace_id = last.body["trace_id"] if last is not None else None
+    on_disk = trace_id if run_dir is not None and has_spans(run_dir) else ""
     told: dict[str, Any] = {
         **facts,
-        "trace_id": last.body["trace_id"] if last is not None else None,
+        "trace_id": trace_id,
         "run_dir": shown(run_dir) if run_dir is not None else None,
         "kept": kept,
-        "next": next_step(error, Path(shown(run_dir)) if run_dir is not None else None),
+        "next": next_step(error, Path(shown(run_dir)) if run_dir is not None else None, on_disk or ""),
     }
     del told["notes"]
     notes = list(all_notes(error))

@@ -22,7 +22,7 @@ from esper.flow.death_log import DeathLog
 from esper.flow.position import LineState, Position
 from esper.flow.progress import Progress
 from esper.leyline.commands import Command
-from esper.telemetry.context import span
+from esper.telemetry.context import continue_from, span, traceparent
 from esper.telemetry.events import Severity, reported, severe
 from esper.telemetry.metrics import count, observe, timed
 
@@ -97,6 +97,11 @@ class GoingBack:
     state is being stored, or the trainer died. A death then restores from disk."""
     beginning: FenceState | None = None
     """The state before fence 0. None: it was not stored yet, and is still the state of every component."""
+    round: str = ""
+    """Traceparent of the last round that began. A recovery belongs to the trace of the round that failed."""
+    recovery: str = ""
+    """Traceparent of the last recovery, until a round has ended after it. The next round belongs to its trace, so that
+    the trace shows the first good step. "": no recovery."""
     returns: Counter[int] = field(default_factory=Counter)
     """Fence -> number of commands to go back that were made at this fence and obeyed in this process."""
 
@@ -183,9 +188,10 @@ class GoingBack:
         watch = Stopwatch(error)
         # this comes before `lost`, which may raise: the recovery that this error interrupted must be journaled
         self.deaths.tell()
-        lost = self.components.crew.lost(error, self.at.fence)
-        self.deaths.tell()
-        with span("esper recover", role="conductor", fence=self.at.fence):
+        with continue_from(self.round), span("esper recover", role="conductor", fence=self.at.fence):
+            lost = self.components.crew.lost(error, self.at.fence)
+            self.deaths.tell()
+            self.recovery = traceparent()
             watch.lap("decide")
             self.progress.working(f"{', '.join(sorted(lost.roles)) or error.actor} died: starting again")
             if "tolaria" in lost.roles.values():

@@ -23,7 +23,7 @@ from esper.flow.tally import Tally
 from esper.leyline.stages import LIVE
 from esper.leyline.state import RegistryView, TrainingState
 from esper.tamiyo.field_reports import FieldReportStore
-from esper.telemetry.context import span, trace_id
+from esper.telemetry.context import continue_from, span, trace_id, traceparent
 from esper.telemetry.metrics import gauge, timed
 
 
@@ -75,8 +75,8 @@ class Line:
             faults.point("conductor.begin")
             self.back.keep_beginning()
             self.at.start = self.components.trainer.shard_means("test")
-            with span("esper round", role="conductor", fence=0):
-                self.trace_id = trace_id()
+            with continue_from(self.back.recovery), span("esper round", role="conductor", fence=0):
+                self.trace_id, self.back.round = trace_id(), traceparent()
                 self.hold(0, self.components.trainer.untrained())
             self.back.enter(Phase.GOING_ON)
 
@@ -84,9 +84,14 @@ class Line:
         """Train one round, and hold the fence at its end. Raises: see `run`."""
         self._drained(self.passed)
         fence = self.passed + 1
-        with timed("esper.round.duration"), span("esper round", role="conductor", fence=fence):
-            self.trace_id = trace_id()
+        with (
+            continue_from(self.back.recovery),
+            timed("esper.round.duration"),
+            span("esper round", role="conductor", fence=fence),
+        ):
+            self.trace_id, self.back.round = trace_id(), traceparent()
             self.hold(fence, self.train(fence))
+        self.back.recovery = ""
 
     def train(self, fence: int) -> TrainingState:
         """Train the live host and its twin from the last fence to this fence. Call `hold` next, with the result.

@@ -14,6 +14,7 @@ from esper.durable.files import FULL
 from esper.errors import EsperError, causes
 
 RESUME = "esper resume {run}"
+TRACE = "esper trace show {{run}} {trace_id}"
 
 TAKEN = frozenset({errno.ENOENT, errno.ESTALE})
 """Error numbers of a file or folder that was removed or replaced."""
@@ -62,8 +63,14 @@ STEPS: tuple[tuple[type[BaseException], str], ...] = (
 quoted for a shell."""
 
 
-def next_step(error: Exception, run_dir: Path | None) -> str:
-    """Return the next step after `error` ended a run in `run_dir`. `run_dir` is None if the run had not begun."""
+def next_step(error: Exception, run_dir: Path | None, trace_id: str = "") -> str:
+    """Return the next step after `error` ended a run in `run_dir`, with the command that shows the trace of the
+    failure.
+
+    Args:
+        run_dir: None: the run had not begun.
+        trace_id: "": no trace of the failure is on disk.
+    """
     if run_dir is None:
         return "mend the cause and run again"
     step = next(step for kind, step in STEPS if isinstance(error, kind))
@@ -76,7 +83,8 @@ def next_step(error: Exception, run_dir: Path | None) -> str:
         step = "put back what another program took from the run directory or changed in it, or begin a new run"
     elif isinstance(error, errors.CommandRejected) and error.reason in CLOCK:
         step = f"set the machine's clock right, then {RESUME}"
-    return step.format(run=shlex.quote(str(run_dir)))
+    trace = f"; to see what happened: {TRACE.format(trace_id=trace_id)}" if trace_id else ""
+    return f"{step}{trace}".format(run=shlex.quote(str(run_dir)))
 
 
 def resume_command(run_dir: Path) -> str:

@@ -54,7 +54,7 @@ from esper.leyline.ids import new_run_id
 from esper.setup.assembly import RunKey
 from esper.setup.survey import Survey
 from esper.tamiyo.field_reports import FieldReportStore
-from esper.telemetry.context import span, trace_id, use
+from esper.telemetry.context import continue_from, span, trace_id, traceparent, use
 from esper.telemetry.events import Severity, severe
 from esper.telemetry.setup import Telemetry, check_environment
 from esper.user_code.task_reference import Reference
@@ -189,16 +189,20 @@ class OpenRun:
     def run(self) -> Summary:
         """Bring the components up, run the line, and journal how the run ended."""
         clock, progress, drain = self.conductor.clock, self.conductor.progress, self.conductor.drain
-        began, line, trace = clock.monotonic(), None, ""
+        began, line, trace, above = clock.monotonic(), None, "", ""
         try:
-            self._take_over()
+            if self.past is not None:
+                with span("esper resume", role="conductor", generation=self.key.generation):
+                    trace, above = trace_id(), traceparent()
+                    self._take_over(self.past)
             with any_of_their_code, ExitStack() as up:
-                with drain.starting(), span("esper start", role="conductor"):
+                with drain.starting(), continue_from(above), span("esper start", role="conductor"):
                     trace = trace_id()
                     faults.point("conductor.start")
                     components = up.enter_context(self.conductor.bring_up(self.survey, self.key, self.path))
                     self.metrics.add(components.crew.metrics)
                     line = self._line(components, trace)
+                    line.back.round = traceparent()
                 ended = self._to_the_end(line, lambda: clock.monotonic() - began)
             summary = ended(**self._faults())
             summary.save(self.path)
@@ -224,18 +228,16 @@ class OpenRun:
         for line in (*report_unread(folder), *undelivered(folder)):
             self.conductor.progress.found(line)
 
-    def _take_over(self) -> None:
-        """Take over a run that is resumed. For a new run, do nothing."""
-        if self.past is None:
-            return
-        if self.identity.cpu != self.past.identity.cpu:
-            severe("other_cpu", Severity.WARNING, began_on=self.past.identity.cpu, goes_on_on=self.identity.cpu)
-        if self.past.identity.orders_texts_otherwise:
-            severe("other_hash_seed", Severity.WARNING, began_with=self.past.identity.hash_seed, here=hash_seed())
-        trial = TrialRestore(self.survey, self.key, self.past)
-        taken = take_over(self.path, self.past, self.journal, self.checkpoints, self.identity, trial)
+    def _take_over(self, past: Past) -> None:
+        """Take over a run that is resumed."""
+        if self.identity.cpu != past.identity.cpu:
+            severe("other_cpu", Severity.WARNING, began_on=past.identity.cpu, goes_on_on=self.identity.cpu)
+        if past.identity.orders_texts_otherwise:
+            severe("other_hash_seed", Severity.WARNING, began_with=past.identity.hash_seed, here=hash_seed())
+        trial = TrialRestore(self.survey, self.key, past)
+        taken = take_over(self.path, past, self.journal, self.checkpoints, self.identity, trial)
         self.saved = taken.saved
-        halt = last_halt(self.past.entries)
+        halt = last_halt(past.entries)
         if halt is not None:
             severe("emergency_halt_cleared", Severity.WARNING, signal_id=halt.body["signal_id"])
             told = f"HALT cleared: signal {halt.body['signal_id']} stopped the run ({halt.body['reason']})"
@@ -248,7 +250,8 @@ class OpenRun:
 
         def work() -> partial[Summary]:
             if self.saved is not None:
-                line.back.go_back(self._released(), Cause.RESUME)
+                with continue_from(line.back.round):
+                    line.back.go_back(self._released(), Cause.RESUME)
             with any_of_their_code, line.watch.explaining_halts():
                 line.run()
             ended = self._ended(line, wall_s())

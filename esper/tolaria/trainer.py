@@ -169,7 +169,7 @@ class Trainer(MeasuredHost):
 
     def _traced_update(self) -> float:
         """Call `_update`. Some steps, and each step that fails, get a span."""
-        if self.step % self._settings.trace_every == 0:
+        if self.step % self._settings.trace_every == 0 or self._first_step_at is None:  # the first good step is shown
             with span("esper step", role=self._settings.role, step=self.step):
                 return self._update()
         try:

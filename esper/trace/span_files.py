@@ -84,6 +84,11 @@ def telemetry_of(run_dir: Path) -> Path:
         raise RunDirectoryError("RUN", shown(run_dir), f"telemetry cannot be read: {error}") from error
 
 
+def has_spans(run_dir: Path) -> bool:
+    """Return whether a run directory has a span file. False also for a run that sends its spans elsewhere."""
+    return any((run_dir / FOLDER).glob(f"{PREFIX}*{SUFFIX}"))
+
+
 def lines_of(folder: Path, skipped: Skipped, limits: Limits = LIMITS) -> Iterator[tuple[str, bytes]]:
     """Yield (file name, line) of each span file of a folder; for the lines see `lines`."""
     sizes = {name: size for name in _names(folder, skipped, limits) if (size := _size(folder / name, skipped))}

@@ -206,7 +206,8 @@ def is_told(
     assert told["kept"] == (
         f"journal, telemetry and checkpoints of fence {fences}" if fences else "journal and telemetry"
     )
-    assert told["next"] == f"esper resume {run_dir}"
+    shows = f"esper trace show {run_dir} {told['trace_id']}"
+    assert told["next"] == f"esper resume {run_dir}; to see what happened: {shows}"
     assert told["fault_fired"] is True
     entries, _ = read(run_dir / "journal-1.log")
     assert [entry.kind for entry in entries[-2:]] == [RecordKind.FAULT_FIRED, RecordKind.RUN_FAILED]

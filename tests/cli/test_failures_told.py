@@ -212,7 +212,11 @@ def test_what_to_do_next_follows_from_the_error(error: EsperError, cause: int | 
 
 
 def test_a_command_that_is_named_can_be_given_to_a_shell_as_it_stands() -> None:
-    assert next_step(errors.Drained(3), Path("my runs/lr=[0.1]")) == "esper resume 'my runs/lr=[0.1]'"
+    place = Path("my runs/lr=[0.1]")
+    assert next_step(errors.Drained(3), place) == "esper resume 'my runs/lr=[0.1]'"
+    assert next_step(errors.Drained(3), place, "a1").endswith(
+        "; to see what happened: esper trace show 'my runs/lr=[0.1]' a1"
+    )
 
 
 def test_memory_that_holds_nothing_is_not_told_as_checkpoints_that_do_not_load() -> None:

@@ -319,7 +319,10 @@ def test_a_model_that_fails_while_it_trains_is_a_strict_failure_that_says_what_i
     assert found.keys() == {"error", "message", "cause", "trace_id", "run_dir", "kept", "next", "notes"}
     assert (found["error"], found["message"]) == ("RuntimeError", "the model gave up")
     assert found["notes"] == ["raised by task.model: a forward in training mode"]
-    assert (found["run_dir"], found["next"]) == ("here", next_step(RuntimeError(), Path("here")))
+    assert (found["run_dir"], found["next"]) == ("here", next_step(RuntimeError(), Path("here"), found["trace_id"]))
+    assert found["next"].endswith(f"; to see what happened: esper trace show here {found['trace_id']}")
+    shown = esper("trace", "show", "here", found["trace_id"])
+    assert "RuntimeError: the model gave up" in shown[1]
     last = read(journal_file(Path("here"), FIRST_GENERATION))[0][-1]
     assert found["trace_id"] == last.body["trace_id"] != ""
     assert last.body["fence"] > 0

@@ -1,0 +1,31 @@
+"""Each incident of a run in one process is one trace, with the error where it began. On actors: tests/actors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from incidents import GATE_FAILURE, GRAFT, POLICY_TIMEOUT, the_trace_of
+
+import esper
+from esper.archive.journal import read
+from esper.archive.run_directory import journal_file
+from esper.errors import PolicyDeadlineExceeded
+from esper.flow.result import Result
+from esper.testing import tiny_config, tiny_task
+from esper.trace.paths import find
+
+
+def test_a_healthy_round_with_a_graft_and_a_gate_that_fails_are_one_trace_each(undisturbed: Result) -> None:
+    run_dir = Path(undisturbed.run_dir)
+    the_trace_of(run_dir, GRAFT)
+    the_trace_of(run_dir, GATE_FAILURE)
+    assert find(run_dir, "*!", count=0), "a span of an undisturbed run failed"
+    assert find(run_dir, "*[ended=false]", count=0), "a span of an undisturbed run never ended"
+
+
+def test_a_policy_that_is_late_is_the_error_of_its_own_span(tmp_path: Path) -> None:
+    with pytest.raises(PolicyDeadlineExceeded):
+        esper.run(tiny_task(), tiny_config(run__dir=str(tmp_path / "run"), policy__deadline_s=1e-6))
+    trace_id = the_trace_of(tmp_path / "run", POLICY_TIMEOUT)
+    assert read(journal_file(tmp_path / "run", 1))[0][-1].body["trace_id"] == trace_id
