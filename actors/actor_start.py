@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from ray.actor import ActorHandle
 
@@ -17,7 +18,7 @@ from actors.supervision import Life, Supervisor
 from esper.config.joined import RayConfig
 from esper.errors import ActorLost
 from esper.ground.closing import noted_on
-from esper.telemetry.context import span
+from esper.telemetry.context import span, traceparent
 
 
 class ActorStart:
@@ -55,7 +56,8 @@ class ActorStart:
         try:
             for spec in wanted.values():
                 self._attempts[spec.name, spec.generation] += 1
-                begun.append(spawn(spec, self._attempts[spec.name, spec.generation]))
+                attempt = self._attempts[spec.name, spec.generation]
+                begun.append(spawn(replace(spec, traceparent=traceparent()), attempt))
             if self._given_up:  # `give_up` may have been called before the starts
                 self._end_begun()
             for (life, spec), actor in zip(wanted.items(), begun, strict=True):

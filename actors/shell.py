@@ -64,6 +64,8 @@ class ActorSpec:
     """File to which fired faults are written."""
     variables: TelemetryVariables | None = None
     """None: the actor's process has the right OTEL_* variables already."""
+    traceparent: str = ""
+    """Span of the conductor that starts the actor."""
     asynchronous: bool = False
     """True: the methods of the component's object are coroutines, and its actor is an `AsyncShell`."""
 
@@ -97,7 +99,8 @@ class BaseShell:
             spec.variables.put_into(os.environ)
         self._telemetry = Telemetry.start(spec.telemetry_folder, spec.name, spec.run_id)
         faults.arm(spec.faults, spec.name, spec.faults_file, spec.generation)
-        with use(self._telemetry), span("actor start", role=spec.role, actor=spec.name):
+        started = span("actor start", role=spec.role, actor=spec.name)
+        with use(self._telemetry), continue_from(spec.traceparent), started:
             faults.point(f"{spec.role}.start")
             with sendable_errors(spec.role):
                 self._component = spec.build(*spec.arguments)

@@ -159,24 +159,24 @@ class Trainer(MeasuredHost):
             raise EmergencyStop("", "", self.step)
 
     def _one_step(self) -> float:
+        if self.step % self._settings.trace_every == 0 or self._first_step_at is None:  # the first good step is shown
+            with span("esper step", role=self._settings.role, step=self.step):
+                return self._checked_update()
+        try:
+            return self._checked_update()
+        except Exception as error:
+            with span("esper step", role=self._settings.role, step=self.step):  # a failed step always gets a span
+                raise error
+
+    def _checked_update(self) -> float:
+        """Check that no emergency and no failed save stops the run. Then take one optimizer step; see `_update`."""
         self.check_emergency()
         self._saver.check()
         faults.point(self._fault_point, round=self._round, step=self.step)
         began_s = time.perf_counter()
-        found = self._traced_update()
+        found = self._update()
         observe("esper.step.duration", time.perf_counter() - began_s, role=self._settings.role)
         return found
-
-    def _traced_update(self) -> float:
-        """Call `_update`. Some steps, and each step that fails, get a span."""
-        if self.step % self._settings.trace_every == 0 or self._first_step_at is None:  # the first good step is shown
-            with span("esper step", role=self._settings.role, step=self.step):
-                return self._update()
-        try:
-            return self._update()
-        except Exception as error:
-            with span("esper step", role=self._settings.role, step=self.step):  # a failed step always gets a span
-                raise error
 
     def _update(self) -> float:
         """Take one optimizer step. Return the loss."""

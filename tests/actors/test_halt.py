@@ -420,6 +420,8 @@ def test_a_halt_from_outside_reaches_the_trainers_process_though_the_emergency_a
 ) -> None:
     """Its sinks: a file, a webhook that refuses each signal once, and a webhook without an answer, which the end of the
     run does not wait for."""
+    from incidents import HALT, the_trace_of  # not above: Ray's workers import this file, and do not have tests/kit
+
     plain = tiny_config(
         run__dir=str(tmp_path / "run"), growth__enabled=False, supervision__without_progress=99, supervision__deaths=99
     )
@@ -457,3 +459,4 @@ def test_a_halt_from_outside_reaches_the_trainers_process_though_the_emergency_a
     assert [name for name, content in shown.items() if any(one in content for one in secrets)] == []
     past = read_past(tmp_path / "run")
     assert (past.restarts, past.generation) == (3, 1)
+    assert the_trace_of(tmp_path / "run", HALT) == entries(tmp_path)[-1].body["trace_id"]

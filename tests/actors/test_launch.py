@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import ray
+from damage import flip
+from incidents import DAMAGED_CHECKPOINT, GATE_FAILURE, GRAFT, POLICY_TIMEOUT, the_trace_of
 from stopping import stop
 
 import esper
@@ -18,7 +20,7 @@ from actors.embedded_ray import EmbeddedRay
 from esper import OnRay
 from esper.archive.history import read_past
 from esper.archive.journal import RecordKind, read
-from esper.archive.run_directory import faults_file
+from esper.archive.run_directory import checkpoints_folder, faults_file
 from esper.cli.run_command import say_failure
 from esper.errors import (
     ActorLost,
@@ -35,6 +37,7 @@ from esper.ground.machine import is_alive
 from esper.ground.tensors import state_digest
 from esper.leyline.state import RoundState
 from esper.testing import tiny_config, tiny_task
+from esper.trace.paths import find
 
 
 def story(run_dir: Path) -> list[tuple[RecordKind, Any]]:
@@ -64,6 +67,13 @@ def test_actors_end_with_the_bits_of_one_process(launch_tiny: Any, undisturbed: 
     together = launch_tiny()
     compare(together, undisturbed)
     assert "fault_fired" not in together.as_json()
+    the_trace_of(Path(together.run_dir), (*GRAFT, "esper round > await tamiyo > tamiyo decide"))
+    the_trace_of(Path(together.run_dir), GATE_FAILURE)
+    start = "esper start[role=conductor] >> actor start"
+    the_trace_of(
+        Path(together.run_dir), [f"{start}[role={role}]" for role in ("tolaria", "kasmina", "tamiyo", "emergency")]
+    )
+    assert find(Path(together.run_dir), "*!", count=0), "a span of an undisturbed run failed"
     assert [name for name in os.listdir("/dev/shm") if name.startswith(f"esper-word-{os.getpid()}-")] == []
 
 
@@ -78,17 +88,23 @@ def test_any_number_of_managers_ends_with_the_bits_of_one_process(
     assert together.steps == alone.steps
 
 
-@pytest.mark.parametrize("fence", [6, *(pytest.param(n, marks=pytest.mark.torture) for n in (0, 1, 11, 15))])
+@pytest.mark.parametrize(
+    ("fence", "damaged"), [(6, True), *(pytest.param(n, False, marks=pytest.mark.torture) for n in (0, 1, 6, 11, 15))]
+)
 def test_a_run_on_actors_that_was_stopped_ends_as_one_that_was_not(
-    embedded: EmbeddedRay, tmp_path: Path, undisturbed: Result, fence: int
+    embedded: EmbeddedRay, tmp_path: Path, undisturbed: Result, fence: int, damaged: bool
 ) -> None:
     stop(fence, tiny_task(), tiny_config(run__dir=str(tmp_path / "run")), on=OnRay(embedded))
+    if damaged:
+        flip(checkpoints_folder(tmp_path / "run") / f"fence-{fence}-g1.pt")
     result = esper.resume(tmp_path / "run", tiny_task(), on=OnRay(embedded))
     assert result.weights_sha256 == undisturbed.weights_sha256
     assert result.twin_weights_sha256 == undisturbed.twin_weights_sha256
     assert (result.test_loss, result.resumes) == (undisturbed.test_loss, 1)
     assert result.network is not None
     assert state_digest(result.network.state_dict()) == undisturbed.weights_sha256
+    if damaged:  # the checkpoint before it was used
+        the_trace_of(tmp_path / "run", DAMAGED_CHECKPOINT)
 
 
 def test_the_death_of_an_idle_actor_is_noticed(launch_tiny: Any, tmp_path: Path) -> None:
@@ -225,6 +241,8 @@ def test_a_policy_beyond_its_deadline_is_killed(launch_tiny: Any, tmp_path: Path
     assert caught.value.elapsed_s >= 1.0
     assert isinstance(caught.value.__cause__, CallDeadlineExceeded)
     assert not is_alive(severe_event(tmp_path, "policy_timeout")["pid"])
+    trace_id = the_trace_of(tmp_path / "run", (*POLICY_TIMEOUT, "esper round > await tamiyo!PolicyDeadlineExceeded"))
+    assert read(tmp_path / "run" / "journal-1.log")[0][-1].body["trace_id"] == trace_id
 
 
 def test_a_late_answer_within_patience_changes_nothing_and_a_fault_that_never_fired_is_reported(

@@ -106,6 +106,8 @@ class Scrapes(Quiet):
 def test_a_dead_trainer_is_replaced_and_the_recovery_is_timed(
     launch_tiny: Any, tmp_path: Path, undisturbed: Result
 ) -> None:
+    from incidents import RECOVERY, the_trace_of  # not above: Ray's workers import this file, and do not have tests/kit
+
     fault = {"point": "tolaria.step", "fault": "kill", "step": 150}
     watch = Scrapes(tmp_path / "run")
     result = launch_tiny(restarting=True, faults=[fault], telemetry__prometheus_port=0, progress=watch)
@@ -124,6 +126,8 @@ def test_a_dead_trainer_is_replaced_and_the_recovery_is_timed(
     assert (events.count("trainer_rank_lost"), events.count("actor_restarted")) == (1, 1)
     roles = {file.name.split("-")[1] for file in telemetry.glob("spans-*.jsonl")}
     assert roles == {"conductor", "emergency", "kasmina", "manager", "tamiyo", "tolaria"}  # each writes its own
+    started = "esper round > esper recover >> actor start[role=tolaria]"
+    the_trace_of(tmp_path / "run", (*RECOVERY, started, "esper round > esper recover@trainer_rank_lost"))
 
 
 @pytest.mark.torture

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from incidents import HALT, the_trace_of
 
 from esper import InProcess, faults, resume, run
-from esper.archive.run_directory import run_file
+from esper.archive.journal import read
+from esper.archive.run_directory import journal_file, run_file
 from esper.errors import Drained, EmergencyStop, StoreCorrupt
 from esper.flow.operator import Outcome, send
 from esper.flow.result import Result
@@ -73,6 +75,8 @@ def test_a_halt_within_a_step_stops_the_run_before_the_next_step(
     with pytest.raises(EmergencyStop) as stop:
         run(tiny_task(), tiny_config(run__dir=str(tmp_path / "run"), growth__enabled=False), on=InProcess())
     assert stop.value.step - sent[0]["step"] in (0, 1)
+    trace_id = the_trace_of(tmp_path / "run", HALT)
+    assert read(journal_file(tmp_path / "run", 1))[0][-1].body["trace_id"] == trace_id
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from damage import flip, flip_record, records
+from incidents import DAMAGED_CHECKPOINT, the_trace_of
 from stopping import stop, stop_again
 from torch import nn
 
@@ -178,6 +179,7 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_is_used(
     same(resume(path), undisturbed)
     assert os.listdir(checkpoints_folder(path) / "quarantine") == [last.name]
     assert records(journal_file(path, 2), RecordKind.SUPERSEDED)[0].body["from_fence"] == 4
+    the_trace_of(path, DAMAGED_CHECKPOINT)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from esper.trace.paths import find
@@ -21,7 +22,7 @@ GATE_FAILURE = (
 POLICY_TIMEOUT = ("esper round[role=conductor][status=error] >> *!PolicyDeadlineExceeded@policy_timeout",)
 HALT = ("esper round[role=conductor]!EmergencyStop >> esper step[role=tolaria]!EmergencyStop",)
 DAMAGED_CHECKPOINT = (
-    "esper resume[role=conductor] >> *@checkpoint_rejected",
+    "esper resume[role=conductor]@checkpoint_rejected",
     "esper resume > esper start[role=conductor]",
     "esper resume >> checkpoint restore[role=conductor]",
 )
@@ -31,7 +32,7 @@ RECOVERY = (
 )
 
 
-def the_trace_of(run_dir: Path, paths: tuple[str, ...], trace_id: str = "") -> str:
+def the_trace_of(run_dir: Path, paths: Sequence[str], trace_id: str = "") -> str:
     """The id of the one trace that has every path."""
     found = find(run_dir, *paths, trace_id=trace_id)
     assert found, found.reason
