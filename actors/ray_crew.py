@@ -138,7 +138,7 @@ class RayCrew:
         """See `Crew`. Deaths of other actors that no caller has noticed are reported, too."""
         if error.actor not in self.remotes:
             raise error
-        with self._changing:
+        with self._changing, span("actor lost", role="conductor", actor=error.actor):
             self._whole, self._fence = True, fence or 0
             others = self._dead(self.remotes.values(), but=error.actor)
             return self._reported({**self._news(error), **others}, self._fence)

@@ -188,9 +188,10 @@ class GoingBack:
         watch = Stopwatch(error)
         # this comes before `lost`, which may raise: the recovery that this error interrupted must be journaled
         self.deaths.tell()
-        with continue_from(self.round), span("esper recover", role="conductor", fence=self.at.fence):
+        with continue_from(self.round):
             lost = self.components.crew.lost(error, self.at.fence)
-            self.deaths.tell()
+        self.deaths.tell()
+        with continue_from(self.round), span("esper recover", role="conductor", fence=self.at.fence):
             self.recovery = traceparent()
             watch.lap("decide")
             self.progress.working(f"{', '.join(sorted(lost.roles)) or error.actor} died: starting again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ class Failure:
     fields: dict[str, Any]
     """The error's own public fields."""
     began_here: bool
-    """False: a span below failed with the same error."""
+    """False: a span below failed with the same error, or the parent did before this span began."""
 
 
 def error_class(span: Span) -> str:
@@ -43,8 +44,15 @@ def failure_of(node: Node) -> Failure | None:
     kind = error_class(span)
     told = message if isinstance(message, str) else span.message.removeprefix(f"{kind}: ")
     fields = {key: value for key, value in attributes.items() if key not in _OWN}
-    return Failure(kind, told, fields, not any(_same(node, child) for child in node.children))
+    return Failure(kind, told, fields, not (_after_its_parent(node) or any(map(_same(node), node.children))))
 
 
-def _same(node: Node, child: Node) -> bool:
-    return child.span.failed and error_class(child.span) == error_class(node.span)
+def _same(node: Node) -> Callable[[Node], bool]:
+    """Return a function that returns whether another span failed with the same class of error."""
+    return lambda other: other.span.failed and error_class(other.span) == error_class(node.span)
+
+
+def _after_its_parent(node: Node) -> bool:
+    """Return whether the parent had failed with the same class of error before this span began."""
+    parent = node.parent
+    return parent is not None and parent.end_ns <= node.span.start_ns and _same(node)(parent)

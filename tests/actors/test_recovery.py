@@ -127,7 +127,7 @@ def test_a_dead_trainer_is_replaced_and_the_recovery_is_timed(
     roles = {file.name.split("-")[1] for file in telemetry.glob("spans-*.jsonl")}
     assert roles == {"conductor", "emergency", "kasmina", "manager", "tamiyo", "tolaria"}  # each writes its own
     started = "esper round > esper recover >> actor start[role=tolaria]"
-    the_trace_of(tmp_path / "run", (*RECOVERY, started, "esper round > esper recover@trainer_rank_lost"))
+    the_trace_of(tmp_path / "run", (*RECOVERY, started, "esper round > actor lost@trainer_rank_lost"))
 
 
 @pytest.mark.torture

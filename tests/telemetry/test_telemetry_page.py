@@ -22,6 +22,7 @@ ELSEWHERE = {
     "actor start",
     "await actor",
     "actor restart",
+    "actor lost",
     "esper recover",
     "rollback fast",
     "rollback full",
