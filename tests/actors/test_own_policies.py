@@ -25,6 +25,7 @@ from esper.leyline.reports import FieldReport
 from esper.leyline.stages import IN_HOST
 from esper.leyline.state import RoundState
 from esper.tamiyo.heuristic import HeuristicPolicy
+from esper.tamiyo.policy_check import policy_in_words
 from esper.testing import telling, tiny_config, tiny_task
 
 CHANNEL = BlendSpec(
@@ -99,7 +100,7 @@ def test_the_spare_and_a_resume_have_the_same_policy_and_the_run_has_the_bits_of
     config = tiny_config(run__dir=str(tmp_path / "run"))
     kill = FaultSpec(point="tamiyo.decide", fault=Fault.KILL, role="tamiyo", round=4)
     stop(11, tiny_task(), config.model_copy(update={"faults": (kill,)}), on=here)
-    with pytest.raises(ConfigError, check=telling("own-1", field="policy", value=HeuristicPolicy.version)):
+    with pytest.raises(ConfigError, check=telling("own-1", field="policy", value=policy_in_words(None))):
         esper.resume(tmp_path / "run", tiny_task(), on=OnRay(embedded))
     again = esper.resume(tmp_path / "run", tiny_task(), on=here)
     assert (again.weights_sha256, again.rollbacks, again.restarts) == (whole.weights_sha256, 1, 1)
