@@ -311,8 +311,13 @@ class OpenRun:
 
 
 def _metrics_of(config: RunConfig) -> AbstractContextManager[RunMetrics]:
-    """Raises: ConfigError: the port for Prometheus cannot be used. Nothing was started."""
-    return run_metrics(config.telemetry.prometheus_host, config.telemetry.prometheus_port)
+    """Serve the metrics on the port of the config. If it has none, serve them where the OTEL_* variables ask for it.
+
+    Raises:
+        ConfigError: the port for Prometheus cannot be used. Nothing was started.
+    """
+    host, port, asked = config.telemetry.prometheus_host, config.telemetry.prometheus_port, check_environment()
+    return run_metrics(*(asked.prometheus if port is None and asked.prometheus is not None else (host, port)))
 
 
 def _check_surroundings(config: RunConfig) -> bytes:

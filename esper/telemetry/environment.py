@@ -35,6 +35,8 @@ class TelemetryEnvironment:
     """The export of spans by OTLP. None: spans are not exported by OTLP."""
     logs_otlp: Otlp | None = None
     """The export of severe events by OTLP. None: they are not exported by OTLP."""
+    prometheus: tuple[str, int] | None = None
+    """Host and port of the endpoint for Prometheus. None: the variables ask for no endpoint."""
     console: frozenset[str] = frozenset()
     """Signals (TRACES, LOGS) that are also written to standard error."""
 
@@ -91,6 +93,7 @@ def read_environment(environment: Mapping[str, str]) -> TelemetryEnvironment:
         traces="none" not in traces,
         traces_otlp=otlp_settings(given, "TRACES") if "otlp" in traces else None,
         logs_otlp=otlp_settings(given, "LOGS") if "otlp" in logs else None,
+        prometheus=_prometheus(given) if "prometheus" in _exporters(given, "METRICS") else None,
         console=frozenset(signal for signal, asked in (("TRACES", traces), ("LOGS", logs)) if "console" in asked),
     )
 
@@ -103,6 +106,13 @@ def _exporters(given: Mapping[str, str], signal: str) -> tuple[str, ...]:
         return listed(given[name])
     general = signal == "TRACES" and "OTEL_EXPORTER_OTLP_ENDPOINT" in given
     return ("otlp",) if general or f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT" in given else ()
+
+
+def _prometheus(given: Mapping[str, str]) -> tuple[str, int]:
+    """Return host and port of the endpoint. The defaults are those of the specification."""
+    host, port = "OTEL_EXPORTER_PROMETHEUS_HOST", "OTEL_EXPORTER_PROMETHEUS_PORT"
+    values = {host: "127.0.0.1", port: "9464", **given}
+    return values[host], int(values[port])
 
 
 def _not_obeyed(name: str) -> str:

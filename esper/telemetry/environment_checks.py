@@ -133,6 +133,11 @@ def _file(name: str, value: str) -> None:
         raise wrong(name, value, "no such file: give the path of a PEM file")
 
 
+def _port(name: str, value: str) -> None:
+    if not (value.isascii() and value.isdigit() and int(value) <= 65535):
+        raise wrong(name, value, "give a port from 0 to 65535; 0: a free port")
+
+
 _milliseconds = _whole(1, " of milliseconds")
 _timeout = _whole(LEAST_TIMEOUT_MS, " of milliseconds")  # a smaller number is probably meant as seconds
 
@@ -154,6 +159,8 @@ CHECKS: dict[str, Check] = {
     "OTEL_TRACES_EXPORTER": _exporters("otlp", "console", "none"),
     "OTEL_METRICS_EXPORTER": _exporters("prometheus", "none"),
     "OTEL_LOGS_EXPORTER": _exporters("otlp", "console", "none"),
+    "OTEL_EXPORTER_PROMETHEUS_HOST": _any,
+    "OTEL_EXPORTER_PROMETHEUS_PORT": _port,
     "OTEL_SERVICE_NAME": _any,
     "OTEL_RESOURCE_ATTRIBUTES": _pairs,
     "OTEL_TRACES_SAMPLER": _one_of(*SAMPLERS),

@@ -15,8 +15,30 @@ from esper.archive.run_directory import metrics_file
 from esper.errors import ConfigError, FaultInjected
 from esper.faults import Fault, FaultSpec
 from esper.flow.progress import Quiet
+from esper.flow.runner import _metrics_of
 from esper.leyline.stages import LIVE
+from esper.telemetry.environment import read_environment
 from esper.testing import telling, tiny_config, tiny_task, until
+
+
+def test_the_variables_of_opentelemetry_ask_for_an_endpoint_unless_the_config_has_a_port(monkeypatch):
+    assert read_environment({}).prometheus is None
+    assert read_environment({"OTEL_METRICS_EXPORTER": "none"}).prometheus is None
+    assert read_environment({"OTEL_METRICS_EXPORTER": "prometheus"}).prometheus == ("127.0.0.1", 9464)
+    for name, value in {"METRICS_EXPORTER": "prometheus", "EXPORTER_PROMETHEUS_PORT": "0"}.items():
+        monkeypatch.setenv(f"OTEL_{name}", value)
+    with _metrics_of(tiny_config()) as metrics:
+        assert scraped(metrics.url)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with (
+            pytest.raises(ConfigError, check=telling(field="telemetry.prometheus_port", value=port)),
+            _metrics_of(tiny_config(telemetry__prometheus_port=port)),
+        ):
+            pass
+    monkeypatch.setenv("OTEL_EXPORTER_PROMETHEUS_PORT", "65536")
+    with pytest.raises(ConfigError, check=telling(field="OTEL_EXPORTER_PROMETHEUS_PORT")):
+        _metrics_of(tiny_config())
 
 
 class Scraper(Quiet):
