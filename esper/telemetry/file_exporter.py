@@ -76,20 +76,33 @@ class FileSpanExporter(SpanExporter):
         return written
 
 
-class StartLines(SpanProcessor):
-    """Writes a line at the start of each sampled span that is a root or whose parent is in another process.
-
-    Other spans have no line from their start, because it costs as much as the line of the end.
+class FileSpans(SpanProcessor):
+    """Writes each sampled span when it ends. A root span and a span whose parent is in another process are also written
+    when they start; for other spans this would double the cost.
     """
 
     def __init__(self, exporter: FileSpanExporter) -> None:
         self._exporter = exporter
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """Write the line of a start if the span has one."""
         del parent_context  # the span knows its parent
-        context = span.get_span_context()
-        if context is not None and context.trace_flags.sampled and (span.parent is None or span.parent.is_remote):
+        if _is_sampled(span) and (span.parent is None or span.parent.is_remote):
             self._exporter.write_start(span)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Write the line of an end. After `shutdown` the span is lost and counted."""
+        if _is_sampled(span):
+            self._exporter.export((span,))
+
+    def shutdown(self) -> None:
+        """Close the file."""
+        self._exporter.shutdown()
+
+
+def _is_sampled(span: ReadableSpan) -> bool:
+    context = span.get_span_context()
+    return context is not None and context.trace_flags.sampled
 
 
 def open_for_append(path: Path) -> int:

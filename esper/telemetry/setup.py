@@ -13,7 +13,6 @@ from pathlib import Path
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.trace import NoOpTracer, Tracer
 from opentelemetry.util.types import AnyValue
@@ -21,7 +20,7 @@ from opentelemetry.util.types import AnyValue
 from esper.errors import StoreWriteFailed
 from esper.ground.closing import Closing
 from esper.telemetry.environment import TelemetryEnvironment, read_environment
-from esper.telemetry.file_exporter import FileSpanExporter, StartLines
+from esper.telemetry.file_exporter import FileSpanExporter, FileSpans
 from esper.telemetry.metrics import Counters, Metrics
 from esper.telemetry.processors import log_provider, span_processors
 
@@ -88,8 +87,7 @@ class Telemetry(Closing):
             raise StoreWriteFailed(str(path), "opening the span file") from error
         # `close` flushes the spans for a collector; those in the file are not buffered
         provider = TracerProvider(resource=resource, id_generator=_OsIds(), shutdown_on_exit=False)
-        provider.add_span_processor(StartLines(exporter))
-        provider.add_span_processor(SimpleSpanProcessor(exporter))
+        provider.add_span_processor(FileSpans(exporter))
         for processor in span_processors(asked, metrics.counters):
             provider.add_span_processor(processor)
         logs = log_provider(asked, resource, metrics.counters)

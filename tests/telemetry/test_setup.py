@@ -112,6 +112,13 @@ def test_a_directory_that_cannot_be_made_stops_the_start(tmp_path):
     assert f"spans-conductor-{os.getpid()}.jsonl" in caught.value.path
 
 
+def test_a_span_that_ends_after_the_close_is_counted_as_lost(tmp_path):
+    with Telemetry.start(tmp_path, "conductor") as telemetry, use(telemetry), span("esper round"):
+        telemetry.close()
+
+    assert telemetry.counters.total("esper.spans.lost") == 1
+
+
 def test_closing_twice_is_one_close(tmp_path):
     telemetry = Telemetry.start(tmp_path, "conductor")
     telemetry.close()
