@@ -70,7 +70,7 @@ FLOORS: tuple[tuple[str, str], ...] = (
         "cli",
         "errors task leyline ground durable trace emergency user_code tasks tolaria config setup archive export flow",
     ),
-    ("testing", "task leyline config flow"),
+    ("testing", "leyline tasks config flow"),
 )
 """Room of esper/ -> the other rooms of it that it may import, as words. A room may always
 import itself, and only rooms that stand before it: what depends on nothing comes first."""
