@@ -23,7 +23,7 @@ from esper.cli.console import PlainConsole
 from esper.cli.output import complain, print_json, say
 from esper.cli.terminal import Terminal
 from esper.config.joined import RunConfig
-from esper.errors import ActorLost, ConfigError, Drained, EmergencyStop, EsperError, PlacementUnavailable, all_notes
+from esper.errors import ActorLost, ConfigError, EsperError, PlacementUnavailable, all_notes
 from esper.flow.entry import resume, run
 from esper.flow.next_steps import next_step, resume_command
 from esper.flow.places import InProcess, OnRay
@@ -31,7 +31,7 @@ from esper.flow.result import Result
 from esper.flow.stopping import SAME_REQUEST_S, Drain
 from esper.ground import parent
 from esper.ground.closing import noted_on
-from esper.ground.exit_codes import DRAINED, EMERGENCY, INTERRUPTED, STRICT_FAILURE
+from esper.ground.exit_codes import DRAINED, INTERRUPTED, STRICT_FAILURE, code_of
 from esper.ground.parent import End
 from esper.ground.workplace import fixed, shown
 from esper.leyline.checkpoint_record import QUARANTINE
@@ -116,15 +116,9 @@ def _watched(as_json: bool, begun: Path | None = None) -> Iterator[tuple[Termina
     except Exception as error:
         terminal.close()
         say_failure(error, terminal.path or begun, as_json=as_json)
-        raise typer.Exit(_code(error)) from error
+        raise typer.Exit(code_of(error)) from error
     finally:
         terminal.close()
-
-
-def _code(error: Exception) -> int:
-    if isinstance(error, EmergencyStop):
-        return EMERGENCY
-    return DRAINED if isinstance(error, Drained) else STRICT_FAILURE
 
 
 @contextmanager

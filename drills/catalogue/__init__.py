@@ -1,0 +1,46 @@
+"""The drills of esper, in the order of their numbers. A row with `needs` waits for a part of esper."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from drills.catalogue.checkpoint_damaged import CHECKPOINT_DAMAGED
+from drills.catalogue.driver_killed import DRIVER_KILLED
+from drills.catalogue.manager_killed import MANAGER_KILLED
+from drills.catalogue.no_candidates import NO_CANDIDATES
+from drills.catalogue.policy_fails import POLICY_FAILS
+from drills.catalogue.policy_late import POLICY_LATE, POLICY_LATE_IN_C
+from drills.catalogue.restarts_exceeded import NO_PROGRESS, RESTARTS_EXCEEDED
+from drills.catalogue.trainer_killed import TRAINER_KILLED
+from drills.drill import Drill
+from drills.drill_context import DrillContext
+from drills.errors import DrillImpossible
+
+
+def _waiting(number: int, name: str, what: str, needs: str) -> Drill:
+    def impossible(_: DrillContext) -> NoReturn:
+        raise DrillImpossible(f"it needs {needs}")
+
+    return Drill(name, what, impossible, (), number=number, needs=needs)
+
+
+CATALOGUE: tuple[Drill, ...] = (
+    POLICY_FAILS,
+    POLICY_LATE,
+    POLICY_LATE_IN_C,
+    NO_CANDIDATES,
+    _waiting(10, "rollback-on-nan", "A NaN in the loss is rolled back from memory.", "the guard of Tolaria"),
+    TRAINER_KILLED,
+    CHECKPOINT_DAMAGED,
+    _waiting(16, "normaliser-flush-fails", "The normaliser cannot be written.", "the learned policy"),
+    _waiting(17, "profiler-refused", "The folder of the profiler is missing.", "the profiler"),
+    _waiting(18, "loss-on-another-device", "The outputs of the model lie on another device.", "a second device"),
+    MANAGER_KILLED,
+    _waiting(21, "rank-hangs", "A rank hangs in a collective call.", "several ranks"),
+    _waiting(22, "node-lost", "A node with a rank is lost.", "several nodes"),
+    _waiting(23, "network-cut", "The network between two nodes is cut.", "several nodes"),
+    DRIVER_KILLED,
+    RESTARTS_EXCEEDED,
+    NO_PROGRESS,
+)
+"""Every drill of the catalogue."""

@@ -1,0 +1,67 @@
+"""Drill 13: the last checkpoints are damaged in three ways."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+from drills import expect
+from drills.drill import Drill
+from drills.drill_context import DrillContext
+from drills.errors import DrillImpossible
+from drills.stopping import StopAtFence
+from esper.archive.history import look_at
+from esper.archive.run_directory import checkpoints_folder
+
+
+class Hostile:
+    """A pickle that makes a file when it is loaded by a loader without care."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return Path.touch, (self.file,)
+
+
+def flip(file: Path) -> None:
+    """Change one bit in the middle of a file."""
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def truncate(file: Path) -> None:
+    """Cut a file in half."""
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def act(drill: DrillContext) -> None:
+    """Stop at three fences, damage the last checkpoint in another way each time, and resume."""
+    trap = drill.folder / "trap"
+    damages: tuple[Callable[[Path], object], ...] = (
+        flip,
+        truncate,
+        lambda file: file.write_bytes(pickle.dumps(Hostile(trap))),
+    )
+    middle = drill.undisturbed.middle
+    watch = StopAtFence(middle)
+    drill.run(progress=watch, drain=watch.drain)
+    for number, damage in enumerate(damages, start=1):
+        damage(checkpoints_folder(drill.run_dir) / look_at(drill.run_dir).commits[-1].file)
+        watch = StopAtFence(middle + number)
+        last = number == len(damages)
+        drill.resume() if last else drill.resume(progress=watch, drain=watch.drain)
+    if trap.exists():
+        raise DrillImpossible("the hostile pickle was executed")
+
+
+CHECKPOINT_DAMAGED = Drill(
+    number=13,
+    name="checkpoint-damaged",
+    what="The last checkpoint has a flipped bit, is cut, or is a hostile pickle: it is put aside, never loaded.",
+    act=act,
+    place="in process",
+    follows=(expect.exit_codes(143, 143, 143, 0), expect.events(checkpoint_rejected=3), expect.same_bits()),
+)

@@ -1,0 +1,51 @@
+"""Drill 25: an actor dies more often than the limits of restarts allow."""
+
+from __future__ import annotations
+
+from drills import expect
+from drills.breaking import kill
+from drills.drill import Drill
+from drills.drill_context import DrillContext
+
+
+def too_often(drill: DrillContext) -> None:
+    """Kill the trainer at the begin of three rounds, where two deaths are allowed."""
+    drill.run(
+        *(kill("tolaria.round", round=drill.undisturbed.middle + number) for number in (1, 2, 3)),
+        supervision__deaths=2,
+    )
+    drill.resume()
+
+
+def in_place(drill: DrillContext) -> None:
+    """Kill the trainer at the begin of the same round again and again."""
+    drill.run(
+        kill("tolaria.round", round=drill.undisturbed.middle, times=2),
+        supervision__without_progress=2,
+    )
+    drill.resume()
+
+
+RESTARTS_EXCEEDED = Drill(
+    number=25,
+    name="restarts-exceeded",
+    what="The trainer dies once more than allowed: the run stops with the error, and a resume has the same bits.",
+    act=too_often,
+    follows=(
+        expect.exit_codes(3, 0),
+        expect.error("RestartIntensityExceeded", cause="TrainerRankLost"),
+        expect.recovered("tolaria", "tolaria"),
+        expect.same_bits(),
+    ),
+)
+NO_PROGRESS = Drill(
+    number=25,
+    name="no-progress",
+    what="The trainer dies again before a new fence: the run stops, and never restarts without end.",
+    act=in_place,
+    follows=(
+        expect.exit_codes(3, 0),
+        expect.error("RestartIntensityExceeded", cause="TrainerRankLost"),
+        expect.same_bits(),
+    ),
+)

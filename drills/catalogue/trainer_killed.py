@@ -1,0 +1,34 @@
+"""Drill 11: the trainer's process is killed in every phase of a round."""
+
+from __future__ import annotations
+
+from drills import expect
+from drills.breaking import kill
+from drills.drill import Drill
+from drills.drill_context import DrillContext
+
+
+def act(drill: DrillContext) -> None:
+    """Kill the trainer at the begin of a round, in a step, in a graft and in a checkpoint, in one run."""
+    moments = drill.undisturbed
+    drill.run(
+        kill("tolaria.apply"),
+        kill("tolaria.step", step=moments.middle_step),
+        kill("tolaria.round", round=moments.middle + 2),
+        kill("tolaria.save", round=moments.middle + 3),
+        supervision__deaths=4,
+    )
+
+
+TRAINER_KILLED = Drill(
+    number=11,
+    name="trainer-killed",
+    what="The trainer is killed in a graft, a step, a round and a checkpoint: each time it is restored to a fence.",
+    act=act,
+    follows=(
+        expect.exit_codes(0),
+        expect.recovered("tolaria", "tolaria", "tolaria", "tolaria"),
+        expect.events(trainer_rank_lost=4, actor_restarted=4),
+        expect.same_bits(),
+    ),
+)

@@ -1,0 +1,163 @@
+"""Runs the task of a drill, and keeps how each run ended. A drill breaks a run by its methods."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import esper
+from drills.task_under_drill import TaskUnderDrill
+from drills.undisturbed import Undisturbed
+from esper import InProcess, OnRay
+from esper.config.joined import RunConfig, as_toml
+from esper.errors import text_of
+from esper.faults import FaultSpec
+from esper.flow.progress import Progress
+from esper.flow.result import Result
+from esper.flow.stopping import Drain
+from esper.ground.exit_codes import DONE, code_of
+from esper.leyline.ports import Policy
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One run or resume of a drill, and how it ended."""
+
+    what: str
+    """`run`, `resume`, or the command line."""
+    began_s: float
+    """Seconds from the begin of the drill."""
+    wall_s: float
+    exit_code: int
+    """Exit code of the command line for this end. A negative number: the process died of this signal."""
+    error: BaseException | None = None
+    """The error that the run raised. None: it reached its end, or it was a command line."""
+    result: Result | None = None
+
+
+@dataclass
+class DrillContext:
+    """What a drill works with. Each drill gets its own, with an own folder."""
+
+    subject: TaskUnderDrill
+    folder: Path
+    place: Callable[[Policy | None], InProcess | OnRay]
+    """Returns the place of the runs of this drill."""
+    undisturbed: Undisturbed
+    """The same task without faults, in one process."""
+    attempts: list[Attempt] = field(default_factory=list)
+    armed: list[FaultSpec] = field(default_factory=list)
+    began_at: float = field(default_factory=time.time)
+    """Unix time at the begin of the drill."""
+    _began: float = field(default_factory=time.monotonic)
+
+    @property
+    def run_dir(self) -> Path:
+        """Directory of the run of this drill."""
+        return self.folder / "run"
+
+    def run(
+        self,
+        *faults: FaultSpec,
+        policy: Policy | None = None,
+        progress: Progress | None = None,
+        drain: Drain | None = None,
+        **settings: object,
+    ) -> Attempt:
+        """Begin the run, with faults armed, and wait for its end. An error of the run is kept in the attempt.
+
+        Args:
+            settings: Config values by dotted key, with "__" for the dot.
+        """
+        self.armed.extend(faults)
+        config = self.config(*faults, **settings)
+        subject = self.subject
+        return self._attempt(
+            "run",
+            lambda: esper.run(
+                subject.task,
+                config,
+                on=self.place(policy),
+                reference=subject.reference,
+                progress=progress,
+                drain=drain,
+            ),
+        )
+
+    def resume(
+        self, *, policy: Policy | None = None, progress: Progress | None = None, drain: Drain | None = None
+    ) -> Attempt:
+        """Resume the run without faults, and wait for its end. An error of the run is kept in the attempt."""
+        return self._attempt(
+            "resume",
+            lambda: esper.resume(
+                self.run_dir, self.subject.task, on=self.place(policy), progress=progress, drain=drain
+            ),
+        )
+
+    def config(self, *faults: FaultSpec, **settings: object) -> RunConfig:
+        """Return the config of the run: that of the task, with these faults and settings, in this drill's folder."""
+        given = {key.replace("__", "."): value for key, value in settings.items()}
+        return self.subject.config({"run.dir": str(self.run_dir), **given}, faults)
+
+    def start_command(self, *faults: FaultSpec, in_process: bool, **settings: object) -> subprocess.Popen[bytes]:
+        """Start `esper run` of the task as an own process, in a session of its own. Wait for it by `await_command`.
+
+        Raises: DrillImpossible: the task has no reference, so that no command line can name it.
+        """
+        self.armed.extend(faults)
+        file = self.folder / "config.toml"
+        file.write_text(as_toml(self.config(**settings)))
+        words = ["run", self.subject.text, "--config", str(file), *(["--in-process"] if in_process else [])]
+        if faults:
+            broken = self.folder / "faults.toml"
+            broken.write_text("\n".join(_toml(fault) for fault in faults))
+            words += ["--faults", str(broken)]
+        with (self.folder / "output.txt").open("ab") as output:
+            return subprocess.Popen(
+                [sys.executable, "-m", "esper", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=self.subject.started_in,
+                start_new_session=True,
+            )
+
+    def await_command(self, process: subprocess.Popen[bytes], what: str = "esper run") -> Attempt:
+        """Wait for the end of a command. The time limit of the drill ends it with all its processes."""
+        began = time.monotonic()
+        try:
+            code = process.wait(timeout=self.subject.limit_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            code = process.wait()
+        kept = Attempt(what, began - self._began, time.monotonic() - began, code)
+        self.attempts.append(kept)
+        return kept
+
+    def _attempt(self, what: str, do: Callable[[], Result]) -> Attempt:
+        began = time.monotonic()
+        result, error, code = None, None, DONE
+        try:
+            result = do()
+        except (Exception, KeyboardInterrupt) as raised:  # how the run ended is what the drill judges
+            error, code = raised, code_of(raised)
+        kept = Attempt(what, began - self._began, time.monotonic() - began, code, error, result)
+        self.attempts.append(kept)
+        return kept
+
+
+def _toml(fault: FaultSpec) -> str:
+    given = fault.model_dump(mode="json", exclude_defaults=True)
+    return "[[faults]]\n" + "".join(f"{name} = {_value(value)}\n" for name, value in given.items())
+
+
+def _value(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else text_of(value)

@@ -1,0 +1,114 @@
+"""Expectations of drills. Each function returns a function that compares what a drill left with what must follow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from drills.drill import Expectation, Finding
+from drills.observed import Observed
+from esper.errors import in_a_line
+from esper.ground.exit_codes import DONE
+
+
+def exit_codes(*wanted: int) -> Expectation:
+    """Expect these exit codes of the runs and resumes, in order. A negative number: the process died of this signal."""
+
+    def judge(found: Observed) -> Finding:
+        codes = [attempt.exit_code for attempt in found.attempts]
+        return Finding(f"exit codes {listed(wanted)}", f"exit codes {listed(codes)}", codes == list(wanted))
+
+    return judge
+
+
+def error(name: str, *, cause: str = "", attempt: int = 0) -> Expectation:
+    """Expect a class of error of an attempt, and the class of its direct cause. "": any cause, or none."""
+
+    def judge(found: Observed) -> Finding:
+        wanted = f"{name} caused by {cause}" if cause else name
+        raised = found.attempts[attempt].error
+        if raised is None:
+            return Finding(wanted, "no error", False)
+        met = type(raised).__name__ == name and (not cause or type(raised.__cause__).__name__ == cause)
+        why = f", caused by {in_a_line(raised.__cause__)}" if raised.__cause__ is not None else ""
+        return Finding(wanted, f"{in_a_line(raised)}{why}", met)
+
+    return judge
+
+
+def journalled(name: str) -> Expectation:
+    """Expect the journal's last failure to be of this class, with a trace."""
+
+    def judge(found: Observed) -> Finding:
+        failure = found.failure
+        if failure is None:
+            return Finding(f"a journalled {name}", "no journalled failure", False)
+        met = failure["error"] == name and bool(failure["trace_id"])
+        return Finding(f"a journalled {name} with its trace", f"{failure['error']}, trace {failure['trace_id']}", met)
+
+    return judge
+
+
+def events(**wanted: int) -> Expectation:
+    """Expect exactly these severe events by name and number, and no others.
+
+    The events of the undisturbed run, such as refusals by gates, and the firing of faults are left out on both sides.
+    """
+
+    def judge(found: Observed) -> Finding:
+        left_out = {"fault_fired", "gate_failure"} - wanted.keys()
+        told = {name: number for name, number in sorted(found.event_counts.items()) if name not in left_out}
+        return Finding(f"severe events {named(wanted)}", named(told), told == wanted)
+
+    return judge
+
+
+def recovered(*actors: str) -> Expectation:
+    """Expect a recovery from the death of each of these actors, in order, and no other."""
+
+    def judge(found: Observed) -> Finding:
+        names = [name for recovery in found.recoveries for name in recovery.actors]
+        return Finding(f"recovered: {listed(actors)}", f"recovered: {listed(names)}", names == list(actors))
+
+    return judge
+
+
+def same_bits() -> Expectation:
+    """Expect the end of the run, with the weights of the undisturbed run, and of its twin."""
+
+    def judge(found: Observed) -> Finding:
+        words = {True: "the same bits", False: "other bits", None: "the run did not reach its end"}
+        last = found.attempts[-1].exit_code
+        met = found.same_bits is True and last == DONE
+        return Finding("the bits of the undisturbed run", words[found.same_bits], met)
+
+    return judge
+
+
+def faults_fired() -> Expectation:
+    """Expect that each armed fault fired exactly as often as asked."""
+
+    def judge(found: Observed) -> Finding:
+        wanted = [fault.times for fault in found.context.armed]
+        counts = [sum(firing.fault_index == index for firing in found.firings) for index in range(len(wanted))]
+        return Finding(f"faults fired {listed(wanted)} times", f"{listed(counts)} times", counts == wanted)
+
+    return judge
+
+
+def nothing_left() -> Expectation:
+    """Expect no process, actor or folder that was not there before."""
+
+    def judge(found: Observed) -> Finding:
+        return Finding("nothing left behind", listed(found.leaks), not found.leaks)
+
+    return judge
+
+
+def listed(items: Sequence[object]) -> str:
+    """Return items with commas between them, or the word none."""
+    return ", ".join(map(str, items)) or "none"
+
+
+def named(counts: dict[str, int]) -> str:
+    """Return names with their numbers, or the word none."""
+    return ", ".join(f"{name} {number}" for name, number in sorted(counts.items())) or "none"

@@ -1,0 +1,93 @@
+"""What a drill left behind: how its runs ended, their journal, severe events, fired faults and damage."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from drills.drill_context import Attempt, DrillContext
+from esper.archive.history import Remains, look_at
+from esper.archive.journal import Entry, RecordKind
+from esper.archive.recovery_record import Recovery
+from esper.archive.run_directory import faults_file, run_file, telemetry_folder
+from esper.faults import Firing, Firings
+from esper.telemetry.events import LOG
+
+
+@dataclass(frozen=True)
+class Observed:
+    """The end of one drill. Everything but the attempts is read from the run directory, as a user would read it."""
+
+    context: DrillContext
+    leaks: tuple[str, ...]
+    """Processes, actors and folders that were not there before the drill."""
+
+    @property
+    def attempts(self) -> Sequence[Attempt]:
+        """The runs and resumes, in order."""
+        return self.context.attempts
+
+    @property
+    def run_dir(self) -> Path:
+        """Directory of the run."""
+        return self.context.run_dir
+
+    @cached_property
+    def past(self) -> Remains | None:
+        """The history of the run. None: the run wrote nothing."""
+        return look_at(self.run_dir) if run_file(self.run_dir).exists() else None
+
+    @cached_property
+    def events(self) -> list[dict[str, Any]]:
+        """The lines of the log of severe events, in order."""
+        log = telemetry_folder(self.run_dir) / LOG
+        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+    @cached_property
+    def event_counts(self) -> Counter[str]:
+        """Number of severe events by name."""
+        return Counter(event["name"] for event in self.events)
+
+    @cached_property
+    def firings(self) -> list[Firing]:
+        """The faults that fired, in all generations of the run."""
+        generations = range(1, self.past.generation + 1) if self.past is not None else ()
+        return [firing for number in generations for firing in Firings(faults_file(self.run_dir, number)).all()]
+
+    def entries(self, kind: RecordKind) -> list[Entry]:
+        """Return the valid records of a kind, in order."""
+        return [entry for entry in self.past.entries if entry.kind is kind] if self.past is not None else []
+
+    @cached_property
+    def recoveries(self) -> list[Recovery]:
+        """Every recovery from the death of an actor that the journal tells of."""
+        return [Recovery.model_validate(entry.body) for entry in self.entries(RecordKind.RECOVERED)]
+
+    @property
+    def failure(self) -> dict[str, Any] | None:
+        """The journal's last record of a failure: error, message, cause, trace id. None: no run failed."""
+        failed = self.entries(RecordKind.RUN_FAILED)
+        return failed[-1].body if failed else None
+
+    @property
+    def trace_id(self) -> str | None:
+        """Trace of the incident: of the failure, else of the first recovery's or fired fault's severe event."""
+        if self.failure is not None:
+            return str(self.failure["trace_id"])
+        told = [event["trace_id"] for event in self.events if event["trace_id"]]
+        return told[0] if told else None
+
+    @cached_property
+    def same_bits(self) -> bool | None:
+        """Whether the run ended with the weights of the undisturbed run. None: it did not reach its end."""
+        ended = self.entries(RecordKind.RUN_ENDED)
+        if not ended:
+            return None
+        here, there = ended[-1].body, self.context.undisturbed.summary
+        pairs = [(here[name], getattr(there, name)) for name in ("weights_sha256", "twin_weights_sha256", "steps")]
+        return all(one == other for one, other in pairs)

@@ -1,0 +1,105 @@
+"""The report of drills as one HTML page that needs no other file: a row and a time line for each drill."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from drills.report import Mark, Outcome, Span
+
+STYLE = """
+:root { color-scheme: light dark; --good: #1a7f37; --bad: #cf222e; --line: #8884; --run: #6e9bd1; }
+body { font: 16px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 70rem; padding: 1rem; }
+h1 { font-size: 1.4rem; } h2 { font-size: 1.05rem; margin: 0; }
+article { border-top: 1px solid var(--line); padding: .8rem 0; }
+.passed { color: var(--good); } .failed { color: var(--bad); }
+p { margin: .3rem 0; overflow-wrap: anywhere; }
+svg { display: block; width: 100%; height: 3.4rem; }
+ul { margin: .3rem 0; padding-left: 1.2rem; } li { overflow-wrap: anywhere; }
+dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .3rem .8rem; margin: .4rem 0; }
+dt { font-size: .8rem; opacity: .75; } dd { margin: 0; }
+summary { cursor: pointer; }
+"""
+WIDTH, HEIGHT, BAR = 1000.0, 40.0, 14.0
+"""Size of a time line in units of its own picture, and the height of a stretch."""
+
+
+def as_html(outcomes: Sequence[Outcome], seed: int) -> str:
+    """Return the page."""
+    passed = sum(outcome.passed for outcome in outcomes)
+    kind = "passed" if passed == len(outcomes) else "failed"
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>esper drills: {passed} of {len(outcomes)} passed</title><style>{STYLE}</style></head><body>"
+        f'<h1>Drills: <span class="{kind}">{passed} of {len(outcomes)} passed</span></h1>'
+        f"<p>Run seed {seed}. A drill breaks one thing at a stated moment. It passes if everything that must follow "
+        f"was found.</p>{''.join(map(_article, outcomes))}</body></html>\n"
+    )
+
+
+def _article(outcome: Outcome) -> str:
+    word = "passed" if outcome.passed else "failed"
+    number = f"{outcome.drill.number}. " if outcome.drill.number else ""
+    findings = "".join(
+        f'<li class="{"passed" if one.met else "failed"}">{escape(one.expected)}'
+        + ("" if one.met else f" - found: {escape(one.found)}")
+        + "</li>"
+        for one in outcome.findings
+    )
+    facts = {
+        "fault fired": str(outcome.fault_fired),
+        "error": outcome.error,
+        "same bits": {True: "yes", False: "no", None: None}[outcome.same_bits],
+        **{name.replace("_", " "): _seconds(value) for name, value in outcome.phases_s.items()},
+        "trace": outcome.trace_id,
+    }
+    told = "".join(f"<div><dt>{escape(n)}</dt><dd>{escape(v)}</dd></div>" for n, v in facts.items() if v is not None)
+    return (
+        f'<article id="{escape(outcome.drill.name)}"><h2>{number}{escape(outcome.drill.name)}: '
+        f'<span class="{word}">{word}</span>, {_seconds(outcome.wall_s)} {escape(outcome.drill.place)}</h2>'
+        f"<p>{escape(outcome.drill.what)}</p>{_time_line(outcome)}<dl>{told}</dl>"
+        f"<details{'' if outcome.passed else ' open'}><summary>{len(outcome.findings)} expectations</summary>"
+        f"<ul>{findings}</ul></details></article>"
+    )
+
+
+def _time_line(outcome: Outcome) -> str:
+    if not outcome.spans:
+        return ""
+    end_s = max([span.end_s for span in outcome.spans] + [mark.at_s for mark in outcome.marks])
+    scale = WIDTH / end_s if end_s else 0.0
+    return (
+        f'<svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" preserveAspectRatio="none" role="img" '
+        f'aria-label="time line, {_seconds(end_s)}">'
+        f"{''.join(_bar(span, scale) for span in outcome.spans)}"
+        f"{''.join(_tick(mark, scale) for mark in outcome.marks)}</svg>"
+        f"<p><small>{escape(_legend(outcome))}</small></p>"
+    )
+
+
+def _bar(span: Span, scale: float) -> str:
+    color = "var(--run)" if span.good else "var(--bad)"
+    x, width = span.begin_s * scale, max(1.0, (span.end_s - span.begin_s) * scale)
+    return (
+        f'<rect x="{x:.1f}" y="{HEIGHT - BAR:g}" width="{width:.1f}" height="{BAR:g}" fill="{color}" opacity=".8">'
+        f"<title>{escape(span.what)}</title></rect>"
+    )
+
+
+def _tick(mark: Mark, scale: float) -> str:
+    x = max(0.0, mark.at_s) * scale
+    return (
+        f'<path d="M{x:.1f} 4V{HEIGHT:g}" stroke="currentColor" stroke-width="2" vector-effect="non-scaling-stroke">'
+        f"<title>{escape(mark.what)} at {_seconds(mark.at_s)}</title></path>"
+    )
+
+
+def _legend(outcome: Outcome) -> str:
+    runs = "; ".join(f"{_seconds(span.begin_s)} to {_seconds(span.end_s)} {span.what}" for span in outcome.spans)
+    events = "; ".join(f"{_seconds(mark.at_s)} {mark.what}" for mark in outcome.marks)
+    return f"{runs}. Severe events: {events or 'none'}."
+
+
+def _seconds(value: float | None) -> str | None:
+    return None if value is None else f"{value:.2f} s"

@@ -1,0 +1,149 @@
+"""Runs drills one after another: one Ray for all of them, and one undisturbed run for each task and seed."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Self
+
+import esper
+from actors.embedded_ray import EmbeddedRay
+from drills import expect
+from drills.drill import Drill, Finding
+from drills.drill_context import DrillContext
+from drills.errors import DrillImpossible
+from drills.leaks import Footprint
+from drills.observed import Observed
+from drills.report import Outcome, phases
+from drills.task_under_drill import TaskUnderDrill
+from drills.time_line import marks, spans
+from drills.undisturbed import Undisturbed
+from esper import InProcess, OnRay
+from esper.archive.history import read_past
+from esper.errors import EsperError, in_a_line
+from esper.ground.closing import Closing
+from esper.leyline.ports import Policy
+
+ALWAYS = (expect.faults_fired(), expect.nothing_left())
+"""What every drill expects."""
+
+
+class DrillRunner(Closing):
+    """Runs drills on one task. `close` ends its Ray and removes its folders."""
+
+    def __init__(self, subject: TaskUnderDrill, *, keep: Path | None = None) -> None:
+        """Args: keep: folder in which the run directories stay. None: they are removed after each drill."""
+        self._subject, self._keep = subject, keep
+        self._stack = ExitStack()
+        self._ray: EmbeddedRay | None = None
+        self._undisturbed: Undisturbed | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def close(self) -> None:
+        """End Ray, and remove the folders of the drills."""
+        self._stack.close()
+
+    def run(self, drills: Iterable[Drill], told: Callable[[Outcome], None] = lambda _: None) -> list[Outcome]:
+        """Run drills in order. `told` receives each outcome at once."""
+        outcomes = []
+        for drill in drills:
+            outcomes.append(self.run_one(drill))
+            told(outcomes[-1])
+        return outcomes
+
+    def run_one(self, drill: Drill) -> Outcome:
+        """Run one drill. An error of the drill itself makes it fail, and is in the outcome."""
+        if drill.needs:
+            return _failed(drill, f"needs {drill.needs}, which esper does not have yet")
+        began = time.monotonic()
+        try:
+            undisturbed = self.undisturbed()
+            place = self._place_of(drill)
+        except EsperError as error:
+            return _failed(drill, in_a_line(error), time.monotonic() - began)
+        with self._folder(drill) as folder:
+            before = Footprint.now()
+            context = DrillContext(self._subject, folder, place, undisturbed)
+            try:
+                drill.act(context)
+            except DrillImpossible as error:
+                return _failed(drill, in_a_line(error), time.monotonic() - began)
+            observed = Observed(context, Footprint.now().since(before))
+            return _outcome(drill, observed, time.monotonic() - began)
+
+    def undisturbed(self) -> Undisturbed:
+        """Return the run of the task that nothing disturbs, in this process. It is made once."""
+        if self._undisturbed is None:
+            folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="drill-of-esper-")))
+            config = self._subject.config({"run.dir": str(folder / "run")})
+            result = esper.run(self._subject.task, config, reference=self._subject.reference)
+            self._undisturbed = Undisturbed(result, read_past(folder / "run").entries)
+        return self._undisturbed
+
+    @contextmanager
+    def _folder(self, drill: Drill) -> Iterator[Path]:
+        if self._keep is None:
+            with tempfile.TemporaryDirectory(prefix="drill-of-esper-") as made:
+                yield Path(made)
+            return
+        folder = self._keep / drill.name
+        folder.mkdir(parents=True)
+        yield folder
+
+    def _place_of(self, drill: Drill) -> Callable[[Policy | None], InProcess | OnRay]:
+        if drill.place == "in process":
+            return lambda policy: InProcess(policy=policy)
+        if self._ray is None:
+            config = self._subject.config({})
+            self._ray = self._stack.enter_context(
+                EmbeddedRay(
+                    slots=1 + config.growth.managers,
+                    threads=config.run.threads,
+                    deadline_s=2 * config.ray.start_deadline_s,
+                )
+            )
+        ours = self._ray
+        return lambda policy: OnRay(ours, policy)
+
+
+def _outcome(drill: Drill, observed: Observed, wall_s: float) -> Outcome:
+    findings = tuple(judge(observed) for judge in (*drill.follows, *ALWAYS))
+    failure = observed.failure
+    return Outcome(
+        drill=drill,
+        findings=findings,
+        error=str(failure["error"]) if failure is not None else None,
+        fault_fired=len(observed.firings),
+        phases_s=phases(observed.recoveries),
+        steps_redone=None,
+        signals_lost=None,
+        signals_duplicated=None,
+        same_bits=observed.same_bits,
+        leaks=observed.leaks,
+        trace_id=observed.trace_id,
+        wall_s=wall_s,
+        spans=spans(observed),
+        marks=marks(observed),
+    )
+
+
+def _failed(drill: Drill, why: str, wall_s: float = 0.0) -> Outcome:
+    return Outcome(
+        drill=drill,
+        findings=(Finding("a drill that can be made", why, False),),
+        error=None,
+        fault_fired=0,
+        phases_s=phases(()),
+        steps_redone=None,
+        signals_lost=None,
+        signals_duplicated=None,
+        same_bits=None,
+        leaks=(),
+        trace_id=None,
+        wall_s=wall_s,
+    )

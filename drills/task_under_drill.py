@@ -1,0 +1,68 @@
+"""The task that drills break, and its config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from drills.errors import DrillImpossible
+from esper.config.joined import RunConfig, load_config
+from esper.faults import FaultSpec
+from esper.task import Task
+from esper.tasks import bands
+from esper.user_code.task_reference import Reference, load_task
+
+TINY = "esper.tasks.bands:tiny_task"
+"""The task of drills if the user names none. It trains in about a second, and a seed improves it."""
+PATIENT: Mapping[str, object] = {
+    "policy.deadline_s": 60.0,
+    "ray.start_deadline_s": 200.0,
+    "checkpoint.fast_rollback_s": 600.0,
+    "checkpoint.full_rollback_s": 600.0,
+}
+"""Deadlines that a busy machine meets. A drill of a deadline sets a shorter deadline."""
+
+
+@dataclass(frozen=True)
+class TaskUnderDrill:
+    """A task with the settings of its runs."""
+
+    task: Task
+    reference: Reference
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """Config values by dotted key."""
+    file: Path | None = None
+    """Config file of the user. None: there is none."""
+    limit_s: float = 600.0
+    """Longest time of one command in seconds. After it, the command is killed, and the drill has failed."""
+
+    @classmethod
+    def tiny(cls, seed: int) -> Self:
+        """Return the tiny task of drills, with a run seed."""
+        task, reference = load_task(TINY)
+        return cls(task, reference, {**PATIENT, **bands.SETTINGS, "run.seed": seed})
+
+    @classmethod
+    def named(cls, text: str, file: Path | None, settings: Mapping[str, object], seed: int) -> Self:
+        """Load the task of a user. Raises: TaskError: as `load_task`."""
+        task, reference = load_task(text)
+        return cls(task, reference, {**PATIENT, "run.seed": seed, **settings}, file)
+
+    @property
+    def text(self) -> str:
+        """Reference of the task for a command line. Raises: DrillImpossible: the task has none."""
+        if not self.reference.text:
+            raise DrillImpossible("the task was built in Python, and no command line can name it")
+        return self.reference.text
+
+    @property
+    def started_in(self) -> Path:
+        """Folder from which the reference of the task can be found."""
+        return Path.cwd()
+
+    def config(self, settings: Mapping[str, object], faults: Iterable[FaultSpec] = ()) -> RunConfig:
+        """Return the config of one run. Raises: ConfigError: a setting or a fault is wrong."""
+        config = load_config(self.file, {**self.settings, **settings})
+        return config.model_copy(update={"faults": tuple(faults)})
