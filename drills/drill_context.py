@@ -98,7 +98,11 @@ class DrillContext:
         return self._attempt(
             "resume",
             lambda: esper.resume(
-                self.run_dir, self.subject.task, on=self.place(policy), progress=progress, drain=drain
+                self.run_dir,
+                None if self.subject.reference.text else self.subject.task,
+                on=self.place(policy),
+                progress=progress,
+                drain=drain,
             ),
         )
 

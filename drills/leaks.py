@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -12,8 +15,10 @@ import ray
 from esper.ground.machine import is_alive
 
 PLACES = (Path("/dev/shm"), Path("/tmp"))
-OURS = "esper-"
-"""Prefix of the folders and shared-memory files that esper makes."""
+OURS = re.compile(r"esper-[a-z]+-([0-9]+)-[0-9a-f]+")
+"""Names of the folders that esper makes outside a run directory, with the id of the process that made them."""
+ENDING_S = 20.0
+"""Longest wait in seconds for the end of killed processes."""
 IDLE = ("ray::IDLE", "ray::SPILL", "ray::RESTORE")
 """Titles of Ray's own workers, which wait for work."""
 
@@ -28,8 +33,10 @@ class Footprint:
 
     @classmethod
     def now(cls) -> Self:
-        """Look at this machine: descendants of this process that execute an actor or esper, named actors, folders."""
-        return cls(frozenset(_working()), frozenset(_actors()), frozenset(_folders()))
+        """Look at this machine: this process and its descendants that execute an actor or esper, actors, folders."""
+        titles = {pid: _title(pid) for pid in _descendants()}
+        working = frozenset((pid, title) for pid, title in titles.items() if _works(title))
+        return cls(working, frozenset(_actors()), frozenset(_folders({os.getpid(), *titles})))
 
     def since(self, before: Footprint) -> tuple[str, ...]:
         """Return a line for each thing that was not there `before`, and still is."""
@@ -38,18 +45,25 @@ class Footprint:
         return tuple(sorted([*processes, *actors, *(f"folder {name}" for name in self.folders - before.folders)]))
 
 
-def _working() -> list[tuple[int, str]]:
+def settled(before: Footprint) -> tuple[str, ...]:
+    """Return what is left since `before`. Processes that are ending have `ENDING_S` seconds to end."""
+    limit = time.monotonic() + ENDING_S
+    while (left := Footprint.now().since(before)) and time.monotonic() < limit:
+        time.sleep(0.05)
+    return left
+
+
+def _descendants() -> list[int]:
     children: dict[int, list[int]] = {}
     for place in Path("/proc").iterdir():
         if place.name.isdigit() and (parent := _parent(place)) is not None:
             children.setdefault(parent, []).append(int(place.name))
-    found, open_ = list[int](), [os.getpid()]
-    while open_:
-        below = children.get(open_.pop(), [])
+    found, unseen = list[int](), [os.getpid()]
+    while unseen:
+        below = children.get(unseen.pop(), [])
         found += below
-        open_ += below
-    titles = [(pid, _title(pid)) for pid in found]
-    return [(pid, title) for pid, title in titles if _works(title)]
+        unseen += below
+    return found
 
 
 def _works(title: str) -> bool:
@@ -65,7 +79,7 @@ def _parent(place: Path) -> int | None:
 
 def _title(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     except OSError:  # the process has ended
         return ""
 
@@ -74,5 +88,6 @@ def _actors() -> list[str]:
     return [one["name"] for one in ray.util.list_named_actors(all_namespaces=True)] if ray.is_initialized() else []
 
 
-def _folders() -> list[str]:
-    return [str(found) for place in PLACES for found in place.glob(f"{OURS}*")]
+def _folders(pids: Collection[int]) -> list[str]:
+    found = ((place, OURS.fullmatch(place.name)) for parent in PLACES for place in parent.iterdir())
+    return [str(place) for place, name in found if name and int(name[1]) in pids]

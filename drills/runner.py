@@ -15,7 +15,7 @@ from drills import expect
 from drills.drill import Drill, Finding
 from drills.drill_context import DrillContext
 from drills.errors import DrillImpossible
-from drills.leaks import Footprint
+from drills.leaks import Footprint, settled
 from drills.observed import Observed
 from drills.report import Outcome, phases
 from drills.task_under_drill import TaskUnderDrill
@@ -73,7 +73,7 @@ class DrillRunner(Closing):
                 drill.act(context)
             except DrillImpossible as error:
                 return _failed(drill, in_a_line(error), time.monotonic() - began)
-            observed = Observed(context, Footprint.now().since(before))
+            observed = Observed(context, settled(before))
             return _outcome(drill, observed, time.monotonic() - began)
 
     def undisturbed(self) -> Undisturbed:

@@ -20,6 +20,7 @@ from esper import InProcess, resume, run
 from esper.archive.history import read_past
 from esper.archive.inspection import inspect_run
 from esper.archive.journal import Journal, RecordKind
+from esper.archive.resuming import Resumable, resumed
 from esper.archive.run_directory import checkpoints_folder, journal_file, run_file, summary_file, telemetry_folder
 from esper.config.joined import RunConfig
 from esper.durable.files import DirectoryLease
@@ -45,7 +46,7 @@ from esper.leyline.signals import EmergencySignal, Level
 from esper.tamiyo.heuristic import HeuristicPolicy
 from esper.telemetry.events import LOG
 from esper.testing import EPOCH, Bands, ScriptedPolicy, StopAt, TinyHost, telling, tiny_config, tiny_task
-from esper.user_code.task_reference import load_task
+from esper.user_code.task_reference import Reference, load_task
 
 TASK = "from esper.testing import tiny_task\n\n\ndef task():\n    return tiny_task()\n"
 
@@ -272,6 +273,16 @@ class Unbiased(TinyHost):
     def __init__(self) -> None:
         super().__init__()
         self.head = nn.Linear(8, 4, bias=False)
+
+
+def test_a_task_that_is_given_is_sent_to_actors_and_the_reference_of_the_run_is_not_read(
+    stopped: Callable[..., Path],
+) -> None:
+    path, given = stopped(4), tiny_task()
+    assert json.loads(run_file(path).read_text())["task"].endswith("mine.py:task")
+    with resumed(path, given, {}) as found:
+        assert isinstance(found, Resumable)
+        assert (found.task, found.reference) == (given, Reference())
 
 
 def test_another_task_than_the_run_began_with_is_refused(tmp_path: Path) -> None:
