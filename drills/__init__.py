@@ -2,7 +2,9 @@
 random victim.
 """
 
+import drills.breaking as breaking
+import drills.expect as expect
 from drills.drill import Drill
 from drills.drill_context import DrillContext
 
-__all__ = ["Drill", "DrillContext"]
+__all__ = ["Drill", "DrillContext", "breaking", "expect"]

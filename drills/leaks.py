@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,13 +55,13 @@ def settled(before: Footprint) -> tuple[str, ...]:
 
 
 def _descendants() -> list[int]:
-    children: dict[int, list[int]] = {}
+    children: defaultdict[int, list[int]] = defaultdict(list)
     for place in Path("/proc").iterdir():
         if place.name.isdigit() and (parent := _parent(place)) is not None:
-            children.setdefault(parent, []).append(int(place.name))
+            children[parent].append(int(place.name))
     found, unseen = list[int](), [os.getpid()]
     while unseen:
-        below = children.get(unseen.pop(), [])
+        below = children[unseen.pop()]
         found += below
         unseen += below
     return found
@@ -79,7 +80,7 @@ def _parent(place: Path) -> int | None:
 
 def _title(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("latin-1").strip()
     except OSError:  # the process has ended
         return ""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from drills.errors import DrillImpossible
+from drills.impossible import DrillImpossible
 from esper.config.joined import RunConfig, load_config
 from esper.faults import FaultSpec
 from esper.task import Task

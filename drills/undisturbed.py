@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from drills.errors import DrillImpossible
+from drills.impossible import DrillImpossible
 from esper.archive.journal import Entry, RecordKind
 from esper.archive.summary import Summary
 

@@ -14,7 +14,7 @@ from drills.catalogue.restarts_exceeded import NO_PROGRESS, RESTARTS_EXCEEDED
 from drills.catalogue.trainer_killed import TRAINER_KILLED
 from drills.drill import Drill
 from drills.drill_context import DrillContext
-from drills.errors import DrillImpossible
+from drills.impossible import DrillImpossible
 
 
 def _waiting(number: int, name: str, what: str, needs: str) -> Drill:

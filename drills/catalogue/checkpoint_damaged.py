@@ -9,8 +9,8 @@ from pathlib import Path
 from drills import expect
 from drills.drill import Drill
 from drills.drill_context import DrillContext
-from drills.errors import DrillImpossible
-from drills.stopping import StopAtFence
+from drills.impossible import DrillImpossible
+from drills.stop_at_fence import StopAtFence
 from esper.archive.history import look_at
 from esper.archive.run_directory import checkpoints_folder
 

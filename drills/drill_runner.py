@@ -14,7 +14,7 @@ from actors.embedded_ray import EmbeddedRay
 from drills import expect
 from drills.drill import Drill, Finding
 from drills.drill_context import DrillContext
-from drills.errors import DrillImpossible
+from drills.impossible import DrillImpossible
 from drills.leaks import Footprint, settled
 from drills.observed import Observed
 from drills.report import Outcome, phases

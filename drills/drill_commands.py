@@ -57,9 +57,9 @@ def run_drills(
 ) -> int:
     """Run drills. Exit code 1 if any expectation of a drill was not met."""
     from drills.choosing import chosen
+    from drills.drill_runner import DrillRunner
     from drills.report import as_json as json_of
     from drills.reporting import checked_report, write
-    from drills.runner import DrillRunner
     from drills.task_under_drill import TaskUnderDrill
     from esper.cli.output import print_json, say
     from esper.config.joined import parse_overrides

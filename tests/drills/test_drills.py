@@ -1,0 +1,150 @@
+"""A drill passes where the system is right, and fails where it was broken on purpose."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import typer
+
+from drills import Drill, DrillContext, breaking, expect
+from drills.catalogue import CATALOGUE
+from drills.choosing import chosen
+from drills.drill_commands import app, line, total
+from drills.drill_runner import DrillRunner
+from drills.reporting import checked_report, write
+from drills.task_under_drill import TaskUnderDrill
+from esper.errors import ConfigError
+from esper.faults import Fault
+from esper.tamiyo.service import Tamiyo
+from esper.testing import telling, until
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[DrillRunner]:
+    with DrillRunner(TaskUnderDrill.tiny(seed=0)) as runner:
+        yield runner
+
+
+def named(name: str) -> Drill:
+    return next(one for one in CATALOGUE if one.name == name)
+
+
+@pytest.mark.slow
+def test_a_drill_passes_and_its_report_has_what_was_found(runner: DrillRunner, tmp_path: Path) -> None:
+    outcome = runner.run_one(named("no-candidates"))
+    assert (outcome.passed, outcome.why, outcome.leaks) == (True, "", ())
+    for ending in ("json", "xml", "html"):
+        write(tmp_path / f"report.{ending}", [outcome], seed=3)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["passed"], report["failed"], report["seed"]) == (1, 0, 3)
+    (told,) = report["drills"]
+    assert (told["name"], told["error"], told["same_bits"]) == ("no-candidates", "NoSeedCandidates", None)
+    assert len(told["trace_id"]) == 32
+    suite = ElementTree.parse(tmp_path / "report.xml").getroot()
+    assert (suite.get("tests"), suite.get("failures"), suite[1].get("name")) == ("1", "0", "no-candidates")
+    page = (tmp_path / "report.html").read_text()
+    assert "1 of 1 passed" in page
+    assert "policy_no_candidates" in page
+
+
+@pytest.mark.slow
+def test_a_drill_fails_if_the_policys_silence_is_answered_by_a_pause(
+    runner: DrillRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tamiyo, "_check_pairs", lambda *_: None)
+    outcome = runner.run_one(named("no-candidates"))
+    assert not outcome.passed
+    assert "expected NoSeedCandidates" in outcome.why
+    assert "FAILED" in line(outcome)
+    assert total([outcome]) == "0 of 1 drills passed; failed: no-candidates"
+
+
+def broken(act: Any, *follows: Any) -> Drill:
+    return Drill("broken", "A drill that must fail.", act, follows, place="in process")
+
+
+@pytest.mark.slow
+def test_a_fault_that_never_fires_fails_its_drill(runner: DrillRunner) -> None:
+    late = breaking.fail("conductor.fence", round=3, passage=2)
+    outcome = runner.run_one(broken(lambda drill: drill.run(late), expect.same_bits()))
+    assert outcome.why == "expected faults fired 1 times; found 0 times"
+    assert (outcome.same_bits, outcome.fault_fired) == (True, 0)
+
+
+@pytest.mark.slow
+def test_what_a_drill_leaves_behind_fails_it(runner: DrillRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("drills.leaks.ENDING_S", 0.0)
+    left: list[subprocess.Popen[bytes]] = []
+
+    def act(drill: DrillContext) -> None:
+        left.append(drill.start_command(breaking.spec("conductor.open", Fault.STOP), in_process=True))
+        until(lambda: list(drill.folder.glob("run/faults-*.jsonl")) or left[0].poll() is not None)
+
+    outcome = runner.run_one(broken(act))
+    left[0].kill()
+    left[0].wait()
+    assert not outcome.passed
+    assert f"process {left[0].pid}" in outcome.why
+
+
+@pytest.mark.slow
+def test_a_drill_that_cannot_be_made_has_failed_and_says_why(runner: DrillRunner) -> None:
+    outcome = runner.run_one(broken(lambda drill: drill.undisturbed.first_entry("TERMINATED")))
+    assert not outcome.passed
+    assert "no seed of the undisturbed run becomes TERMINATED" in outcome.why
+
+
+def test_the_catalogue_has_each_name_once_in_the_order_of_its_numbers() -> None:
+    assert len({one.name for one in CATALOGUE}) == len(CATALOGUE)
+    assert [one.number for one in CATALOGUE] == sorted(one.number for one in CATALOGUE)
+
+
+def test_a_drill_that_waits_for_a_part_of_esper_fails_by_name_and_is_no_part_of_all(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert typer.main.get_command(app).main(["run", "rank-hangs", "--json"], standalone_mode=False) == 1
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert "needs several ranks" in told["drills"][0]["why"]
+    assert not [one for one in chosen([], every=True, file=None) if one.needs]
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "names_told"),
+    [
+        (["policy-fial"], {}, ["policy-fails"]),
+        ([], {}, ["esper drill list"]),
+        (["3"], {"every": True}, ["--all"]),
+        ([], {"file": "nowhere.py:drill"}, ["path/to/file.py"]),
+        ([], {"file": str(ROOT / "examples/own_drill.py:act")}, ["drills.Drill"]),
+    ],
+)
+def test_a_wrong_choice_is_refused(names: list[str], given: dict[str, Any], names_told: list[str]) -> None:
+    with pytest.raises(ConfigError, check=telling(*names_told)):
+        chosen(names, **{"every": False, "file": None, **given})
+
+
+def test_a_drill_of_ones_own_is_found() -> None:
+    (drill,) = chosen([], every=False, file=str(ROOT / "examples/own_drill.py:drill"))
+    assert drill.name == "my-trainer-dies"
+
+
+@pytest.mark.parametrize("file", ["report.txt", "nowhere/report.json"])
+def test_a_report_that_cannot_be_written_is_refused_before_any_drill(file: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, check=telling("--report")):
+        checked_report(tmp_path / file)
+
+
+@pytest.mark.slow
+def test_the_command_line_has_the_drills() -> None:
+    words = [sys.executable, "-m", "esper", "drill", "list", "--json"]
+    listed = json.loads(subprocess.run(words, capture_output=True, check=True, text=True).stdout)["drills"]
+    assert [row["name"] for row in listed] == [one.name for one in CATALOGUE]
