@@ -474,7 +474,8 @@ class EmergencyStop(EsperError):
         self.reason, self.signal_id, self.step = reason, signal_id, step
 
     def __str__(self) -> str:
-        return f"halted before step {self.step}: {self.reason or 'no reason given'} (signal {self.signal_id or '?'})"
+        sender = f" (signal {self.signal_id})" if self.signal_id else ""
+        return f"halted before step {self.step}: {self.reason or 'no reason given'}{sender}"
 
 
 class EmergencyQueueFull(EsperError):

@@ -20,6 +20,7 @@ FLOORS: tuple[tuple[str, str], ...] = (
     ("errors", ""),
     ("task", ""),
     ("leyline", ""),
+    ("policies", "leyline"),
     ("ground", "errors"),
     ("durable", "errors ground"),
     ("telemetry.settings", "leyline"),
@@ -45,7 +46,7 @@ FLOORS: tuple[tuple[str, str], ...] = (
     ),
     ("kasmina", ""),
     ("tamiyo.settings", "leyline"),
-    ("tamiyo", "errors leyline ground durable telemetry faults user_code tamiyo.settings"),
+    ("tamiyo", "errors leyline policies ground durable telemetry faults user_code tamiyo.settings"),
     ("tolaria.settings", "leyline"),
     ("tolaria", "errors task leyline ground durable telemetry faults user_code"),
     (

@@ -167,7 +167,7 @@ ALLOWED: dict[str, str] = {
     "drills/drill_runner.py DrillRunner.run_one: answers DrillImpossible": "the drill has failed, and says why",
     "drills/drill_runner.py DrillRunner.run_one: answers EsperError": "the drill has failed, and says why",
     "actors/remote.py Remote._progress: answers GetTimeoutError": "patience ends it",
-    "esper/flow/emergency_watch.py SignalWatch._why: answers ActorError": "the stop is raised all the same, with a note",
+    "esper/flow/emergency_watch.py SignalWatch._explained: answers ActorError": "the stop is raised all the same, with a note",
     "actors/remote.py Remote._wait: answers RayError": "raised as what it really was",
     "actors/remote.py Remote.ask_within: answers RayError": "raised as what it really was",
     "actors/remote.py Process.await_end: answers ProcessLookupError": "gone is what was wanted",

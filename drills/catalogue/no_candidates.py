@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from drills import expect
+from drills.altered_policy import AlteredPolicy
 from drills.drill import Drill
 from drills.drill_context import DrillContext
-from drills.policies import AlteredPolicy
 from esper.leyline.decisions import Decision
 
 

@@ -62,6 +62,7 @@ def inspect_run(path: Path) -> dict[str, Any]:
         "task": identity.task if identity is not None else None,
         "seed": identity.config.run.seed if identity is not None else None,
         "generation": found.generation,
+        "rollbacks": found.rollbacks,
         "checkpoints": [written.fence for written in found.commits],
         "missing_checkpoints": missing(path, found.commits),
         "train_loss": last["train_loss"],
@@ -106,12 +107,12 @@ def still_kept(path: Path, files: set[str]) -> set[str]:
     return files & {written.file for written in look_at(path).commits} if files else files
 
 
-STOPPED_BY = {"KeyboardInterrupt": "interrupted", "Drained": "drained"}
+STOPPED_BY = {"KeyboardInterrupt": "interrupted", "Drained": "drained", "EmergencyStop": "halted"}
 """The shown state of a run that ended on request, by the class of the error that ended it."""
 
 
 def _state(path: Path, found: Remains) -> str:
-    """Return one of finished, failed, interrupted, drained, running, stopped, open, unknown.
+    """Return one of finished, failed, interrupted, drained, halted, running, stopped, open, unknown.
 
     "stopped": the process of the run ended without a record of its end. "open": the process is on another machine, so
     its state is not known. "unknown": the process has ended, and the journal with the record of its end is lost.
@@ -138,16 +139,27 @@ def _state(path: Path, found: Remains) -> str:
 
 
 def _seeds(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Return the state of each seed as JSON values, from the records of the journal. `blend` is the report of the last
-    round in which the seed was in the host.
+    """Return the state of each seed as JSON values, from the records of the journal.
+
+    `blend` is the report of the last round in which the seed was in the host. `rate_scale` is the factor on the
+    learning rates of the seed. `culled_for` has the reasons for which the seed was culled, None if it was not culled.
     """
     seeds: dict[str, dict[str, Any]] = {}
+    factors: dict[str, tuple[str, float]] = {}
     for entry in entries:
         body = entry.body
         if entry.kind is RecordKind.TRANSITION:
             new = {"seed_id": body["seed_id"], "gain": None, "z": None, "blend": None}
-            seed = seeds.setdefault(body["seed_id"], new)
+            seed = seeds.setdefault(body["seed_id"], new | {"rate_scale": 1.0, "culled_for": None})
             seed |= {"slot": body["slot"], "blueprint": body["blueprint_id"], "stage": body["after"]}
+        elif entry.kind is RecordKind.FIELD_REPORT and body["seed_id"] in seeds and body["reasons"]:
+            seeds[body["seed_id"]]["culled_for"] = list(body["reasons"])
+        elif entry.kind is RecordKind.COMMAND and "rate_scale" in body and body["rate_scale"] is not None:
+            factors[body["command_id"]] = body["seed_id"], body["rate_scale"]
+        elif entry.kind is RecordKind.PLAN_APPLIED and body["command_id"] in factors:
+            seed_id, factor = factors[body["command_id"]]
+            if seed_id in seeds:
+                seeds[seed_id]["rate_scale"] = factor
         elif entry.kind is RecordKind.ROUND_ENDED and "blends" in body:  # earlier versions did not report blends
             for report in body["blends"]:
                 if report["seed_id"] in seeds:

@@ -87,6 +87,22 @@ class _Transition(_Said):
     after: str
 
 
+class _Command(_Said):
+    command_id: str
+    seed_id: str = ""
+    rate_scale: float | None = None
+    """Older versions did not write this field."""
+
+
+class _Applied(_Said):
+    command_id: str
+
+
+class _Told(_Said):
+    seed_id: str
+    reasons: list[str]
+
+
 class _Fork(_Said):
     seed_id: str
     gate: PairedLosses | None
@@ -109,6 +125,9 @@ SAID: Mapping[RecordKind, type[BaseModel]] = {
     RecordKind.RUN_RESUMED: _Begun,
     RecordKind.ROUND_ENDED: _Round,
     RecordKind.DECISION: _Decision,
+    RecordKind.COMMAND: _Command,
+    RecordKind.PLAN_APPLIED: _Applied,
+    RecordKind.FIELD_REPORT: _Told,
     RecordKind.TRANSITION: _Transition,
     RecordKind.INCUBATION_ENDED: _Incubation,
     RecordKind.RUN_ENDED: _Ended,

@@ -22,6 +22,7 @@ def place(found: Mapping[str, Any]) -> str:
     return (
         f"{found['run_dir']}: {found['state']}, fence {fence}, step {step}/{total}"
         + (f", loss {number(loss)}" if loss is not None else "")
+        + (f", rollbacks {found['rollbacks']}" if found["rollbacks"] else "")
         + (f", emergency level {found['level']}" if found["level"] is not None else "")
         + (f", metrics at {found['prometheus']}" if found["prometheus"] is not None else "")
     )
@@ -51,16 +52,21 @@ def seeds(found: Mapping[str, Any]) -> Table:
     for seed in found["seeds"]:
         if not _beaten(seed):
             figures = gain_and_z(seed["gain"], seed["z"])
-            blend = _blend(seed["blend"])
+            blend = _blend(seed)
             shown.add_row(*cells(seed["seed_id"][:8], seed["slot"], seed["blueprint"], blend, seed["stage"], *figures))
     return shown
 
 
-def _blend(report: Mapping[str, Any] | None) -> str:
-    """Return a seed's blend mode, with the mean of alpha in its last round. Return an empty text if the seed was in no
-    round.
+def _blend(seed: Mapping[str, Any]) -> str:
+    """Return a seed's blend mode, with the mean of alpha in its last round, and the factor on its learning rates if a
+    policy changed it. Return an empty text if the seed was in no round. If the seed was removed, return why.
     """
-    return f"{report['mode']} {report['mean']:.2f}" if report is not None else ""
+    report, factor = seed["blend"], seed["rate_scale"]
+    if report is None:
+        return ""
+    if seed["stage"] not in IN_HOST:
+        return f"removed: {', '.join(seed['culled_for'] or ['no report'])}"
+    return f"{report['mode']} {report['mean']:.2f}" + (f", rates x {factor:g}" if factor != 1.0 else "")
 
 
 def beaten(found: Mapping[str, Any]) -> str:

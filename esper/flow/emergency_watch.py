@@ -56,21 +56,24 @@ class SignalWatch:
 
     @contextmanager
     def explaining_halts(self) -> Iterator[None]:
-        """Add the id and the reason of the signal to an `EmergencyStop` of a trainer, which knows only the level."""
+        """Replace an `EmergencyStop` of a trainer, which knows only the level, by one with the id and the reason of the
+        signal. The new error has no cause: the stop is orderly, so the place in the trainer's code explains nothing.
+        """
         try:
             yield
         except EmergencyStop as stop:
-            halt = self._why(stop) if not stop.signal_id else None
-            if halt is None:
+            if stop.signal_id:
                 raise
-            raise EmergencyStop(halt.reason, halt.signal_id, stop.step) from stop
+            raise self._explained(stop.step) from None
 
-    def _why(self, stop: EmergencyStop) -> EmergencySignal | None:
+    def _explained(self, step: int) -> EmergencyStop:
         try:
-            return self._read(self._next_fence)
+            halt = self._read(self._next_fence)
         except ActorError as gone:  # the run stops anyway; only the reason is missing
+            stop = EmergencyStop("", "", step)
             stop.add_note(f"the reason could not be read from the emergency queue: {gone}")
-            return None
+            return stop
+        return EmergencyStop(halt.reason, halt.signal_id, step) if halt is not None else EmergencyStop("", "", step)
 
     @property
     def _next_fence(self) -> int:

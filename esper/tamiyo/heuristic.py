@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 from esper.leyline.commands import BlendMode, BlendSpec
 from esper.leyline.decisions import Decision, Pair
-from esper.leyline.ids import Purpose, derive_id
 from esper.leyline.reports import FieldReport
 from esper.leyline.stages import IN_HOST
 from esper.leyline.state import RoundState, SeedState
+from esper.policies import make_decision
 
 RETRY_FENCES, SETTLED_RETRY_FENCES = 3, 12
 """Numbers of fences for which a tried pair rests. The first number applies until the host has an accepted seed, and the
@@ -52,15 +52,15 @@ class HeuristicPolicy:
         if winner is not None:
             again = [p for p in eligible if (p.slot, p.blueprint_id) == (winner.slot, winner.blueprint_id)]
             if again and self._may_repeat(state, winner):
-                return self._decision(state, again, winner.blend, replica_of=winner.seed_id)
+                return make_decision(self, state, pairs=again, blend=winner.blend, replica_of=winner.seed_id)
         rest = RETRY_FENCES if winner is None else SETTLED_RETRY_FENCES
         resting = {(r.slot, r.blueprint_id) for r in past if state.fence < r.window_fences[1] + rest}
         fresh = [pair for pair in eligible if (pair.slot, pair.blueprint_id) not in resting]
         if not fresh:
-            return self._decision(state, [], None, hold="every open pair was tried a short while ago")
+            return make_decision(self, state, hold="every open pair was tried a short while ago")
         room = min(self._candidates, state.tests_allowed - state.tests_used)
         chosen = sorted(fresh, key=lambda pair: (pair.risk, pair.slot, pair.blueprint_id))[:room]
-        return self._decision(state, chosen, self._blend)
+        return make_decision(self, state, pairs=chosen, blend=self._blend)
 
     def logits(self, state: RoundState, seed: SeedState, past: Sequence[FieldReport]) -> tuple[float, ...]:
         """Return no logits, because no blend of this policy uses logits."""
@@ -76,23 +76,3 @@ class HeuristicPolicy:
         family = [s for s in state.seeds if s.seed_id == winner.seed_id or s.replica_of == winner.seed_id]
         in_host = sum(s.stage in IN_HOST for s in family)
         return in_host < self._replicas and in_host == len(family)  # no replica if one of the family failed
-
-    def _decision(
-        self,
-        state: RoundState,
-        pairs: Sequence[Pair],
-        blend: BlendSpec | None,
-        *,
-        replica_of: str | None = None,
-        hold: str | None = None,
-    ) -> Decision:
-        return Decision(
-            decision_id=derive_id(state.run_id, Purpose.DECISION, fence=state.fence, step=state.training.step),
-            fence=state.fence,
-            policy=self.name,
-            policy_version=self.version,
-            pairs=tuple(pairs),
-            replica_of=replica_of,
-            hold=hold,
-            blend=blend,
-        )

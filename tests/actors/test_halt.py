@@ -35,7 +35,7 @@ from esper.emergency.hosting import HostedEmergency, hosted
 from esper.emergency.queue import HALT_PLACES
 from esper.emergency.reading import read_queue
 from esper.emergency.word import EmergencyWord
-from esper.errors import ActorLost, EmergencyQueueFull, EmergencyStop, EmergencyUnavailable
+from esper.errors import ActorLost, EmergencyQueueFull, EmergencyStop, EmergencyUnavailable, all_notes
 from esper.faults import Firings
 from esper.flow.crew import Components, OneProcess
 from esper.flow.progress import Quiet
@@ -176,7 +176,8 @@ def test_a_halt_ends_training_at_the_first_boundary_that_follows_with_its_reason
         run_here(tiny_task(loss=loss), growth__enabled=False)
     assert (stop.value.step, len(loss.steps)) == (step, step)
     assert (stop.value.reason, stop.value.signal_id) == ("the room is on fire", "signal-1")
-    by_the_trainer = isinstance(stop.value.__cause__, EmergencyStop)
+    assert (stop.value.__cause__, all_notes(stop.value)) == (None, ())  # an orderly stop has one end, without a trace
+    by_the_trainer = isinstance(stop.value.__context__, EmergencyStop)
     assert by_the_trainer == (step not in (40, 320))  # at a fence the conductor reads the signal itself
     assert entries(tmp_path)[-1].kind is RecordKind.RUN_FAILED
     assert "the room is on fire" in entries(tmp_path)[-1].body["message"]

@@ -344,9 +344,12 @@ def test_a_halt_ends_the_command_with_4_and_a_resume_says_that_it_is_cleared(esp
     code, out, err = esper("run", "t.py:halting", "--run-dir", "here", "--no-growth", "--json")
     told = json.loads(out)
     assert (code, told["error"]) == (4, "EmergencyStop")
-    assert told["next"].endswith("esper resume here")
+    assert "esper resume here" in told["next"]
     assert "the room is on fire" in told["message"]
-    assert "emergency level HALT" in esper("inspect", "here")[1]
+    assert (told["cause"], "Traceback" in err) == ("", False)
+    state = esper("inspect", "here")[1]
+    assert state.startswith("here: halted, fence")
+    assert "emergency level HALT" in state
     code, out, err = esper("resume", "here", "--in-process")
     assert code == 0, err
     assert "HALT cleared: signal" in out
