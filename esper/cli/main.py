@@ -12,7 +12,7 @@ import typer
 
 from esper.cli.command_table import COMMANDS, only_prints
 from esper.cli.lazy_group import LazyGroup
-from esper.cli.output import complain, guarded, hold_standard_descriptors, output_lost, say
+from esper.cli.output import complain, guarded, hold_standard_descriptors, output_lost, refuse, say
 from esper.errors import ConfigError, EsperError, text_of
 from esper.ground import parent
 from esper.ground.exit_codes import DONE, INTERRUPTED, STRICT_FAILURE, WRONG_INPUT
@@ -67,15 +67,18 @@ def main() -> None:
         if ended is not None:
             os._exit(ended)
     with guarded(goes_on=not only_prints(words)):
-        code = _answered(lambda: _add_commands(words)) or exit_code(words)
+        code = _answered(lambda: _add_commands(words), words) or exit_code(words)
     parent.tell(code=code)
     sys.exit(code)
 
 
 def exit_code(arguments: list[str]) -> int:
-    """Run one command line and return its exit code. An error is printed in one line on standard error."""
+    """Run one command line and return its exit code. An error is printed in one line on standard error. If the command
+    line has `--json`, the error is also printed as a JSON object on standard output.
+    """
     with guarded(goes_on=not only_prints(arguments)), from_here():
-        code = _answered(lambda: typer.main.get_command(app).main(arguments, prog_name="esper", standalone_mode=False))
+        command = typer.main.get_command(app)
+        code = _answered(lambda: command.main(arguments, prog_name="esper", standalone_mode=False), arguments)
         return STRICT_FAILURE if code == DONE and only_prints(arguments) and output_lost() else code
 
 
@@ -103,8 +106,9 @@ def _setting_of(option: str | None) -> str:
     return f" Give a setting by its key: {' or '.join(f'--set {key}=VALUE' for key in found)}." if found else ""
 
 
-def _answered(do: Callable[[], object]) -> int:
+def _answered(do: Callable[[], object], words: list[str]) -> int:
     """Call `do` and return its exit code. Print an error that it raises."""
+    as_json = "--json" in words
     try:
         with any_of_their_code:
             answer = do()
@@ -113,14 +117,14 @@ def _answered(do: Callable[[], object]) -> int:
             say(error.format_message(), error=True)
             return WRONG_INPUT
         told = error.format_message().replace("Value error, ", "")  # pydantic adds this prefix
-        return complain(told + _setting_of(vars(error).get("option_name")), WRONG_INPUT)
+        return refuse(error, told + _setting_of(vars(error).get("option_name")), WRONG_INPUT, as_json=as_json)
     except ConfigError as error:
-        return complain(str(error), WRONG_INPUT)
+        return refuse(error, str(error), WRONG_INPUT, as_json=as_json)
     except EsperError as error:
-        return complain(f"{type(error).__name__}: {error}", STRICT_FAILURE)
+        return refuse(error, f"{type(error).__name__}: {error}", STRICT_FAILURE, as_json=as_json)
     except (KeyboardInterrupt, typer.Abort):
         return complain("interrupted", INTERRUPTED)
     except Exception as error:  # an error of the user's code or a bug of esper, for which the traceback helps most
         traceback.print_exception(error)
-        return complain(f"{type(error).__name__}: {text_of(error)}", STRICT_FAILURE)
+        return refuse(error, f"{type(error).__name__}: {text_of(error)}", STRICT_FAILURE, as_json=as_json)
     return answer if isinstance(answer, int) else DONE

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
+from esper.errors import ConfigError, in_a_line
 from esper.ground.strict_json import strict_json
 
 SHOWN_CONTROLS = frozenset("\n\t")
@@ -35,6 +36,15 @@ def complain(text: str, code: int) -> int:
     """Print one line on standard error and return the exit code."""
     say(f"esper: {' '.join(text.split())}", error=True)
     return code
+
+
+def refuse(error: Exception, text: str, code: int, *, as_json: bool) -> int:
+    """Print an error in one line on standard error, and with `as_json` also as an object. Return the exit code."""
+    if as_json:
+        cause = in_a_line(error.__cause__) if error.__cause__ is not None else ""
+        told = {"error": type(error).__name__, "message": text, "cause": cause}
+        print_json({**told, "field": error.field, "mend": error.mend} if isinstance(error, ConfigError) else told)
+    return complain(text, code)
 
 
 def print_json(found: dict[str, Any]) -> None:
