@@ -23,7 +23,7 @@ from esper.ground.installed_versions import versions
 from esper.ground.problems import first_problem
 from esper.task import Task
 from esper.user_code.source_digests import changed_source, file_digest
-from esper.user_code.task_reference import Reference, import_task, locate
+from esper.user_code.task_reference import Reference, given_task, import_task, locate
 
 MAY_CHANGE = frozenset(
     {
@@ -80,14 +80,14 @@ class Ended:
 
 @contextmanager
 def resumed(
-    run_dir: Path, task: Task | None, settings: Mapping[str, object], broken: Path | None = None
+    run_dir: Path, task: Task | str | None, settings: Mapping[str, object], broken: Path | None = None
 ) -> Iterator[Resumable | Ended]:
     """Return a context that claims a run's directory and loads everything that a resume needs.
 
     It yields the run.
 
     Args:
-        task: Needed only if `run.json` has no reference to it.
+        task: The task or its reference. Needed only if `run.json` has no reference to it.
         settings: New config values by dotted key.
 
     Raises:
@@ -106,7 +106,7 @@ def resumed(
             yield Ended(_result(run_dir, last), identity, config)
             return
         check_versions(run_dir, identity)
-        found, reference = _task(identity, task)
+        found, reference = task_for(identity, task)
         yield Resumable(directory, past, found, reference, config)
 
 
@@ -197,10 +197,19 @@ def check_versions(run_dir: Path, identity: Identity) -> None:
         raise ConfigError(VARIABLE, hash_seed(), f"{mend}: start this command with {VARIABLE}={identity.hash_seed}")
 
 
-def _task(identity: Identity, given: Task | None) -> tuple[Task, Reference]:
-    if given is not None:
-        return given, Reference()  # on actors the given task is sent, and no file is compared
-    return load_same_task(identity)
+def task_for(identity: Identity, given: Task | str | None) -> tuple[Task, Reference]:
+    """Return the task of a run and its reference. The reference of a task that was given as an object is empty: on
+    actors this task is sent, and no file is compared.
+
+    Args:
+        given: The task of a caller, or the reference of a caller. None: the run's own reference is used.
+
+    Raises:
+        TaskError: see `load_same_task` and `given_task`.
+    """
+    if given is None:
+        return load_same_task(identity)
+    return given_task(given)
 
 
 PUT_BACK = "; put the file back as it was, or begin a new run"
@@ -213,9 +222,8 @@ def load_same_task(identity: Identity) -> tuple[Task, Reference]:
         TaskError: there is no reference, or the file was removed or changed.
     """
     if not identity.task:
-        raise TaskError(
-            "task", "", "run.json has no reference to it; from Python, give it to esper.resume or esper.load"
-        )
+        mend = "run.json has no reference to it; give it: --task file.py:name, from Python task="
+        raise TaskError("task", "", mend)
     located = locate(identity.task, identity.started_in)
     if located.file is None and identity.task_file_sha256 is not None:
         raise TaskError("task", identity.task, "its module is not on the import path; run in the folder of the module")

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from esper.cli.options import JsonOption, RunArgument
+from esper.cli.options import JsonOption, RunArgument, TaskOfRunOption
 from esper.cli.output import print_json
 from esper.cli.run_command import leaving_on_sigterm
-from esper.export.exporting import Format, export
+from esper.export import exporting
+from esper.export.exporting import Format
 
 FormatOption = Annotated[
     Format,
@@ -37,11 +38,12 @@ def export_network(
     to: ToOption = None,
     fence: FenceOption = None,
     generation: GenerationOption = None,
+    task: TaskOfRunOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write the grown network to a file that needs no esper."""
     with leaving_on_sigterm():
-        written = export(run_dir, format, to, fence=fence, generation=generation)
+        written = exporting.export_network(run_dir, format, to, task=task, fence=fence, generation=generation)
     files = [str(file) for file in written.files]
     if as_json:
         print_json(

@@ -72,7 +72,13 @@ def execute(on: InProcess | OnRay, task: Task, config: RunConfig, reference: Ref
 
 
 def execute_resume(
-    run_dir: Path, settings: Mapping[str, Any], broken: Path | None, *, in_process: bool, as_json: bool
+    run_dir: Path,
+    task: str | None,
+    settings: Mapping[str, Any],
+    broken: Path | None,
+    *,
+    in_process: bool,
+    as_json: bool,
 ) -> Result:
     """Resume a run to its end, or exit with the code of the failure.
 
@@ -85,7 +91,7 @@ def execute_resume(
     if begun is not None:
         parent.tell(run_dir=shown(begun))
     with _watched(as_json, begun) as (progress, drain):
-        result = resume(run_dir, None, settings, on=on, broken=broken, progress=progress, drain=drain)
+        result = resume(run_dir, task, settings, on=on, broken=broken, progress=progress, drain=drain)
         if progress.path is None:  # the run had already ended, so no view was opened
             progress.ended(result)
         return result

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from esper.cli import plan_view
 from esper.cli.console import PlainConsole
-from esper.cli.options import JsonOption, RunArgument, SetOption
+from esper.cli.options import JsonOption, RunArgument, SetOption, TaskOfRunOption
 from esper.cli.output import print_json, say
 from esper.cli.run_command import execute, execute_resume, leaving_on_sigterm, place_of_run
 from esper.cli.terminal import Terminal, heading
@@ -85,21 +85,22 @@ def resume(
     settings: SetOption = None,
     in_process: InProcessOption = False,
     faults: FaultsOption = None,
+    task: TaskOfRunOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Resume a run from its last fence, with the same bits as if it had never stopped."""
     overrides = parse_overrides(settings or [])
-    result = execute_resume(run_dir, overrides, faults, in_process=in_process, as_json=as_json)
+    result = execute_resume(run_dir, task, overrides, faults, in_process=in_process, as_json=as_json)
     if as_json:
         print_json(result.as_json())
 
 
-def prove(run_dir: RunArgument, as_json: JsonOption = False) -> int:
+def prove(run_dir: RunArgument, task: TaskOfRunOption = None, as_json: JsonOption = False) -> int:
     """Run a run's config again, undisturbed, and compare every step's loss and every fence's weights."""
     terminal = Terminal(PlainConsole(stderr=as_json))
     try:
         with leaving_on_sigterm():
-            proof = repeat(run_dir, terminal)
+            proof = repeat(run_dir, task, progress=terminal)
     finally:
         terminal.close()
     if as_json:

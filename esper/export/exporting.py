@@ -38,6 +38,7 @@ from esper.export.programs import (
     play_onnx,
     trace,
 )
+from esper.ground.arguments import path_of
 from esper.ground.closing import at_the_end, noted_on
 from esper.ground.temporary_rng import temporary_rng
 from esper.ground.workplace import fixed
@@ -68,38 +69,43 @@ SUFFIX = {Format.TORCH: "", Format.EXPORT: ".pt2", Format.ONNX: ".onnx"}
 
 @dataclass(frozen=True)
 class Exported:
-    """The files that an export wrote."""
+    """The files that `esper.export_network` wrote, with the fence and the number of seeds of the network."""
 
     files: tuple[Path, ...]
     fence: int
     seeds: int
 
 
-def export(
+def export_network(
     run_dir: str | os.PathLike[str],
-    format: Format,
+    format: str = Format.TORCH,
     to: str | os.PathLike[str] | None = None,
     *,
+    task: Task | str | None = None,
     fence: int | None = None,
     generation: int | None = None,
-    task: Task | None = None,
 ) -> Exported:
     """Write the grown network of a run to a new file or folder. The run is only read.
 
+    ```python
+    print(esper.export_network("runs/my-run", "onnx", to="my-network.onnx").files)
+    ```
+
     Args:
+        format: "torch", "export" or "onnx"; see README.
         to: For `torch` a folder, which is absent or empty. For other formats a file. By default it is in the run's
             parent folder.
-        fence, generation, task: See `esper.load`.
+        task, fence, generation: See `esper.load`.
 
     Raises:
-        ConfigError: the target exists, is inside the run or cannot be written; a package is missing; or a blueprint
-            cannot be written as source.
+        ConfigError: an argument is wrong; the target exists, is inside the run or cannot be written; a package is
+            missing; or a blueprint cannot be written as source.
         TaskError: the network cannot be traced, or the export gives other outputs than the network.
         StoreWriteFailed: the files could not be written.
         Exception: as `esper.load`. None of these errors leaves a file.
     """
-    run_dir = Path(run_dir)
-    place = fixed(Path(to)) if to is not None else default_place(run_dir, format)
+    run_dir, format = path_of("run_dir", run_dir), _format(format)
+    place = fixed(path_of("to", to)) if to is not None else default_place(run_dir, format)
     _check_place(run_dir, place, format)
     if format is Format.ONNX:
         check_onnx()
@@ -110,6 +116,12 @@ def export(
     else:
         files = _write_program(loaded, batches, place, PROGRAMS[format])
     return Exported(files, loaded.checkpoint.fence, len(loaded.topology))
+
+
+def _format(format: str) -> Format:
+    if format not in [str(one) for one in Format]:
+        raise ConfigError("format", format, f"give one of {', '.join(Format)}")
+    return Format(format)
 
 
 # -- the target --------------------------------------------------------------------------------------------------

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from esper.archive.history import Past, check_sound, read_past
 from esper.archive.identity import Identity
-from esper.archive.resuming import check_sealed, load_same_task
+from esper.archive.resuming import check_sealed, task_for
 from esper.archive.run_directory import checkpoints_folder
 from esper.errors import CheckpointCorrupt, ConfigError, RunDirectoryError, TaskError
+from esper.ground.arguments import path_of
 from esper.ground.installed_versions import versions
 from esper.ground.temporary_rng import temporary_rng
 from esper.ground.tensors import state_crc32c
@@ -35,6 +36,7 @@ from esper.tolaria.host_building import build_host
 from esper.tolaria.snapshot import load_tensors
 from esper.tolaria.snapshot_codec import from_plain
 from esper.user_code.extra_state import load_extra_states
+from esper.user_code.task_reference import given_task
 from esper.user_code.their_code import refused_as_theirs
 
 
@@ -53,7 +55,7 @@ class Loaded:
 def load(
     run_dir: str | os.PathLike[str],
     *,
-    task: Task | None = None,
+    task: Task | str | None = None,
     fence: int | None = None,
     generation: int | None = None,
 ) -> nn.Module:
@@ -64,7 +66,8 @@ def load(
 
     Args:
         run_dir: A run directory, or a snapshot of a run.
-        task: The task of the run. Needed only if `run.json` has no reference to it. Only its `model` is used.
+        task: The task of the run, or its reference as a text (`file.py:name`). Needed only if `run.json` has no
+            reference to it. Only its `model` is used.
         fence: A fence whose checkpoint still exists. Default: the last fence.
         generation: Number of the generation whose last checkpoint is loaded. A run begins with generation 1; each
             resume and each restart of the whole run begins the next. With `fence`, the checkpoint of that fence must be
@@ -72,26 +75,23 @@ def load(
 
     Raises:
         RunDirectoryError: no run is here, or it has no checkpoint yet.
-        ConfigError: no checkpoint of `fence` or `generation` exists, or a blueprint of the run is not registered here.
+        ConfigError: an argument has a wrong type, no checkpoint of `fence` or `generation` exists, or a blueprint of
+            the run is not registered here.
         TaskError: the task is missing, has changed, or its `model` builds another network than the run's.
         CheckpointCorrupt: the checkpoint is damaged. An earlier checkpoint is loaded only if `fence` names it.
         StoreCorrupt: `run.json` is damaged, or the journal is damaged and no `fence` was given.
     """
-    return load_grown(Path(run_dir), task, fence, generation).network
+    return load_grown(path_of("run_dir", run_dir), task, fence, generation).network
 
 
 def load_grown(
-    run_dir: Path, task: Task | None = None, fence: int | None = None, generation: int | None = None
+    run_dir: Path, task: Task | str | None = None, fence: int | None = None, generation: int | None = None
 ) -> Loaded:
     """Like `load`, but return the network with its task, its run and its checkpoint."""
-    if task is not None and not isinstance(task, Task):
-        raise TaskError(
-            "task", type(task).__name__, "give an esper.Task; where a function returns it, call that function"
-        )
+    given = given_task(task)[0] if task is not None else None
     past, checkpoint, content = _read(run_dir, fence, generation)
     identity = past.identity
-    if task is None:
-        task, _ = load_same_task(identity)
+    task, _ = task_for(identity, given)
     snapshot = from_plain(content["trainer"])
     network = build_network(task, identity)
     modules = structure_digest(network)

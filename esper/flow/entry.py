@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from esper import faults
+from esper.archive.journal import Entry
 from esper.archive.resuming import Ended, resumed
 from esper.archive.summary import Summary
 from esper.config.joined import RunConfig
@@ -21,12 +22,14 @@ from esper.flow.progress import Progress, Quiet
 from esper.flow.result import Result
 from esper.flow.runner import Conductor
 from esper.flow.stopping import Drain
+from esper.ground.arguments import check_methods, check_type, path_of
 from esper.ground.workplace import fixed, from_here
+from esper.leyline.ports import Policy
 from esper.setup.survey import Survey, survey_of
 from esper.task import Task
 from esper.user_code.plugins import launcher
 from esper.user_code.process_state import process_state
-from esper.user_code.task_reference import Reference
+from esper.user_code.task_reference import Reference, check_reference, given_task
 
 HERE = InProcess()
 
@@ -37,7 +40,7 @@ def run(
     config: RunConfig | None = None,
     *,
     on: InProcess | OnRay = HERE,
-    reference: Reference | None = None,
+    reference: Reference | str | None = None,
     progress: Progress | None = None,
     drain: Drain | None = None,
 ) -> Result:
@@ -52,11 +55,14 @@ def run(
         config: Settings of the run. None: all defaults. Its `run.dir` must be absent or empty; by default it is a new
             directory under `runs/`.
         on: The place of the run, `esper.InProcess()` or `esper.OnRay()`. Both give the same bits.
-        reference: The place of the task's code. It is stored in `run.json`, and each actor loads the task from it.
-            None: `esper.resume` and `esper.load` then need the task as an argument, and on Ray the task must be
-            picklable.
-        progress: Receives the progress of the run, to show it to people. By default nothing is shown.
-        drain: `drain.ask()`, in a signal handler for example, ends the run at its next fence.
+        reference: The place of the task's code, `"file.py:name"` or `"module:name"`, as on the command line. It is
+            loaded once, to compare its settings with those of `task`. It is stored in `run.json`, and each actor loads
+            the task from it. None: later calls and commands need the task as an argument (`task=`, `--task`), and on
+            Ray the task must be picklable.
+        progress: An `esper.Progress`, which receives the progress of the run, to show it to people. By default nothing
+            is shown.
+        drain: An `esper.Drain`. Its method `ask`, called in a signal handler for example, ends the run at its next
+            fence.
 
     Returns:
         The result. On Ray its network is loaded from the last checkpoint, on the CPU, after all actors have ended.
@@ -66,11 +72,10 @@ def run(
         Drained: a call of `drain.ask()` requested the end.
         EsperError: the run failed; its directory has the journal and the checkpoints up to the failure.
     """
-    if config is not None and not isinstance(config, RunConfig):
-        raise ConfigError(
-            "config", type(config).__name__, 'give an esper.RunConfig, such as esper.RunConfig(run={"epochs": 3})'
-        )
-    used, reference = _launcher(on), reference or Reference()
+    check_type("config", config, RunConfig, 'give an esper.RunConfig, such as esper.RunConfig(run={"epochs": 3})')
+    check_watchers(progress, drain)
+    task, _ = given_task(task)
+    used, reference = _launcher(on), _reference(reference, task)
     job = _Job(task, config or RunConfig(), reference)
     return _carry_out(job, used, progress, drain, lambda conductor, survey: conductor.begin(survey))
 
@@ -78,11 +83,11 @@ def run(
 @from_here()
 def resume(
     run_dir: str | os.PathLike[str],
-    task: Task | None = None,
+    task: Task | str | None = None,
     settings: Mapping[str, object] | None = None,
     *,
     on: InProcess | OnRay = HERE,
-    broken: Path | None = None,
+    broken: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     drain: Drain | None = None,
 ) -> Result:
@@ -99,27 +104,54 @@ def resume(
 
     Args:
         run_dir: A run directory, or a snapshot of a run.
-        task: The task of the run. Needed only if `run.json` has no reference to it.
+        task: The task of the run, or its reference as a text. Needed only if `run.json` has no reference to it.
         settings: New values of config keys, by dotted key, such as `run.epochs`. Keys that fix the bits of a run are
             refused.
         on: The place of the run, `esper.InProcess()` or `esper.OnRay()`.
         broken: A TOML file of `[[faults]]` to inject. None: no fault is injected, even if the run began with faults.
-        progress: Receives the progress of the run, to show it to people. By default nothing is shown.
-        drain: `drain.ask()`, in a signal handler for example, ends the run at its next fence.
+        progress, drain: See `esper.run`.
 
     Raises:
         ConfigError: the run cannot be resumed with these arguments; nothing was changed.
         Drained: a call of `drain.ask()` requested the end.
         EsperError: the run failed; its directory has the journal and the checkpoints up to the failure.
     """
-    used, run_dir = _launcher(on), Path(run_dir)
-    with resumed(run_dir, task, settings or {}, broken) as found:
+    if not isinstance(task, str | None):
+        given_task(task)
+    check_type("settings", settings, Mapping, 'give a dict by dotted keys, such as {"run.epochs": 12}')
+    for key in settings or {}:
+        check_type("settings", key, str, "give keys as texts, such as run.epochs")
+    check_watchers(progress, drain)
+    used, run_dir = _launcher(on), path_of("run_dir", run_dir)
+    faults_of = path_of("broken", broken) if broken is not None else None
+    with resumed(run_dir, task, settings or {}, faults_of) as found:
         if isinstance(found, Ended):
             deliver_the_rest(fixed(run_dir), found.identity, found.config, progress or Quiet())
             return Result.of(found.summary, fixed(run_dir), task=task)
         job = _Job(found.task, found.config, found.reference)
         directory, past = found.directory, found.past
         return _carry_out(job, used, progress, drain, lambda one, survey: one.resume(survey, directory, past))
+
+
+def repeat(
+    task: Task,
+    config: RunConfig,
+    policy: Policy | None,
+    signals: Sequence[Entry],
+    progress: Progress,
+    drain: Drain,
+) -> Result:
+    """Run a task again in this process, with the emergency levels of an earlier run.
+
+    Args:
+        signals: The signals that the earlier run journaled. Their levels are in force at the same fences.
+
+    Raises:
+        Exception: as `run`.
+    """
+    job = _Job(task, config, Reference(), tuple(signals))
+    on = _launcher(InProcess(policy=policy))
+    return _carry_out(job, on, progress, drain, lambda conductor, survey: conductor.begin(survey))
 
 
 @dataclass(frozen=True)
@@ -129,6 +161,8 @@ class _Job:
     task: Task
     config: RunConfig
     reference: Reference
+    signals: tuple[Entry, ...] = ()
+    """Signals of an earlier run whose levels are in force again."""
 
 
 def _carry_out(
@@ -152,10 +186,25 @@ def _carry_out(
             survey = survey_of(job.task, job.config)
             bring_up = used.prepare(survey, job.reference)
         name, progress = used.conductor_name, progress or Quiet()
-        conductor = Conductor(name, bring_up, job.reference, progress, used.clock, drain, used.policy)
+        conductor = Conductor(name, bring_up, job.reference, progress, used.clock, drain, used.policy, job.signals)
         summary = conduct(conductor, survey)
         place = fixed(Path(summary.run_dir))
         return Result.of(summary, place, network=used.network(place, job.task, summary.rounds))
+
+
+def check_watchers(progress: Progress | None, drain: Drain | None = None) -> None:
+    """Raises: ConfigError: one of them has a wrong type."""
+    names = [name for name in vars(Progress) if not name.startswith("_")]
+    check_methods("progress", progress, names, "give an object with the methods of esper.Progress")
+    check_type("drain", drain, Drain, "give an esper.Drain()")
+
+
+def _reference(given: Reference | str | None, task: Task) -> Reference:
+    """Raises: ConfigError: it is no reference, or names another task."""
+    if isinstance(given, str):
+        return check_reference(given, task)
+    check_type("reference", given, Reference, 'give a text, such as "my_task.py:task"')
+    return given or Reference()
 
 
 def _launcher(on: InProcess | OnRay) -> Launcher:

@@ -21,6 +21,7 @@ from esper.emergency.word import EmergencyWord
 from esper.flow.crew import Components, OneProcess
 from esper.flow.launching import BringUp
 from esper.flow.places import InProcess
+from esper.ground.arguments import check_methods
 from esper.ground.clock import Clock, SystemClock
 from esper.setup.assembly import RunKey, make_incubator, make_kasmina, make_tamiyo, make_trainer
 from esper.setup.survey import Survey
@@ -40,9 +41,10 @@ class InProcessLauncher:
     conductor_name: ClassVar[str] = ""
 
     def __init__(self, on: InProcess) -> None:
-        """Raises: ConfigError: `on.policy` is not a policy."""
+        """Raises: ConfigError: `on.policy` is not a policy, or `on.clock` is not a clock."""
         if on.policy is not None:
             check_policy(on.policy)
+        check_methods("clock", on.clock, ("now", "monotonic"), "give an object with the methods of SystemClock")
         self.clock: Clock = on.clock or SystemClock()
         self._policy, self.policy = on.policy, policy_in_words(on.policy)
         self._trainer: Trainer | None = None

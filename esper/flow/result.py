@@ -19,11 +19,13 @@ class Result(Summary):
     """Summary of a run, with its grown network. Times are in seconds; for losses see docs/figures.md."""
 
     _place: Path = PrivateAttr()
-    _task: Task | None = PrivateAttr(None)
+    _task: Task | str | None = PrivateAttr(None)
     _network: nn.Module | None = PrivateAttr(None)
 
     @classmethod
-    def of(cls, summary: Summary, place: Path, *, network: nn.Module | None = None, task: Task | None = None) -> Self:
+    def of(
+        cls, summary: Summary, place: Path, *, network: nn.Module | None = None, task: Task | str | None = None
+    ) -> Self:
         """Return the result of a run.
 
         Args:

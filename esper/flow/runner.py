@@ -17,7 +17,7 @@ from typing import Any
 from esper import faults
 from esper.archive.history import Past, last_halt, level_history
 from esper.archive.identity import Identity
-from esper.archive.journal import FIRST_GENERATION, Journal, RecordKind
+from esper.archive.journal import FIRST_GENERATION, Entry, Journal, RecordKind
 from esper.archive.run_directory import (
     RunDirectory,
     checkpoints_folder,
@@ -74,6 +74,9 @@ class Conductor:
     drain: Drain
     policy: str
     """Class and version of the policy of the run."""
+    signals: tuple[Entry, ...] = ()
+    """Signals of an earlier run, whose emergency levels are in force in this run at the same fences. They are not
+    journaled again."""
 
     def begin(self, survey: Survey) -> Summary:
         """Claim a run directory and run from fence 0.
@@ -304,7 +307,9 @@ class OpenRun:
             trace_id=trace,
         )
         calm_fences = self.survey.config.emergency.calm_fences
-        line.at.levels = level_history(self.past.entries if self.past is not None else (), calm_fences)
+        line.at.levels = level_history(
+            self.past.entries if self.past is not None else self.conductor.signals, calm_fences
+        )
         if self.past is not None:
             line.tally.rollbacks = self.past.rollbacks
         return line

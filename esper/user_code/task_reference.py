@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FunctionType, ModuleType
 
-from esper.errors import TaskError
+from esper.errors import ConfigError, TaskError
 from esper.ground.suggest import existing_names
 from esper.ground.workplace import workplace
 from esper.leyline.base import is_utf8
@@ -63,6 +63,62 @@ def load_task(text: str) -> tuple[Task, Reference]:
         TaskError: the module, file or attribute does not exist, is not a task, or its code raised. Nothing was written.
     """
     return import_task(locate(text))
+
+
+def given_task(task: Task | str) -> tuple[Task, Reference]:
+    """Return a task that a caller gave, or that the reference of a caller names.
+
+    Raises:
+        TaskError: it is neither a task nor a reference, or see `load_task`.
+    """
+    if isinstance(task, str):
+        return load_task(task)
+    if not isinstance(task, Task):
+        mend = "give an esper.Task, or its reference as a text; where a function returns it, call that function"
+        raise TaskError("task", type(task).__name__, mend)
+    return task, Reference()
+
+
+_referring: set[str] = set()
+"""References that `check_reference` is loading now."""
+
+
+def check_reference(text: str, task: Task) -> Reference:
+    """Load the task that a text names, and compare it with a task of the caller.
+
+    Returns:
+        The reference.
+
+    Raises:
+        ConfigError: the text names a task with other slots, data or settings than the caller's, or its file calls
+            esper while it is imported. The error is a TaskError if the text names no task.
+    """
+    if text in _referring:
+        mend = 'its file calls esper when it is imported; put that call below `if __name__ == "__main__":`'
+        raise ConfigError("reference", text, mend)
+    _referring.add(text)
+    try:
+        found, reference = load_task(text)
+    finally:
+        _referring.discard(text)
+    given, named = _settings(task), _settings(found)
+    other = [name for name in given if given[name] != named[name]]
+    if other:
+        how = f"{other[0]} is {named[other[0]]!r} there, and {given[other[0]]!r} in `task`"
+        raise ConfigError("reference", text, f"it names another task: {how}; give the reference of this task")
+    return reference
+
+
+def _settings(task: Task) -> dict[str, object]:
+    """Return the settings of a task that two builds of it have in common: plain values, and the sizes of data sets."""
+    plain = ("batch_size", "epochs", "epoch_samples", "round_steps")
+    data = {name: getattr(task, name) for name in ("train", "valid", "test", "pick", "gate")}
+    return {
+        "slots": list(task.slots),
+        "metrics": sorted(task.metrics),
+        **{name: getattr(task, name) for name in plain},
+        **{f"len({name})": None if one is None else len(one) for name, one in data.items()},
+    }
 
 
 def locate(text: str, started_in: str = "") -> Reference:

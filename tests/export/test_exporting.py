@@ -27,7 +27,8 @@ import esper
 from esper.cli.main import exit_code
 from esper.errors import ConfigError, StoreWriteFailed, TaskError
 from esper.export import exporting
-from esper.export.exporting import Format, export
+from esper.export.exporting import Format
+from esper.export.exporting import export_network as export
 from esper.export.network_file import network_file
 from esper.export.program_inputs import check_inputs
 from esper.export.programs import export_bytes, onnx_tolerance, play_export, trace

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from stopping import stop
 
 import esper
+from esper.cli.main import exit_code
 from esper.errors import ConfigError, TaskError
+from esper.flow.progress import Quiet
 from esper.ground.tensors import state_digest
 from esper.testing import telling, tiny_config, tiny_task
 from esper.user_code.plugins import LAUNCHERS, entries
@@ -24,24 +29,11 @@ def python(code: str, folder: Path) -> str:
 
 
 def test_every_public_name_is_there_and_none_is_a_module() -> None:
-    assert sorted(esper.__all__) == sorted(
-        [
-            "InProcess",
-            "Kind",
-            "OnRay",
-            "Result",
-            "RunConfig",
-            "SlotSpec",
-            "Task",
-            "blueprint",
-            "fell_back",
-            "load",
-            "resume",
-            "run",
-        ]
-    )
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
     for name in esper.__all__:
         assert callable(getattr(esper, name))
+        assert inspect.getdoc(getattr(esper, name))
+        assert f"`{name}`" in readme or f"`esper.{name}" in readme, name
         assert find_spec(f"esper.{name}") is None  # the import of such a module would replace the name
 
 
@@ -56,24 +48,102 @@ def test_import_esper_loads_no_library_and_no_run_in_one_process_loads_ray(tmp_p
     assert python(f"import esper, sys\n{big}\n{run}", tmp_path).splitlines() == ["[]", "32", "[]"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error"),
-    [
-        ({"on": "ray"}, r"on = 'ray': give esper\.InProcess\(\) or esper\.OnRay\(\)"),
-        ({"on": esper.OnRay}, r"on = .*OnRay.*: give esper\.InProcess"),
-        ({"on": esper.OnRay(embedded="local")}, r"embedded = 'local': give an actors\.embedded_ray\.EmbeddedRay"),
-        ({"config": {"run.seed": 1}}, r"config = 'dict': give an esper\.RunConfig"),
-        ({"task": tiny_task}, r"task = 'function': give an esper\.Task"),
-    ],
-    ids=["place", "class", "embedded", "config", "task"],
-)
-def test_an_argument_of_another_type_is_refused_before_anything_is_written(
-    arguments: dict[str, Any], error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+WRONG: list[tuple[str, dict[str, Any], str]] = [
+    ("run", {"on": "ray"}, "on"),
+    ("run", {"on": esper.OnRay}, "on"),
+    ("run", {"on": esper.OnRay(embedded="local")}, "embedded"),
+    ("run", {"on": esper.InProcess(policy="best")}, "policy"),
+    ("run", {"on": esper.InProcess(clock=time)}, "clock"),
+    ("run", {"config": {"run.seed": 1}}, "config"),
+    ("run", {"task": tiny_task}, "task"),
+    ("run", {"reference": 5}, "reference"),
+    ("run", {"reference": "nowhere.py:task"}, "TASK"),
+    ("run", {"reference": "esper.tasks.digits:task"}, "reference"),
+    ("run", {"progress": Quiet}, "progress"),
+    ("run", {"progress": print}, "progress"),
+    ("run", {"drain": True}, "drain"),
+    ("resume", {"run_dir": 5}, "run_dir"),
+    ("resume", {"run_dir": b"run"}, "run_dir"),
+    ("resume", {"run_dir": ""}, "run_dir"),
+    ("resume", {"task": 5}, "task"),
+    ("resume", {"settings": ["run.epochs=3"]}, "settings"),
+    ("resume", {"settings": {1: 3}}, "settings"),
+    ("resume", {"broken": 5}, "broken"),
+    ("resume", {"progress": object()}, "progress"),
+    ("resume", {"on": None}, "on"),
+    ("load", {"run_dir": None}, "run_dir"),
+    ("load", {"task": dict}, "task"),
+    ("prove", {"run_dir": 5}, "run_dir"),
+    ("prove", {"task": dict}, "task"),
+    ("prove", {"policy": object()}, "policy"),
+    ("prove", {"progress": object()}, "progress"),
+    ("export_network", {"run_dir": 5}, "run_dir"),
+    ("export_network", {"format": "tflite"}, "format"),
+    ("export_network", {"format": None}, "format"),
+    ("export_network", {"to": 5}, "to"),
+    ("export_network", {"task": dict}, "task"),
+]
+
+
+def test_a_wrong_argument_is_refused_by_its_name_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=error):
-        esper.run(**{"task": tiny_task(), **arguments})
-    assert list(tmp_path.iterdir()) == []
+    for name, arguments, field in WRONG:
+        own = {"task": tiny_task()} if name == "run" else {"run_dir": "run"}
+        try:
+            with pytest.raises(ConfigError, check=telling(field=field)):
+                getattr(esper, name)(**{**own, **arguments})
+        except Exception as error:
+            error.add_note(f"{name}({arguments})")
+            raise
+        assert list(tmp_path.iterdir()) == []
+
+
+MINE = """
+from esper.testing import tiny_task
+
+def task():
+    return tiny_task(epochs=1)
+"""
+
+
+def test_a_run_from_python_with_a_text_as_its_reference_needs_no_task_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(MINE)
+    config = tiny_config(run__dir="run", growth__enabled=False)
+    for task, reference in ((tiny_task(epochs=2), "mine.py:task"), (tiny_task(epochs=1, slots=["*"]), "mine.py:task")):
+        with pytest.raises(ConfigError, check=telling(field="reference", value=reference)):
+            esper.run(task, config, reference=reference)
+    (tmp_path / "script.py").write_text(MINE + "import esper\nesper.run(task(), reference='script.py:task')\n")
+    with pytest.raises(ConfigError, check=telling("__main__", field="reference", value="script.py:task")):
+        esper.run(tiny_task(epochs=1), config, reference="script.py:task")
+    assert not (tmp_path / "run").exists()
+    ended = esper.run(tiny_task(epochs=1), config, reference="mine.py:task")
+    assert state_digest(esper.load("run").state_dict()) == ended.weights_sha256
+    monkeypatch.chdir("/")
+    assert exit_code(["export", str(tmp_path / "run")]) == 0
+    (tmp_path / "mine.py").write_text(MINE + "# changed\n")
+    with pytest.raises(TaskError, check=telling(field="task")):
+        esper.load(tmp_path / "run")
+
+
+def test_commands_take_the_task_of_a_run_that_has_no_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(MINE)
+    stop(1, tiny_task(epochs=1), tiny_config(run__dir="run"))
+    commands = (["export", "run"], ["resume", "run", "--in-process"], ["prove", "run"])
+    for command in commands:
+        assert exit_code(command) == 2
+        assert "--task file.py:name" in capsys.readouterr().err
+    for command in commands:
+        assert exit_code([*command, "--task", "mine.py:task"]) == 0
+    assert "weights at 3 fences" in capsys.readouterr().out
+    assert esper.export_network("run", to="again", task="mine.py:task").fence == 2
 
 
 def test_where_actors_is_not_installed_only_the_place_on_ray_is_refused(

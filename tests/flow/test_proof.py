@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from damage import flip, flip_record, records
@@ -22,16 +21,22 @@ from esper.archive.run_directory import checkpoints_folder, journal_file, run_fi
 from esper.cli.main import exit_code
 from esper.errors import (
     CheckpointCorrupt,
+    Drained,
     RunDirectoryError,
     StoreCorrupt,
     TaskError,
 )
 from esper.flow import proof as proving
+from esper.flow.places import InProcess
 from esper.flow.progress import Quiet
 from esper.flow.proof import Divergence, Proof, compare, prove
 from esper.flow.tally import Tally
+from esper.leyline.decisions import Decision, Pair
+from esper.leyline.reports import FieldReport
+from esper.leyline.signals import EmergencySignal, Level
 from esper.leyline.state import RoundState
-from esper.testing import telling, tiny_config, tiny_task
+from esper.tamiyo.heuristic import HeuristicPolicy
+from esper.testing import EPOCH, StopAt, telling, tiny_config, tiny_task
 from esper.user_code.task_reference import load_task
 
 TASK = "from esper.testing import tiny_task\n\ntask = tiny_task()\n"
@@ -72,14 +77,14 @@ def test_a_run_that_was_stopped_and_went_on_is_the_same_at_every_step_and_fence(
 
 
 def test_a_run_is_repeated_and_compared_as_far_as_it_got(stopped: Path) -> None:
-    proof = prove(stopped, watch := Watching())
+    proof = prove(stopped, progress=(watch := Watching()))
     assert (proof.steps, proof.fences, proof.total_steps, proof.divergence) == (80, 5, 320, None)
     assert watch.last == 4
 
 
 @pytest.mark.slow
 def test_a_run_that_failed_is_repeated_up_to_the_last_fence_that_it_passed(stop: Callable[..., Path]) -> None:
-    proof = prove(stop(5, failing=True), watch := Watching())
+    proof = prove(stop(5, failing=True), progress=(watch := Watching()))
     assert (proof.steps, proof.fences, proof.divergence, watch.last) == (100, 5, None, 5)
 
 
@@ -88,7 +93,7 @@ def test_a_run_whose_last_append_was_cut_short_is_compared_up_to_there(stop: Cal
     path = stop(4, checkpoint__keep=9)
     journal = journal_file(path, 1)
     os.truncate(journal, records(journal, RecordKind.ROUND_ENDED, 3)[0].offset + 50)
-    proof = prove(path, watch := Watching())
+    proof = prove(path, progress=(watch := Watching()))
     assert (proof.steps, proof.divergence, watch.last) == (40, None, 2)
 
 
@@ -98,7 +103,7 @@ def test_weights_are_compared_also_at_a_fence_that_has_a_checkpoint_only_because
 ) -> None:
     path = stop(4, checkpoint__every_rounds=3)
     stop_again(5, path)
-    proof = prove(path, Quiet())
+    proof = prove(path)
     assert (proof.steps, proof.fences, proof.divergence) == (100, 4, None)
 
 
@@ -107,7 +112,7 @@ def test_a_run_without_a_finished_round_is_refused(
 ) -> None:
     path = stop(0)
     with pytest.raises(RunDirectoryError, check=telling("round", field="RUN", value=re.compile("/run$"))):
-        prove(path, watch := Watching())
+        prove(path, progress=(watch := Watching()))
     assert watch.last == -1
     assert exit_code(["prove", str(path)]) == 2
     assert "nothing to compare" in capsys.readouterr().err
@@ -162,7 +167,7 @@ def test_a_damaged_journal_is_damage_and_no_divergence(
 ) -> None:
     at = flip_record(journal_file(stopped, 1), kind)
     with pytest.raises(StoreCorrupt, match=rf"journal-1\.log: byte {at}: the checksum of the payload is wrong"):
-        prove(stopped, watch := Watching())
+        prove(stopped, progress=(watch := Watching()))
     assert watch.last == -1
     assert exit_code(["prove", str(stopped)]) == 3
     assert "StoreCorrupt" in capsys.readouterr().err
@@ -171,7 +176,7 @@ def test_a_damaged_journal_is_damage_and_no_divergence(
 def test_a_damaged_checkpoint_is_damage_and_no_sameness(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flip(checkpoints_folder(stopped) / "fence-3-g1.pt", 1000)
     with pytest.raises(CheckpointCorrupt, check=telling(path="fence-3-g1.pt")):
-        prove(stopped, watch := Watching())
+        prove(stopped, progress=(watch := Watching()))
     assert watch.last == -1
     assert exit_code(["prove", str(stopped)]) == 3
     assert "CheckpointCorrupt" in capsys.readouterr().err
@@ -185,7 +190,7 @@ def test_a_run_of_other_versions_is_refused_before_anything_runs(stopped: Path) 
     told["versions"]["torch"] = "1.13.0"
     run_file(stopped).write_text(json.dumps(told))
     with pytest.raises(RunDirectoryError, check=telling("torch 1.13.0", "2.", field="RUN", value=re.compile("/run$"))):
-        prove(stopped, watch := Watching())
+        prove(stopped, progress=(watch := Watching()))
     assert watch.last == -1
 
 
@@ -193,37 +198,96 @@ def test_a_run_of_other_versions_is_refused_before_anything_runs(stopped: Path) 
 def test_a_run_that_was_given_another_length_is_refused(stopped: Path) -> None:
     resume(stopped, settings={"run.epochs": 12})
     with pytest.raises(RunDirectoryError, match="a resume changed its length"):
-        prove(stopped, Quiet())
+        prove(stopped)
 
 
 def test_a_changed_task_is_refused(stopped: Path) -> None:
     (stopped.parent / "mine.py").write_text(TASK + "# changed\n")
     with pytest.raises(TaskError, check=telling(field="task", value=re.compile("/mine\\.py:task$"))):
-        prove(stopped, Quiet())
+        prove(stopped)
 
 
 def test_a_run_that_nobody_can_find_the_task_of_is_refused(tmp_path: Path) -> None:
     run(tiny_task(), tiny_config(run__dir=str(tmp_path / "run"), growth__enabled=False))
     with pytest.raises(TaskError, check=telling("run.json", field="task", value="")):
-        prove(tmp_path / "run", Quiet())
+        prove(tmp_path / "run")
 
 
-@pytest.mark.parametrize(
-    ("kind", "change", "told"),
-    [
-        (RecordKind.RUN_STARTED, {"cpu": "an abacus"}, "it ran on an abacus"),
-        (RecordKind.SIGNAL, {"level": 3}, "an emergency signal stopped its growth"),
-    ],
-)
-def test_what_cannot_be_repeated_here_is_refused_and_not_told_as_another_course(
-    stopped: Path, kind: RecordKind, change: dict[str, Any], told: str
-) -> None:
+def test_what_cannot_be_repeated_here_is_refused_and_not_told_as_another_course(stopped: Path) -> None:
     past = read_past(stopped)
-    body = next((entry.body for entry in past.entries if entry.kind is kind), {})
+    body = next(entry.body for entry in past.entries if entry.kind is RecordKind.RUN_STARTED)
     with Journal(stopped, past.generation) as journal:
-        journal.write(kind, **(body | change))
-    with pytest.raises(RunDirectoryError, match=told):
-        prove(stopped, Quiet())
+        journal.write(RecordKind.RUN_STARTED, **(body | {"cpu": "an abacus"}))
+    with pytest.raises(RunDirectoryError, match="it ran on an abacus"):
+        prove(stopped)
+
+
+# -- signals and policies ----------------------------------------------------------------------------------------
+
+
+def hear(path: Path, fence: int) -> None:
+    """Add a signal to the journal of a run, as if the run had read it at this fence."""
+    signal = EmergencySignal.sealed(
+        signal_id="a",
+        run_id="r",
+        generation=1,
+        level=Level.CONSERVATIVE,
+        origin="test",
+        reason="smoke",
+        issued_at=EPOCH,
+    )
+    with Journal(path, 1) as journal:
+        journal.write(RecordKind.SIGNAL, {**signal.model_dump(mode="json"), "fence": fence})
+
+
+@pytest.mark.slow
+def test_a_run_whose_growth_was_stopped_by_a_signal_is_repeated_with_that_signal(stop: Callable[..., Path]) -> None:
+    path = stop(0)
+    hear(path, 1)
+    stop_again(6, path)
+    holds = [e.body for e in read_past(path).entries if e.kind is RecordKind.HOLD]
+    assert [hold["fence"] for hold in holds if hold["detail"] == "emergency level"] == [1, 2, 3]
+    assert prove(path).divergence is None
+    path = stop(4)
+    hear(path, 0)  # this run never obeyed it, and germinated there
+    assert prove(path).divergence is not None
+
+
+class Returning(HeuristicPolicy):
+    """Goes back once, from fence 5 to the first checkpoint, and tries fewer candidates than the config."""
+
+    version = "returning-1"
+
+    def __init__(self) -> None:
+        super().__init__(2, 1, tiny_config().growth.ramp_steps)
+
+    def decide(self, state: RoundState, eligible: Sequence[Pair], past: Sequence[FieldReport]) -> Decision:
+        decision = super().decide(state, eligible, past)
+        if state.fence != 5 or state.rollbacks:
+            return decision
+        return decision.model_copy(update={"pairs": (), "hold": None, "go_back_to": state.checkpoints[0]})
+
+
+class Another(Returning):
+    pass
+
+
+def test_a_run_with_a_policy_of_the_users_is_repeated_with_that_policy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run"
+    watch = StopAt(6)
+    config = tiny_config(run__dir=str(path), checkpoint__every_rounds=2)
+    with pytest.raises(Drained):
+        run(tiny_task(), config, on=InProcess(policy=Returning()), drain=watch.drain, progress=watch)
+    for policy in (None, Another()):
+        with pytest.raises(RunDirectoryError, check=telling("Returning", "esper.prove(run_dir, policy=...)")):
+            prove(path, tiny_task(), policy=policy)
+    assert exit_code(["prove", str(path)]) == 2
+    assert "esper.prove(run_dir, policy=...)" in capsys.readouterr().err
+    proof = prove(path, tiny_task(), policy=Returning())
+    assert (proof.steps, proof.divergence) == (120, None)
+    assert proof.fences >= 3
 
 
 SCALED = """
@@ -248,12 +312,12 @@ def test_another_order_of_sets_is_no_proof_that_a_run_went_astray(
     run(task, tiny_config(run__dir=str(tmp_path / "run"), growth__enabled=False), reference=reference)
     astray = Proof(0, 0, 32, Divergence("loss", 1, 0, 1.0, 2.0))
     monkeypatch.setattr(identity, "text_hash", lambda: 5)
-    assert prove(tmp_path / "run", Quiet()).divergence is None
+    assert prove(tmp_path / "run").divergence is None
     with monkeypatch.context() as later:
         later.setattr(proving, "compare", lambda *_: astray)
         with pytest.raises(RunDirectoryError, match=r"differs at fence 1, and a set of texts has another"):
-            prove(tmp_path / "run", Quiet())
+            prove(tmp_path / "run")
     monkeypatch.setenv("SCALE", "1.5")
     with pytest.raises(RunDirectoryError, match="after the same first steps its weights differ here, and a set"):
-        prove(tmp_path / "run", watch := Watching())
+        prove(tmp_path / "run", progress=(watch := Watching()))
     assert watch.last == -1

@@ -244,7 +244,7 @@ def test_a_task_of_a_relative_path_is_found_where_the_run_was_begun(
     stop(3, task, tiny_config(run__dir=str(path)), reference=reference)
     monkeypatch.chdir(tmp_path / "there")
     assert resume(path).task == "mine.py:task"
-    assert prove(path, Quiet()).divergence is None
+    assert prove(path).divergence is None
     (tmp_path / "here" / "mine.py").unlink()
     refused(path, TaskError, r"its file has changed since the run began", settings={"run.epochs": 9})
 
