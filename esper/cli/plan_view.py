@@ -80,14 +80,25 @@ def padding(found: Mapping[str, Any]) -> list[str]:
 
 
 def companions(found: Mapping[str, Any]) -> list[str]:
-    """Return notes if the loss or the network makes the loss of a sample depend on the other samples of its batch."""
+    """Return notes if the loss or the network makes the loss of a sample depend on the other samples of its batch, or
+    if this could not be determined.
+
+    Args:
+        found: At least the values of `esper.setup.forecast.batch_facts`.
+    """
     means = f"losses are means over evaluation batches of {EVALUATION_BATCH} samples (docs/figures.md)"
     notes = []
     if found["loss_depends_on_batch"]:
         notes.append(f"the loss of a sample depends on the other samples of its batch: {means}")
+    elif found["loss_depends_on_batch"] is None:
+        unknown = "whether the loss of a sample depends on the other samples of its batch could not be determined"
+        notes.append(f"{unknown}: {found['loss_depends_on_batch_unknown']}; if it does, {means}")
     if found["network_mixes_samples"]:
         by = f"{found['mixed_by']} mixes the samples of a batch, in evaluation too"
         notes.append(f"{by}: {means}, and its output for a sample depends on the other samples of the batch")
+    elif found["network_mixes_samples"] is None:
+        unknown = "whether the network mixes the samples of a batch in evaluation could not be determined"
+        notes.append(f"{unknown}: {found['network_mixes_samples_unknown']}")
     return notes
 
 

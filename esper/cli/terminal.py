@@ -17,6 +17,7 @@ from rich.text import Text
 from esper.archive.recovery_record import Recovery
 from esper.archive.summary import SeedFate, Summary
 from esper.cli.console import can_redraw
+from esper.cli.plan_view import companions
 from esper.cli.tables import cells, grid, table
 from esper.flow.tally import Tally
 from esper.ground import parent, workplace
@@ -26,6 +27,7 @@ from esper.leyline.reports import Check, GateReport, Transition
 from esper.leyline.slots import Kind
 from esper.leyline.stages import IN_HOST, LIVE, Stage
 from esper.leyline.state import RoundState, SeedState
+from esper.setup.forecast import batch_facts
 from esper.setup.survey import Survey
 from esper.setup.wording import (
     a_second,
@@ -61,6 +63,8 @@ class Terminal:
         self._replicas: frozenset[str] = frozenset()
         self.path: Path | None = None
         """Directory of the run. None until it exists."""
+        self._notes: list[str] = []
+        """Notes on the losses of the run."""
 
     def started(self, survey: Survey, path: Path) -> None:
         """Print the heading, open the live view, and send the run's directory to the parent process."""
@@ -68,6 +72,9 @@ class Terminal:
         self.path, self._fences = path, len(survey.fence_steps) - 1
         for line in heading(survey, path):
             self._console.print(line, soft_wrap=True)
+        self._notes = companions(batch_facts(survey))
+        for note in self._notes:
+            self.found(note)
         if self._wants_live:
             self._live = Live(console=self._console, refresh_per_second=8)
             self._live.start()
@@ -118,7 +125,7 @@ class Terminal:
     def ended(self, result: Summary) -> None:
         """Close the live view and print the table of results."""
         self.close()
-        self._console.print("", results(result), sep="\n")
+        self._console.print("", results(result, self._notes), sep="\n")
 
     def close(self) -> None:
         """Close the live view, also after a failure."""
@@ -264,12 +271,12 @@ def left_out(modules: Mapping[str, str]) -> list[str]:
     return [f"  no slot, {why}: {', '.join(ones)}" for why, ones in paths.items()]
 
 
-def results(result: Summary) -> RenderableType:
-    """Return the table at the end of a run."""
+def results(result: Summary, notes: Sequence[str] = ()) -> RenderableType:
+    """Return the table at the end of a run. `notes` on its losses stand under the losses."""
     judged = [seed for seed in result.seeds if seed.z is not None]
     joined = sum(seed.stage in IN_HOST for seed in result.seeds)
     tried = f"{len(result.seeds)} seeds were tried, {joined} joined the network"
-    totals = _totals(result)
+    totals = _totals(result, notes)
     if not result.seeds:
         return totals
     first = _judged(judged, tried) if judged else Text(f"{tried}; none was the first of a tournament")
@@ -292,13 +299,15 @@ def _judged(judged: Sequence[SeedFate], tried: str) -> Table:
     return seeds
 
 
-def _totals(result: Summary) -> Table:
+def _totals(result: Summary, notes: Sequence[str]) -> Table:
     """Return losses, sizes, times and paths of a run."""
     totals = grid()
     totals.add_row("test loss", Text(f"{number(result.start_test_loss)} -> {number(result.test_loss)}", style="bold"))
     if result.twin_test_loss is not None:
         grown = growing(result.test_loss, result.twin_test_loss)
         totals.add_row(*cells("without growing", f"{number(result.twin_test_loss)} (the twin); {grown}"))
+    for note in notes:
+        totals.add_row(*cells("these losses", note))
     if result.why_none_stayed is not None:
         totals.add_row(*cells("no growth", result.why_none_stayed))
     for name, value in result.test_metrics.items():

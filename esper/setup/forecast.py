@@ -43,9 +43,7 @@ def forecast(survey: Survey) -> dict[str, Any]:
         "samples": {name: len(shard) for name, shard in data.shards.items()},
         "host_parameters": survey.host_parameters,
         "parameter_budget": survey.parameter_budget,
-        "loss_depends_on_batch": survey.loss_depends_on_batch,
-        "network_mixes_samples": survey.mixing.mixes,
-        "mixed_by": survey.mixing.module,
+        **batch_facts(survey),
         "g2_z": survey.g2_limit() if growth.enabled else None,
         "g2_units": survey.judged_units if growth.enabled else None,
         "germinates_at_fences": [growth.first_fence, survey.last_germination] if survey.can_grow else None,
@@ -60,6 +58,19 @@ def forecast(survey: Survey) -> dict[str, Any]:
         "tournament_bytes": 4 * sum(survey.host_bytes + 4 * pair.parameters for pair in tried)
         + (4 * survey.host_bytes if tried else 0),
         **foretell_waits(survey, measure(survey)),
+    }
+
+
+def batch_facts(survey: Survey) -> dict[str, Any]:
+    """Return whether loss and network make the loss of a sample depend on the other samples of its batch. A value of
+    None means that it could not be determined; the key that ends in `_unknown` then has the reason.
+    """
+    return {
+        "loss_depends_on_batch": survey.loss_depends_on_batch,
+        "loss_depends_on_batch_unknown": survey.loss_dependence_unknown,
+        "network_mixes_samples": survey.mixing.mixes,
+        "network_mixes_samples_unknown": survey.mixing.why,
+        "mixed_by": survey.mixing.module,
     }
 
 

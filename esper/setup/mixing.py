@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from esper.errors import in_a_line
 from esper.ground.nested import mapped, tensors
 from esper.ground.random_streams import restore_streams, streams
 from esper.kasmina.blueprints.precision import named
@@ -50,9 +51,11 @@ class Mixing(NamedTuple):
     """None: inconclusive."""
     module: str | None = None
     """Path and class of the module that mixes. If modules are nested, the innermost is named."""
+    why: str | None = None
+    """The reason why the search was inconclusive."""
 
 
-NOT_FOUND_OUT = Mixing(None)
+NOT_FOUND_OUT = Mixing(None, None, "it was not tried")
 
 
 @dataclass(frozen=True)
@@ -97,17 +100,17 @@ def find_mixing(survey: Survey, trainer: Trainer, batch: Any) -> Mixing:  # Any:
         batch: A training batch of `survey.data.batch_size` samples.
 
     Returns:
-        `NOT_FOUND_OUT` if the inputs have no row per sample, or the user's code does not take the changed batch.
+        Inconclusive if the inputs have no row per sample, or the user's code does not take the changed batch.
     """
     samples = survey.data.batch_size
     if samples < 2 or not any(is_content(tensor, (samples,)) for tensor in tensors(split_pair(batch)[0])):
-        return NOT_FOUND_OUT
+        return Mixing(None, None, f"no input has a row for each of {samples} samples")
     before = streams()
     try:
         with uncompiled(trainer.host):
             return _Look(survey, trainer, batch, before).verdict()
-    except Exception:
-        return NOT_FOUND_OUT
+    except Exception as error:
+        return Mixing(None, None, f"the network or the loss does not take changed inputs: {in_a_line(error)}")
     finally:
         restore_streams(before)
 
@@ -133,7 +136,9 @@ class _Look:
             )
             if found[-1]:
                 return Mixing(True, self._module(unchanged, rounding))
-        return Mixing(False if all(one is False for one in found) else None)
+        if all(one is False for one in found):
+            return Mixing(False)
+        return Mixing(None, None, "a change of half of the samples moved the outputs too little")
 
     def _evaluated(self, unchanged: Tensor | None) -> list[Rows]:
         """Return losses and outputs of a batch in which all samples but `unchanged` were changed. If `unchanged` is

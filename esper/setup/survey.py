@@ -84,6 +84,8 @@ class Survey:
     """Slots whose output had different lengths, heights or widths in different batches of the trial."""
     loss_depends_on_batch: bool | None = None
     """Whether the loss of a sample depends on the other samples of its batch. None: inconclusive."""
+    loss_dependence_unknown: str | None = None
+    """The reason if `loss_depends_on_batch` is inconclusive."""
     mixing: Mixing = NOT_FOUND_OUT
     """Whether the network mixes the samples of a batch in evaluation mode, and the module that mixes them."""
     first_loss: float | None = None
@@ -309,7 +311,8 @@ def _rehearsed(survey: Survey, host: nn.Module, as_built: Held) -> Survey:
     if config.growth.enabled:
         judging.sample_losses("gate", 0)
     judging.try_shards()
-    draft = replace(draft, loss_depends_on_batch=judging.loss_depends_on_batch())
+    depends, unknown = judging.loss_depends_on_batch()
+    draft = replace(draft, loss_depends_on_batch=depends)
     if config.growth.enabled:
         check_children(judging, draft.data.batch(0), draft.data.batch_size)
     mixing = find_mixing(draft, judging if first_loss is None else training, draft.data.batch(0))
@@ -319,7 +322,8 @@ def _rehearsed(survey: Survey, host: nn.Module, as_built: Held) -> Survey:
         first_loss=first_loss,
         rehearsed_crc32c=rehearsed,
         changing=joined(changing, practised),
-        loss_depends_on_batch=draft.loss_depends_on_batch,
+        loss_depends_on_batch=depends,
+        loss_dependence_unknown=unknown,
         mixing=mixing,
     )
 

@@ -21,7 +21,7 @@ from esper.leyline.evidence import GradientProbe, HostObservation, SampleLosses
 from esper.leyline.host_ports import HostEditor
 from esper.leyline.stages import Stage
 from esper.task import Loss, Task
-from esper.tolaria.companions import depends_on_batch
+from esper.tolaria.companions import Dependence, depends_on_batch
 from esper.tolaria.compiling import compiling, uncompiled
 from esper.tolaria.data import EVALUATION_BATCH, Slice, TaskData, batch_name, split_pair, to_device
 from esper.tolaria.host_building import call_model
@@ -141,10 +141,10 @@ class MeasuredHost(GrownHost):
                 some = [self._look(label, size, batch) for label, size, batch in self._data.tried(name)]
                 check_measures(self._task, self._sample_loss, name, some, len(shard))
 
-    def loss_depends_on_batch(self) -> bool | None:
+    def loss_depends_on_batch(self) -> Dependence:
         """Return whether the loss of a sample depends on the other samples of its batch; see `depends_on_batch`."""
         if not len(self._data.shards["valid"]):
-            return None
+            return Dependence(None, "valid has no samples")
         with self._evaluating():
             return depends_on_batch(self._sample_loss, self._look(*next(self._data.tried("valid"))))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -87,6 +87,18 @@ def test_what_happens_to_a_seed_is_told_with_the_figure_that_decided(plain: Seen
 
 def test_what_happens_fits_one_line_of_a_terminal(plain: Seen) -> None:
     assert max(len(line) for line in plain.lines if line.startswith("round") and "/16" not in line) <= 110
+
+
+def test_a_loss_that_depends_on_the_batch_is_told_at_the_start_and_beside_the_losses_at_the_end(
+    plain: Seen, tmp_path: Path
+) -> None:
+    told, shown = "the loss of a sample depends on the other samples of its batch", console(width=400)
+    terminal = Terminal(shown, live=False)
+    terminal.started(replace(survey_of(tiny_task(), tiny_config()), loss_depends_on_batch=True), tmp_path / "run")
+    terminal.ended(plain.result)
+    lines = [line for line in shown.export_text().splitlines() if told in line]
+    assert [line.startswith("these losses") for line in lines] == [False, True]
+    assert told not in plain.text
 
 
 def test_a_reason_to_hold_is_told_once(plain: Seen) -> None:

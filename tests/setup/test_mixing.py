@@ -186,9 +186,14 @@ def test_what_cannot_be_found_out_is_not_claimed(survey: Survey) -> None:
         return x
 
     known = survey.data.shards["train"].samples.inputs
-    assert looked_at(survey, lambda: With(nn.Identity(), torch.zeros_like)) == Mixing(None)  # no input moves it
-    assert looked_at(survey, TinyHost, ([], torch.zeros(32))) == Mixing(None)
-    assert looked_at(survey, lambda: With(nn.Identity(), of_known_size)) == Mixing(None)
+    unmoved = looked_at(survey, lambda: With(nn.Identity(), torch.zeros_like))  # no input moves it
+    without = looked_at(survey, TinyHost, ([], torch.zeros(32)))
+    failing = looked_at(survey, lambda: With(nn.Identity(), of_known_size))
+    assert [found.mixes for found in (unmoved, without, failing)] == [None] * 3
+    told = ("moved the outputs too little", "no input has a row", "does not take changed inputs: ")
+    assert [words in (found.why or "") for found, words in zip((unmoved, without, failing), told, strict=True)] == [
+        True
+    ] * 3
 
 
 @pytest.mark.parametrize(

@@ -38,19 +38,34 @@ def of_32(output: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
     return alone(output, target).view(32)
 
 
+def scaled(measure: Any) -> Any:
+    """The measure, times the last part of the output."""
+    return lambda output, target: measure(output[:2], target) * output[2].sum()
+
+
+SCALE, VECTOR = torch.tensor(2.0), torch.tensor([2.0, 3.0])
+
+
 @pytest.mark.parametrize(
-    ("measure", "output", "found"),
+    ("measure", "output", "found", "why"),
     [
-        (contrastive, PAIR, True),
-        (alone, PAIR, False),
-        (noisy, PAIR, None),
-        (of_32, PAIR, None),
-        (alone, (PAIR[0][:31], PAIR[1][:31]), None),
+        (contrastive, PAIR, True, None),
+        (alone, PAIR, False, None),
+        *((scaled(contrastive), (*PAIR, scale), True, None) for scale in (SCALE, SCALE.view(1), VECTOR)),
+        *((scaled(alone), (*PAIR, scale), False, None) for scale in (SCALE, SCALE.view(1))),
+        (scaled(alone), (*PAIR, VECTOR), None, "an output or target of shape (2,) has no row for each of 32 samples"),
+        (noisy, PAIR, None, "the loss draws random numbers"),
+        (of_32, PAIR, None, "the loss cannot be computed for half of a batch: RuntimeError"),
+        (alone, (PAIR[0][:31], PAIR[1][:31]), None, "the loss cannot be computed for half of a batch: TaskError"),
     ],
 )
-def test_samples_that_depend_on_each_other_are_found(measure: Any, output: Any, found: bool | None) -> None:
+def test_samples_that_depend_on_each_other_are_found(
+    measure: Any, output: Any, found: bool | None, why: str | None
+) -> None:
     before = streams()[2]
-    assert depends_on_batch(measure, Seen("batch", 32, output, torch.zeros(32))) is found
+    depends, told = depends_on_batch(measure, Seen("batch", 32, output, torch.zeros(32)))
+    assert depends is found
+    assert told == why or (told or "").startswith(why or "-")
     assert torch.equal(streams()[2], before)
 
 
@@ -85,3 +100,11 @@ def test_a_plan_says_that_samples_depend_on_each_other() -> None:
     plain = forecast(survey_of(tiny_task(), tiny_config()))
     assert (plain["loss_depends_on_batch"], plain["network_mixes_samples"], plain["mixed_by"]) == (False, False, None)
     assert not plan_view.companions(plain)
+    unknown = {
+        "loss_depends_on_batch": None,
+        "loss_depends_on_batch_unknown": "it draws",
+        "network_mixes_samples": None,
+    }
+    said = plan_view.companions(plain | unknown)
+    assert ["could not be determined" in line for line in said] == [True, True]
+    assert "it draws" in said[0]
