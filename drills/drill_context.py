@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import esper
+from drills.impossible import DrillImpossible
 from drills.task_under_drill import TaskUnderDrill
 from drills.undisturbed import Undisturbed
 from esper import InProcess, OnRay
@@ -133,6 +134,17 @@ class DrillContext:
                 cwd=self.subject.started_in,
                 start_new_session=True,
             )
+
+    def await_fault(self) -> None:
+        """Wait until a fault of the run has fired.
+
+        Raises: DrillImpossible: none fired within the time limit of the drill.
+        """
+        limit = time.monotonic() + self.subject.limit_s
+        while not any(self.run_dir.glob("faults-*.jsonl")):
+            if time.monotonic() > limit:
+                raise DrillImpossible("no fault fired within the time limit")
+            time.sleep(0.02)
 
     def await_command(self, process: subprocess.Popen[bytes], what: str = "esper run") -> Attempt:
         """Wait for the end of a command. The time limit of the drill ends it with all its processes."""

@@ -14,7 +14,6 @@ from actors.embedded_ray import EmbeddedRay
 from drills import expect
 from drills.drill import Drill, Finding
 from drills.drill_context import DrillContext
-from drills.impossible import DrillImpossible
 from drills.leaks import Footprint, settled
 from drills.observed import Observed
 from drills.report import Outcome, phases
@@ -71,10 +70,9 @@ class DrillRunner(Closing):
             context = DrillContext(self._subject, folder, place, undisturbed)
             try:
                 drill.act(context)
-            except DrillImpossible as error:
+                return _outcome(drill, Observed(context, settled(before)), time.monotonic() - began)
+            except Exception as error:  # of the drill, and not of a run: those are in the attempts
                 return _failed(drill, in_a_line(error), time.monotonic() - began)
-            observed = Observed(context, settled(before))
-            return _outcome(drill, observed, time.monotonic() - began)
 
     def undisturbed(self) -> Undisturbed:
         """Return the run of the task that nothing disturbs, in this process. It is made once."""

@@ -8,6 +8,7 @@ from drills.drill import Expectation, Finding
 from drills.observed import Observed
 from esper.errors import in_a_line
 from esper.ground.exit_codes import DONE
+from esper.trace.paths import find
 
 
 def exit_codes(*wanted: int) -> Expectation:
@@ -58,6 +59,24 @@ def events(**wanted: int) -> Expectation:
         left_out = {"fault_fired", "gate_failure"} - wanted.keys()
         told = {name: number for name, number in sorted(found.event_counts.items()) if name not in left_out}
         return Finding(f"severe events {named(wanted)}", named(told), told == wanted)
+
+    return judge
+
+
+def trace(path: str, *, error: str | None = None, role: str | None = None, event: str | None = None) -> Expectation:
+    """Expect one trace with a path of spans, as `esper trace assert` finds it.
+
+    Args:
+        error, role, event: The class of the error, the role and a severe event of the span at the end of the path.
+    """
+
+    def judge(found: Observed) -> Finding:
+        there = find(found.run_dir, path, error=error, role=role, event=event)
+        words = [
+            path,
+            *(f"{name} {value}" for name, value in (("with", error), ("in", role), ("with", event)) if value),
+        ]
+        return Finding(f"a trace {' '.join(words)}", "such a trace" if there else there.reason, bool(there))
 
     return judge
 

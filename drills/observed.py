@@ -66,7 +66,8 @@ class Observed:
     @cached_property
     def recoveries(self) -> list[Recovery]:
         """Every recovery from the death of an actor that the journal tells of."""
-        return [Recovery.model_validate(entry.body) for entry in self.entries(RecordKind.RECOVERED)]
+        told = (json.dumps(entry.body) for entry in self.entries(RecordKind.RECOVERED))
+        return [Recovery.model_validate_json(one) for one in told]
 
     @property
     def failure(self) -> dict[str, Any] | None:

@@ -164,7 +164,7 @@ ALLOWED: dict[str, str] = {
     "drills/drill_context.py DrillContext.await_command: answers subprocess.TimeoutExpired": "killed; its code tells so",
     "drills/leaks.py _parent: answers (OSError, ValueError, IndexError)": "the process has ended",
     "drills/leaks.py _title: answers OSError": "the process has ended",
-    "drills/drill_runner.py DrillRunner.run_one: answers DrillImpossible": "the drill has failed, and says why",
+    "drills/drill_runner.py DrillRunner.run_one: answers Exception": "the drill has failed, and says why",
     "drills/drill_runner.py DrillRunner.run_one: answers EsperError": "the drill has failed, and says why",
     "actors/remote.py Remote._progress: answers GetTimeoutError": "patience ends it",
     "esper/flow/emergency_watch.py SignalWatch._explained: answers ActorError": "the stop is raised all the same, with a note",

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import NoReturn
 
+from drills.catalogue.blend_incomplete import NO_CHANNEL_VECTOR, NO_LOGITS
 from drills.catalogue.checkpoint_damaged import CHECKPOINT_DAMAGED
 from drills.catalogue.driver_killed import DRIVER_KILLED
+from drills.catalogue.interrupted import INTERRUPTED
 from drills.catalogue.manager_killed import MANAGER_KILLED
 from drills.catalogue.no_candidates import NO_CANDIDATES
+from drills.catalogue.no_room import NO_ROOM
 from drills.catalogue.policy_fails import POLICY_FAILS
 from drills.catalogue.policy_late import POLICY_LATE, POLICY_LATE_IN_C
+from drills.catalogue.reports_damaged import REPORTS_DAMAGED
 from drills.catalogue.restarts_exceeded import NO_PROGRESS, RESTARTS_EXCEEDED
 from drills.catalogue.trainer_killed import TRAINER_KILLED
 from drills.drill import Drill
@@ -29,9 +33,12 @@ CATALOGUE: tuple[Drill, ...] = (
     POLICY_LATE,
     POLICY_LATE_IN_C,
     NO_CANDIDATES,
+    NO_CHANNEL_VECTOR,
+    NO_LOGITS,
     _waiting(10, "rollback-on-nan", "A NaN in the loss is rolled back from memory.", "the guard of Tolaria"),
     TRAINER_KILLED,
     CHECKPOINT_DAMAGED,
+    REPORTS_DAMAGED,
     _waiting(16, "normaliser-flush-fails", "The normaliser cannot be written.", "the learned policy"),
     _waiting(17, "profiler-refused", "The folder of the profiler is missing.", "the profiler"),
     _waiting(18, "loss-on-another-device", "The outputs of the model lie on another device.", "a second device"),
@@ -42,5 +49,7 @@ CATALOGUE: tuple[Drill, ...] = (
     DRIVER_KILLED,
     RESTARTS_EXCEEDED,
     NO_PROGRESS,
+    NO_ROOM,
+    INTERRUPTED,
 )
 """Every drill of the catalogue."""

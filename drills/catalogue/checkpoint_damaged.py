@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from drills import expect
+from drills.damaging import flip, truncate
 from drills.drill import Drill
 from drills.drill_context import DrillContext
 from drills.impossible import DrillImpossible
@@ -23,18 +24,6 @@ class Hostile:
 
     def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
         return Path.touch, (self.file,)
-
-
-def flip(file: Path) -> None:
-    """Change one bit in the middle of a file."""
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(data)
-
-
-def truncate(file: Path) -> None:
-    """Cut a file in half."""
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
 def act(drill: DrillContext) -> None:

@@ -29,5 +29,6 @@ NO_CANDIDATES = Drill(
         expect.error("NoSeedCandidates"),
         expect.journalled("NoSeedCandidates"),
         expect.events(policy_no_candidates=1),
+        expect.trace("esper round >> tamiyo decide", error="NoSeedCandidates", role="tamiyo"),
     ),
 )

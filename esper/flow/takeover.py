@@ -14,8 +14,9 @@ from esper import faults
 from esper.archive.history import Past
 from esper.archive.identity import Identity
 from esper.archive.journal import Journal, RecordKind
-from esper.archive.run_directory import summary_file
+from esper.archive.run_directory import reports_folder, summary_file
 from esper.flow.checkpoints import Checkpoints, FenceState, Trial
+from esper.tamiyo.field_reports import load_reports
 from esper.telemetry.events import Severity, severe
 
 
@@ -47,6 +48,7 @@ def take_over(
     for damage in past.damages:
         level = Severity.WARNING if damage.torn else Severity.ERROR
         severe("journal_damaged", level, file=damage.file, offset=damage.offset, reason=damage.reason)
+    told += [f"damaged: {one.file.name}: {one.reason}" for one in load_reports(reports_folder(path)).errors]
     saved = checkpoints.load_latest(trial) if past.commits else None
     fence = saved.fence if saved is not None else None
     told += [f"passed over: {written.file} does not load" for written in past.commits[len(checkpoints.committed) :]]

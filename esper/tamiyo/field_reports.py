@@ -47,6 +47,7 @@ class FieldReportStore(Closing):
     """Appends reports. Each report is durable when `append` returns.
 
     If the newest segment is not a readable log, it is left unchanged for inspection, and reports go into a new segment.
+    `load_reports` reports the damage.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -55,8 +56,7 @@ class FieldReportStore(Closing):
         last = max(map(_number, _segments(folder)), default=1)
         try:
             self._log = FramedLog.open(_segment(folder, last))
-        except StoreCorrupt as damage:
-            severe("field_reports_damaged", Severity.ERROR, file=damage.path, reason=damage.reason)
+        except StoreCorrupt:
             self._log = FramedLog.open(_segment(folder, last + 1))
 
     def append(self, report: FieldReport) -> None:
@@ -87,7 +87,8 @@ def parse_report(payload: bytes | str) -> FieldReport:
 
 
 def load_reports(folder: Path) -> LoadedReports:
-    """Return every readable report of a store. Damaged or invalid entries are skipped, counted and listed.
+    """Return every readable report of a store. Damaged or invalid entries are skipped, counted, listed and reported.
+    An incomplete last entry, which a killed writer leaves, is listed and counted only: its report was never durable.
 
     After a restart, a run writes some reports again, with the same ids. The last report of each id is returned.
     """
@@ -97,10 +98,11 @@ def load_reports(folder: Path) -> LoadedReports:
         try:
             found = scan(segment)
         except StoreCorrupt as damage:  # the segment becomes one unreadable entry; the other segments are still read
-            errors.append(UnreadEntry(segment, 0, segment.stat().st_size, damage.reason))
+            errors.append(_damaged(UnreadEntry(segment, 0, segment.stat().st_size, damage.reason)))
             continue
-        damaged = [*found.errors, *([found.torn_tail] if found.torn_tail is not None else [])]
-        errors += [UnreadEntry(segment, error.offset, error.length, error.reason) for error in damaged]
+        errors += [_damaged(UnreadEntry(segment, one.offset, one.length, one.reason)) for one in found.errors]
+        if (tail := found.torn_tail) is not None:
+            errors.append(UnreadEntry(segment, tail.offset, tail.length, tail.reason))
         for frame in found.frames:
             try:
                 report = parse_report(frame.payload)
@@ -110,6 +112,12 @@ def load_reports(folder: Path) -> LoadedReports:
     for _ in errors:
         count("esper.load.errors", store="field_reports")
     return LoadedReports(tuple(reports.values()), tuple(errors))
+
+
+def _damaged(entry: UnreadEntry) -> UnreadEntry:
+    where = {"file": str(entry.file), "offset": entry.offset}
+    severe("field_reports_damaged", Severity.ERROR, **where, reason=entry.reason)
+    return entry
 
 
 def _segments(folder: Path) -> list[Path]:
