@@ -81,12 +81,12 @@ def trace(path: str, *, error: str | None = None, role: str | None = None, event
     return judge
 
 
-def recovered(*actors: str) -> Expectation:
-    """Expect a recovery from the death of each of these actors, in order, and no other."""
+def restarted(*actors: str) -> Expectation:
+    """Expect the restart of each of these actors, in order, and no other."""
 
     def judge(found: Observed) -> Finding:
-        names = [name for recovery in found.recoveries for name in recovery.actors]
-        return Finding(f"recovered: {listed(actors)}", f"recovered: {listed(names)}", names == list(actors))
+        names = [event["fields"]["actor"] for event in found.events if event["name"] == "actor_restarted"]
+        return Finding(f"restarts of {listed(actors)}", f"restarts of {listed(names)}", names == list(actors))
 
     return judge
 

@@ -12,5 +12,5 @@ drill = Drill(
     name="my-trainer-dies",
     what="The trainer dies in the middle of the run, and the run ends with the same bits.",
     act=act,
-    follows=(expect.exit_codes(0), expect.recovered("tolaria"), expect.same_bits()),
+    follows=(expect.exit_codes(0), expect.restarted("tolaria"), expect.same_bits()),
 )

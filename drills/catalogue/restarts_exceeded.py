@@ -34,7 +34,7 @@ RESTARTS_EXCEEDED = Drill(
     follows=(
         expect.exit_codes(3, 0),
         expect.error("RestartIntensityExceeded", cause="TrainerRankLost"),
-        expect.recovered("tolaria", "tolaria"),
+        expect.restarted("tolaria", "tolaria"),
         expect.same_bits(),
     ),
 )

@@ -27,7 +27,7 @@ TRAINER_KILLED = Drill(
     act=act,
     follows=(
         expect.exit_codes(0),
-        expect.recovered("tolaria", "tolaria", "tolaria", "tolaria"),
+        expect.restarted("tolaria", "tolaria", "tolaria", "tolaria"),
         expect.events(trainer_rank_lost=4, actor_restarted=4),
         expect.same_bits(),
     ),
