@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from drills import expect
+from drills.altered_policy import AlteredPolicy
 from drills.drill import Drill
 from drills.drill_context import DrillContext
-from drills.policies import AlteredPolicy
 from esper.leyline.commands import BlendMode, BlendSpec
 from esper.leyline.decisions import Decision
 
