@@ -16,6 +16,7 @@ from actors.shell import Envelope, Reply
 from esper.archive.identity import load_identity
 from esper.archive.run_directory import emergency_folder
 from esper.durable.files import read_small
+from esper.emergency.refusals import counted_refusal
 from esper.errors import ActorError, EmergencyUnavailable
 from esper.leyline.signals import EmergencySignal
 from esper.telemetry.context import traceparent
@@ -23,6 +24,8 @@ from esper.telemetry.events import Severity, reported
 
 ASK_AGAIN_S = 0.05
 """Seconds between two attempts to reach the actor while it is restarted."""
+
+UNCONNECTED = "this process is not connected to the Ray of the run; send the signal with `esper signal`"
 
 Send = Callable[[str, EmergencySignal, float], int]
 """Function (name of the actor, signal, seconds to wait) -> answer of `publish`.
@@ -63,9 +66,9 @@ class Publisher:
             The number of signals that the queue has accepted since it was created.
 
         Raises:
-            EmergencyUnavailable: the run is ending, and the signal was not accepted; or the actor did not answer within
-                the deadline. In the second case, the signal may have been accepted, and the error's cause is the first
-                failure.
+            EmergencyUnavailable: the run is ending, or this process is not connected to the Ray of the run, and the
+                signal was not accepted. Or the actor did not answer within the deadline. Then the signal may have been
+                accepted, and the error's cause is the first failure.
             EmergencyQueueFull, DependencyViolationError, StoreWriteFailed: the signal was not accepted.
         """
         until, first = time.monotonic() + self._deadline_s, None
@@ -91,6 +94,9 @@ class RaySender:
 
     def __call__(self, name: str, signal: EmergencySignal, within_s: float) -> int:
         """See `Send`."""
+        if not ray.is_initialized():  # else Ray would start a cluster of its own, which takes many seconds
+            error = EmergencyUnavailable(signal.signal_id, UNCONNECTED)
+            raise counted_refusal(error, signal.signal_id)
         try:
             sent = self._actor(name).call.remote("publish", Envelope(0, traceparent()), (signal,))
             reply: Reply = ray.get(sent, timeout=within_s)

@@ -182,7 +182,9 @@ def _show(signals: list[dict[str, Any]]) -> None:
         say("no signal waits")
         return
     now = SystemClock().now()
-    shown = table("signal", "level", "issued", "reason", "waits for", figures=("level", "issued"))
+    # an id that is not too long stays in one line, so that it can be copied
+    figures = ("level", "issued", *(["signal"] if max(len(one["signal_id"]) for one in signals) <= 40 else []))
+    shown = table("signal", "level", "issued", "reason", "waits for", figures=figures)
     for one in signals:
         age_s = (now - datetime.fromisoformat(one["issued_at"])).total_seconds()
         waits_for = ", ".join(_delivery(delivery) for delivery in one["deliveries"])

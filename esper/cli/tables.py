@@ -8,6 +8,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from esper.cli.output import printable
+
 
 def table(*headers: str, figures: Sequence[str] = (), title: str | None = None, caption: str | None = None) -> Table:
     """Return a table with a line under its headers.
@@ -31,5 +33,8 @@ def grid() -> Table:
 
 
 def cells(*texts: str) -> list[Text]:
-    """Return texts as cells that are not parsed as markup."""
-    return [Text(text) for text in texts]
+    """Return texts as cells that are not parsed as markup.
+
+    Control characters become escapes here, so that the width of the cell is that of the printed text.
+    """
+    return [Text(printable(text)) for text in texts]

@@ -25,7 +25,7 @@ from esper.emergency.settings import CONDUCTOR, EmergencyConfig
 from esper.emergency.sinks import Sink, make_sinks
 from esper.emergency.word import EmergencyWord
 from esper.emergency.worker import Worker
-from esper.errors import EmergencyUnavailable
+from esper.errors import EmergencyUnavailable, EsperError
 from esper.ground.clock import Clock, SystemClock
 from esper.leyline.signals import EmergencySignal
 from esper.telemetry.background import background_context
@@ -133,7 +133,9 @@ class EmergencyService:
             StoreWriteFailed: the signal is not durable and was not accepted.
         """
         if self._stopped:
-            raise counted_refusal(EmergencyUnavailable(signal.signal_id))
+            raise counted_refusal(EmergencyUnavailable(signal.signal_id), signal.signal_id)
+        if isinstance(self._failure, EsperError):
+            raise counted_refusal(self._failure, signal.signal_id)
         self._check()
         faults.point("emergency.publish")
         return await self._worker.call(self._intake.publish, signal)

@@ -115,14 +115,17 @@ class HostedEmergency:
     def _unavailable(self, signal_id: str) -> EmergencyUnavailable:
         """Return the error of a call that cannot be made. If the call would have published a signal, report that."""
         if os.getpid() == self._pid:
-            error = EmergencyUnavailable(signal_id)
-            return counted_refusal(error) if signal_id else error
+            return _counted(EmergencyUnavailable(signal_id))
         why = (
             f"process {os.getpid()} was forked from process {self._pid}, and only process {self._pid} has the queue; "
             "send the signal there, or use `esper signal`"
         )
-        error = EmergencyUnavailable(signal_id, why)
-        return counted_refusal(error) if signal_id else error
+        return _counted(EmergencyUnavailable(signal_id, why))
+
+
+def _counted(error: EmergencyUnavailable) -> EmergencyUnavailable:
+    """Count and report the error if it refuses a signal."""
+    return counted_refusal(error, error.signal_id) if error.signal_id else error
 
 
 @contextmanager

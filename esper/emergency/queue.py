@@ -19,6 +19,7 @@ from esper.durable.segments import SegmentedLog
 from esper.emergency.queue_state import HeldSignal, QueueState, in_order
 from esper.emergency.reading import MOST_CAPACITY, MOST_LOG_BYTES, Damage, log_bytes, read_queue, refuse_oversize
 from esper.emergency.records import Acknowledged, Attempt, Dead, Dropped, Put, Record, Rejected, Retry, Revived
+from esper.emergency.refusals import counted_refusal
 from esper.emergency.reserve import NAME, Reserve
 from esper.emergency.room import GROWTH_BYTES, HALT_BYTES, MOST_HELD_BYTES, cut, needed_bytes
 from esper.emergency.schedule import CAP_WINDOW_S, Schedule, Subscriber
@@ -200,7 +201,11 @@ class EmergencyQueue(Closing):
         room_bytes = MOST_HELD_BYTES if signal.level is Level.HALT else MOST_HELD_BYTES - HALT_BYTES
         if self._held_bytes + needed > room_bytes:
             raise self._refused(signal, EmergencyQueueFull(signal.signal_id, MOST_HELD_BYTES, "bytes"))
-        self._accept(signal, needed)
+        try:
+            self._accept(signal, needed)
+        except StoreWriteFailed as error:
+            counted_refusal(error, signal.signal_id)
+            raise
         count("esper.signal.published")
         return self._state.published
 

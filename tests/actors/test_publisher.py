@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,6 +94,29 @@ def test_a_run_without_an_actor_is_unavailable(tmp_path: Path) -> None:
     with pytest.raises(EmergencyUnavailable) as refused:
         Publisher(tmp_path, 0.0, Actors().send).publish(SIGNAL)
     assert isinstance(refused.value.__cause__, FileNotFoundError)
+
+
+def test_a_process_without_the_ray_of_the_run_is_refused_at_once_and_starts_no_ray(tmp_path: Path) -> None:
+    source = """
+import sys
+from pathlib import Path
+
+import ray
+
+from actors.publisher import Publisher
+from esper.errors import EmergencyUnavailable
+from esper.leyline.signals import EmergencySignal
+
+signal = EmergencySignal.model_validate_json(sys.argv[2])
+try:
+    Publisher(Path(sys.argv[1]), 0.5).publish(signal)
+except EmergencyUnavailable as refused:
+    print(refused.signal_id, "esper signal" in refused.why, ray.is_initialized())
+"""
+    (tmp_path / ADDRESS).write_text("first")
+    words = [sys.executable, "-c", source, str(tmp_path), SIGNAL.model_dump_json()]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == ["a", "True", "False"]
 
 
 @pytest.mark.parametrize("error", [EmergencyQueueFull("a", 64), EmergencyUnavailable("a")])

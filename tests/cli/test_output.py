@@ -21,6 +21,7 @@ from esper.cli.console import PlainConsole, can_redraw
 from esper.cli.lazy_group import Unloaded
 from esper.cli.main import app, exit_code
 from esper.cli.output import guarded, printable
+from esper.cli.tables import cells, table
 from esper.flow.result import Result
 
 NASTY = ["lr=[/0.1]", "[exp1]", "[red]x[/red]", ":smile: \\[a]", "größe→", "\x1b[31ma"]
@@ -49,6 +50,13 @@ def test_a_text_is_shown_as_it_is(text: str, capsys: pytest.CaptureFixture[str])
 
 def test_control_characters_are_shown_as_escapes() -> None:
     assert printable("a\x1b[31m\x9b\r\x00b\tc\n") == "a\\x1b[31m\\x9b\\r\\x00b\tc\n"
+
+
+def test_a_cell_with_control_characters_loses_no_text(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = table("reason")
+    shown.add_row(*cells("esc\x1b[2Jape"))
+    PlainConsole().print(shown)
+    assert "esc\\x1b[2Jape" in capsys.readouterr().out
 
 
 @pytest.mark.slow

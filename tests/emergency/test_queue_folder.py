@@ -141,8 +141,11 @@ def test_a_full_disk_is_a_severe_event_and_stops_no_attempt(tmp_path: Path) -> N
         assert held(queue) == ["a"]
         disk.room_bytes = used(folder)
         queue.acknowledge("file", ["a"])
-    told = [json.loads(line)["name"] for line in (tmp_path / "severe-events.jsonl").read_text().splitlines()]
-    assert told == ["emergency_queue_disk_full", "emergency_queue_disk_full"]
+    told = [json.loads(line) for line in (tmp_path / "severe-events.jsonl").read_text().splitlines()]
+    names = [event["name"] for event in told]
+    assert names == ["emergency_queue_disk_full", "emergency_signal_rejected", "emergency_queue_disk_full"]
+    assert told[1]["fields"]["signal_id"] == "b"
+    assert telemetry.counters.total("esper.signal.rejected") == 1
 
 
 # -- damage ---------------------------------------------------------------------------------------------------------

@@ -22,6 +22,9 @@ from esper.errors import (
     StoreWriteFailed,
 )
 from esper.leyline.signals import EmergencySignal, Level
+from esper.telemetry.context import use
+from esper.telemetry.events import LOG
+from esper.telemetry.setup import Telemetry
 from esper.testing import FakeClock
 
 
@@ -296,9 +299,12 @@ async def test_a_failure_in_the_background_is_raised_by_every_later_call(
     await sink.after(1)
     with pytest.raises(StoreWriteFailed):
         await calls_without_end(service)
-    for call in (service.publish(signal("b")), service.pending("conductor"), service.rebind(2), service.close()):
-        with pytest.raises(StoreWriteFailed):
-            await call
+    with Telemetry.start(tmp_path / "telemetry", "emergency") as telemetry, use(telemetry):
+        for call in (service.publish(signal("b")), service.pending("conductor"), service.rebind(2), service.close()):
+            with pytest.raises(StoreWriteFailed):
+                await call
+    assert telemetry.counters.total("esper.signal.rejected") == 1
+    assert '"signal_id": "b"' in (tmp_path / "telemetry" / LOG).read_text()
     with pytest.raises(StoreWriteFailed):
         await service.stop(60.0)
     EmergencyQueue.open(tmp_path / QUEUE, capacity=32, subscribers=()).close()  # the lease was given back
