@@ -159,13 +159,11 @@ def _check_measured(host: HostSnapshot, line: LineState, tamiyo: TamiyoState, st
     rounds = story.bodies(RecordKind.ROUND_ENDED)
     if not rounds:
         return
-    inside = {plan.seed_id for plan in host.topology}
-    added = sum(seed.parameters for seed in story.registry.roster.seeds if seed.seed_id in inside)
-    _check_equal("parameters of all seeds in the host", added, story.growth)
     before, mean = rounds[-1]["best_train_loss"], rounds[-1]["train_loss"]
     best = mean if before is None else min(before, mean)
     removed = any(isinstance(plan, RemovePlan) and one.step == host.step for plan, one in host.receipts.values())
     _check_equal("best_round", host.best_round, None if removed else best)
+    inside = {plan.seed_id for plan in host.topology}
     told = [body["leaks"] for body in rounds[-1:] if "leaks" in body]
     leaks = {seed_id: tuple(found) for one in told for seed_id, found in one.items() if seed_id in inside}
     _check_equal("leaks", {seed_id: found for seed_id, found in host.leaks.items() if found}, leaks)

@@ -123,13 +123,6 @@ class Story:
         return found
 
     @cached_property
-    def growth(self) -> int:
-        """The parameters of all seeds in the host, by the last receipt. The journal must have a round."""
-        before: int = self.bodies(RecordKind.ROUND_ENDED)[-1]["host_parameters"]
-        receipts = [receipt for _, receipt in self.host.receipts.values()]
-        return receipts[-1].parameters - before if receipts else 0
-
-    @cached_property
     def began(self) -> dict[str, Any]:
         """The body of the record of the last start or resume. The journal must have one."""
         starts = (RecordKind.RUN_STARTED, RecordKind.RUN_RESUMED)

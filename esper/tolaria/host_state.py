@@ -180,8 +180,9 @@ class GrownHost:
         return state_digest({**state, **self._editor.tensors()})
 
     def parameter_count(self) -> int:
-        """Return the number of elements of all parameters, seeds included."""
-        return sum(p.numel() for p in self._parameters())
+        """Return the number of elements of all parameters, seeds included. Parameters without a gradient count, too."""
+        modules = (self.host, *self._editor.modules().values())
+        return sum(p.numel() for module in modules for p in module.parameters())
 
     def _parameters(self) -> list[nn.Parameter]:
         seeds = [p for plan in self._editor.topology() for p in self._editor.parameters_of(plan.seed_id)]

@@ -13,6 +13,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from stopping import stop
+from torch import Tensor, nn
 
 from esper import resume
 from esper.archive.history import Past, read_past
@@ -24,6 +25,7 @@ from esper.flow.checkpoints import FenceState
 from esper.flow.places import InProcess
 from esper.flow.position import LineState
 from esper.flow.retold import OF_COMMANDS, OF_JOURNAL, ONCE
+from esper.kasmina.blueprints.catalogue import BLUEPRINTS
 from esper.kasmina.registry.registry_state import read_state
 from esper.kasmina.registry.seed_record import SeedRecord
 from esper.kasmina.registry.shared_vectors import unpacked
@@ -90,8 +92,29 @@ class Kept:
         check_agreement(self.written, saved, LineState.of(saved), registry, tamiyo, past or self.past)
 
 
+class Fixed(nn.Module):
+    """A seed with a parameter that has no gradient."""
+
+    def __init__(self, work: nn.Module) -> None:
+        super().__init__()
+        self.work, self.scale = work, nn.Parameter(torch.ones(1), requires_grad=False)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.work(h * self.scale)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fixed_seeds() -> Iterator[None]:
+    """Each seed of the blueprint mlp has a parameter without a gradient."""
+    mlp = BLUEPRINTS.get("mlp")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BLUEPRINTS._blueprints, "mlp", replace(mlp, factory=lambda spec: Fixed(mlp.factory(spec))))
+        yield
+
+
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
+def kept(fixed_seeds: None, tmp_path_factory: pytest.TempPathFactory) -> Kept:
+    del fixed_seeds
     path = tmp_path_factory.mktemp("agreement") / "run"
     stop(FENCE, tiny_task(), tiny_config(run__dir=str(path)), on=InProcess(policy=Channelled()))
     past = read_past(path)
@@ -106,6 +129,11 @@ def test_the_parts_of_a_checkpoint_that_a_run_wrote_agree(kept: Kept) -> None:
     assert {seed["embargo_until"] > 0 for seed in seeds} == {True, False}
     assert any(seed["graft"] and seed["graft"]["blend"]["channels"] == list(V) for seed in seeds)
     assert any(seed["rate_scale"] == 0.5 for seed in seeds)
+    assert any(seed["blueprint_id"] == "mlp" and seed["graft"] for seed in seeds)
+    receipts = [receipt for _, receipt in kept.host.receipts.values()]
+    own = sum(p.numel() for p in tiny_task().model().parameters())
+    inside = {plan.seed_id for plan in kept.host.topology}
+    assert receipts[-1].parameters - own == sum(seed["parameters"] for seed in seeds if seed["seed_id"] in inside)
 
 
 # -- every value of a state ------------------------------------------------------------------------------------------
