@@ -135,7 +135,7 @@ class Incubator:
         Args:
             live: The live host, if it is in this process.
         """
-        self._live, self._guard = live, LiveGuard(live)
+        self._live = live
         self._fork, self._specs, self._blueprints = fork, specs, blueprints
         self._pending: tuple[IncubationOrder, Weights, Any] | None = None  # Any: a snapshot, see leyline's ports
         self._control: Fork | None = None  # control of the last tournament; None after `keep_twin`
@@ -154,14 +154,15 @@ class Incubator:
             SeedBuildFailed: a candidate's module cannot be built or run.
             IsolationViolation: a candidate changed the live host.
         """
-        fork = self._fork(snapshot)
+        fork, guard = self._fork(snapshot), LiveGuard(self._live)
         activations = {slot: fork.activation(slot) for slot in sorted({plan.slot for plan in plans})}
         probes = []
         for plan in plans:
-            with self._guard.around(plan):
+            with guard.around(plan):
                 probes.append(self._probe_candidate(fork, plan, weights, activations[plan.slot]))
             if (gradient := probes[-1].gradient) is not None and gradient.reachable_host_parameters:
-                fork = self._fork(snapshot)  # the candidate may have changed the fork
+                with guard.around(None):
+                    fork = self._fork(snapshot)  # the candidate may have changed the fork
         return tuple(probes)
 
     def _probe_candidate(

@@ -20,7 +20,10 @@ class LiveHost(Protocol):
 
 
 class LiveGuard:
-    """Compares the tensors of the live host before and after the work of a candidate.
+    """Compares the tensors of the live host before and after the work of each candidate.
+
+    Between two blocks of one guard, nothing else may change the live host. So the digests after a block of a candidate
+    are also the digests before the next block of a candidate, and are not computed twice.
 
     The values of the live host before the change are not kept, so the run cannot continue. The error ends it before the
     fence is committed. So every checkpoint is from before the change.
@@ -29,6 +32,8 @@ class LiveGuard:
     def __init__(self, live: LiveHost | None) -> None:
         """Make the guard. `live` is None if the live host is in another process, where no fork can reach it."""
         self._live = live
+        self._digests: Mapping[str, Any] | None = None  # Any: a digest
+        """The digests after the last block. None: no block has ended yet, or the last block had no candidate."""
 
     @contextmanager
     def around(self, plan: GraftPlan | None) -> Iterator[None]:
@@ -39,12 +44,14 @@ class LiveGuard:
         Raises:
             IsolationViolation: the candidate changed the live host.
         """
+        before, self._digests = self._digests, None
         if self._live is None or plan is None:
             yield
             return
-        before = self._live.tensor_digests()
+        if before is None:
+            before = self._live.tensor_digests()
         yield
-        after = self._live.tensor_digests()
+        after = self._digests = self._live.tensor_digests()
         changed = [name for name in before.keys() | after.keys() if (name in before) != (name in after)]
         changed += [name for name in before.keys() & after.keys() if before[name] != after[name]]
         if changed:

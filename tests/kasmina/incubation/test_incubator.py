@@ -17,6 +17,7 @@ from esper.kasmina.blueprints import nc
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, BlueprintRegistry
 from esper.kasmina.blueprints.seed_modules import zeroed
 from esper.kasmina.incubation.incubator import Incubator, loss_variation, run_tournament
+from esper.kasmina.incubation.live_guard import LiveGuard
 from esper.leyline.commands import BlendSpec
 from esper.leyline.evidence import HostObservation, SampleLosses
 from esper.leyline.incubation import ForkResult, IncubationOrder, IncubationResult
@@ -189,6 +190,26 @@ def test_a_candidate_that_changes_the_live_host_in_this_process_is_named(when, t
         (probe if when == "probed" else incubator.collect)()
     assert (violation.value.seed_id, violation.value.leaves) == ("seed-1", ("head.weight of the live host",))
     assert [event["name"] for event in told()] == ["isolation_violated"]
+
+
+class FakeLive:
+    value = reads = 0
+
+    def tensor_digests(self) -> dict[str, int]:
+        self.reads += 1
+        return {"weight": self.value}
+
+
+def test_the_live_host_is_read_once_between_two_candidates_and_again_after_work_without_a_candidate(survey):
+    live, (spec,) = FakeLive(), survey.specs
+    guard, (one, other) = LiveGuard(live), (make_plan(spec, "mlp", number, 0) for number in range(2))
+    for plan, reads in ((one, 2), (other, 3), (None, 3), (one, 5), (other, 6)):
+        with guard.around(plan):
+            live.value += plan is None
+        assert live.reads == reads
+    with pytest.raises(IsolationViolation) as violation, guard.around(other):
+        live.value += 1
+    assert violation.value.seed_id == other.seed_id
 
 
 def test_a_kept_control_lives_on_as_the_twin(survey, fresh, fork):
