@@ -46,7 +46,8 @@ class HostSnapshot:
     removal."""
     receipts: Receipts
     leaks: dict[str, tuple[str, ...]]
-    """Seed id -> host parameters that the seed's gradient reached in an audit. Empty: audits found no parameter."""
+    """Seed id -> names of everything outside the seed that the seed changed or that its gradient reached. Empty: audits
+    found nothing."""
     modules: dict[str, Any] = field(default_factory=dict)
     """Module path -> result of the module's `get_extra_state`."""
     data: dict[str, Any] = field(default_factory=dict)

@@ -194,6 +194,18 @@ def test_a_change_in_place_between_two_audits_is_found_by_the_next(host, body_sp
     editor.audit()
 
 
+def test_a_change_in_place_in_an_evaluation_is_not_counted(host, body_spec):
+    """The trainer restores the host after an evaluation. In training mode the same call is a violation."""
+    seed = Acts(lambda _seed, _h, output: (host.count.add_(1) if host.body._forward_hooks else None, output)[1])
+    editor = graft(host, body_spec, seed)
+    editor.watch(False)
+    editor.set_training(False)
+    host(X)
+    editor.audit()
+    editor.set_training(True)
+    assert caught(host, editor) == ("count",)
+
+
 @pytest.mark.parametrize("audited", [True, False])
 def test_a_hook_of_a_joined_seed_on_its_input_is_found(host, body_spec, audited):
     def act(_seed: nn.Module, h: Tensor, output: Tensor) -> Tensor:

@@ -71,7 +71,8 @@ class GraftedSeed(nn.Module):
             SeedBuildFailed: the seed's own forward raised, changed its input, or returned an output that does not fit
                 the slot.
         """
-        counts = None if torch.compiler.is_compiling() else self.watch.counts(host)
+        counted = self.training and not torch.compiler.is_compiling()  # after an evaluation the host is restored
+        counts = self.watch.counts(host) if counted else None
         before = self.watch.before_audited(host) if self.watch.audits else None
         try:
             correction = self._theirs.run(self._correction, host)

@@ -1,8 +1,8 @@
 """Finds what the calls of one seed change outside the seed. An editor judges the findings; see `SeedEditor.audit`.
 
-In each call, the counts of in-place changes of all foreign tensors are compared, which takes microseconds. In an
-audited call all values are compared, before and after the call, and before and after the seed's part of the backward
-pass that follows.
+In each call in training mode, the counts of in-place changes of all foreign tensors are compared. This takes about 0.15
+microseconds for each tensor. In an audited call all values are compared, before and after the call, and before and
+after the seed's part of the backward pass that follows.
 """
 
 from __future__ import annotations
