@@ -255,8 +255,10 @@ class IsolationViolation(EsperError):
 
 def _why(cause: BaseException | None) -> str:
     """Return a cause as text. The text is the `repr` of the cause. For a `TheirCodeRaised` it is the description of the
-    user's exception.
+    user's exception, and for a `ConfigError` its message.
     """
+    if isinstance(cause, ConfigError):
+        return text_of(cause)
     return cause.what if isinstance(cause, TheirCodeRaised) else repr_of(cause)
 
 

@@ -19,9 +19,9 @@ OURS = frozenset({"esper", "actors", "drills", "tests", "benchmarks", "examples"
 FLOORS: tuple[tuple[str, str], ...] = (
     ("errors", ""),
     ("task", ""),
-    ("leyline", ""),
-    ("policies", "leyline"),
     ("ground", "errors"),
+    ("leyline", "errors ground"),
+    ("policies", "leyline"),
     ("durable", "errors ground"),
     ("telemetry.settings", "leyline"),
     ("telemetry", "errors ground"),

@@ -23,6 +23,7 @@ ALLOWED: dict[str, str] = {
     "tests/actors/test_clean_ends.py test_ctrl_c_in_a_round_ends_with_130_and_one_line_and_an_impatient_one_does_not_disturb_the_end: time.sleep in a test": "between keys",
     "tests/actors/test_clean_ends.py Started.processes: swallows (FileNotFoundError, ProcessLookupError)": "gone",
     "actors/embedded_ray.py EmbeddedRay._put_back: .pop with a default": "a variable that a test took away is gone already",
+    "esper/leyline/base.py PublicMessage: says type: ignore": "a mark of pydantic on a function",
     "actors/embedded_ray.py EmbeddedRay.close: ignore_errors=True": "a late log line; tests look",
     "actors/ray_private.py read_environment_again: says type: ignore x2": "Ray's compiled part has no stubs",
     "actors/ray_private.py folder_of_logs: says type: ignore": "Ray's own node is there while it runs",

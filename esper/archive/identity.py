@@ -59,6 +59,8 @@ class Identity(Message):
     """`PYTHONHASHSEED` of the process that began the run. None if it was random, and in older runs."""
     text_hash: int | None = None
     """`hash` of a fixed text in that process. Another value means another order of sets. None in older runs."""
+    batch_size: int | None = None
+    """Samples of an optimizer step. None in older runs."""
     policy: str | None = None
     """Class and version of the policy of the run. None in older runs."""
 

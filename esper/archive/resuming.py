@@ -16,7 +16,7 @@ from esper.archive.identity import Identity
 from esper.archive.journal import Entry, RecordKind
 from esper.archive.run_directory import RunDirectory, run_file, summary_file
 from esper.archive.summary import Summary
-from esper.config.joined import RunConfig, flattened, load_config
+from esper.config.joined import RunConfig, description, flattened, load_config
 from esper.errors import ConfigError, RunDirectoryError, StoreCorrupt, TaskError
 from esper.ground.hash_seed import VARIABLE, hash_seed
 from esper.ground.installed_versions import versions
@@ -120,21 +120,32 @@ def _result(run_dir: Path, ended: Entry) -> Summary:
 
 def _config(identity: Identity, settings: Mapping[str, object], broken: Path | None) -> RunConfig:
     before = flattened(identity.config)
+    used = {"run.batch_size": identity.batch_size, "run.round_steps": identity.fence_steps[1]}
+    own = {key: value for key, value in used.items() if before[key] is None and type(value) is int}
+    # a key that was not set has the value of the task, which may be given again
+    settings = {key: value for key, value in settings.items() if (key, value) not in own.items() or value is True}
     config = load_config(None, {**before, **settings}, broken)
     changed = [key for key, value in flattened(config).items() if before[key] != value]
     fixed = [key for key in changed if _is_fixed(key)]
     if fixed:
         others = f"; so are {', '.join(fixed[1:])}" if fixed[1:] else ""
-        raise ConfigError(
-            fixed[0],
-            settings[fixed[0]],
-            f"it is fixed since the run began, as {before[fixed[0]]!r}{others}; leave it out, or begin a new run",
-        )
+        was = _was(fixed[0], before, own)
+        mend = f"it is fixed since the run began, as {was}{others}; leave it out, or begin a new run"
+        raise ConfigError(fixed[0], settings[fixed[0]], mend)
     if config.run.round_steps is None:  # otherwise the fences of a longer run would be at other steps
         config = config.model_copy(
             update={"run": config.run.model_copy(update={"round_steps": identity.fence_steps[1]})}
         )
     return config
+
+
+def _was(key: str, before: Mapping[str, object], own: Mapping[str, object]) -> str:
+    """Return the value that a run used for a key. For a key that was not set, it is the task's own value, if this is
+    known, or else the description of the key, which names the default.
+    """
+    if before[key] is not None:
+        return repr(before[key])
+    return f"{own[key]!r}, which the task gave" if key in own else f"not set ({description(key)})"
 
 
 def check_sealed(run_dir: Path, past: Past) -> None:

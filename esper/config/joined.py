@@ -145,6 +145,15 @@ def flattened(config: RunConfig) -> dict[str, Any]:
     return {f"{table}.{name}": getattr(value, name) for table, value in tables for name in _fields(value)}
 
 
+def description(key: str) -> str:
+    """Return the description of a config key, which names its default."""
+    table, _, name = key.partition(".")
+    settings: BaseModel = getattr(RunConfig(), table)
+    found = type(settings).model_fields[name].description
+    assert found is not None, "each key has a description"
+    return found
+
+
 def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
     """Return the values of all `--set` options, by dotted key.
 

@@ -53,6 +53,7 @@ def identify(
         rehearsed_crc32c=survey.rehearsed_crc32c,
         hash_seed=hash_seed(),
         text_hash=text_hash(),
+        batch_size=survey.data.batch_size,
         policy=policy,
     )
 

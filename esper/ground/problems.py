@@ -27,6 +27,7 @@ PLAIN = {
     "extra_forbidden": "is not known",
     "model_type": "must be a table",
     "model_attributes_type": "must be a table",
+    "is_instance_of": "must be a {class}",
     "dict_type": "must be a table",
     "tuple_type": "must be a list",
     "list_type": "must be a list",

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, field_validator, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+)
+
+from esper.errors import ConfigError
+from esper.ground.problems import first_problem
 
 
 class Message(BaseModel):
@@ -19,6 +30,39 @@ class Message(BaseModel):
         ser_json_bytes="base64",
         val_json_bytes="base64",
     )
+
+
+IN_PYTHON = {
+    "missing": "is missing; give it",
+    "model_type": "must be an object of the field's class",
+    "tuple_type": "must be a tuple",
+    "dict_type": "must be a dict",
+    "bool_type": "must be True or False",
+}
+"""What a field must be, in the words of Python instead of TOML, by pydantic's name of a kind of problem."""
+
+
+class PublicMessage(Message):
+    """A message that users make, too. Its constructor raises one of esper's errors.
+
+    Raises:
+        ConfigError: a field is missing, unknown or wrong. The error names the class, the field and the mend.
+    """
+
+    def __init__(self, **fields: Any) -> None:  # Any: the fields of the class
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            first, mine = first_problem(error), type(self)
+            field = ".".join(map(str, (mine.__name__, *first.place)))
+            mend = ({first.kind: first.message} | IN_PYTHON)[first.kind]
+            if len(first.place) == 1 and first.kind == "extra_forbidden":
+                mend = f"{mend}; the fields are {', '.join(mine.model_fields)}"
+            raise ConfigError(field, None if first.kind == "missing" else first.value, mend) from error
+
+    # pydantic calls a constructor with this mark only for `Class(...)`. So code that validates JSON or another value
+    # still gets a ValidationError.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 
 class GrownMessage(Message):

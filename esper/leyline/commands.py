@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import AwareDatetime, Field
 
-from esper.leyline.base import GrownMessage, Message
+from esper.leyline.base import GrownMessage, Message, PublicMessage
 
 MAX_MESH_LAYERS = 128
 MAX_CHANNELS = 4096
@@ -77,7 +77,7 @@ class BlendSchedule(StrEnum):
     SIGMOID = "sigmoid"
 
 
-class BlendSpec(GrownMessage):
+class BlendSpec(PublicMessage, GrownMessage):
     """Blend settings of a seed.
 
     An incomplete spec can be built; admission refuses it. A field that the mode does not use must have its default.

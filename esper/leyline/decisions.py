@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from esper.leyline.base import Message
+from esper.leyline.base import Message, PublicMessage
 from esper.leyline.commands import MAX_LOGITS, BlendSpec, Command
 
 
@@ -35,7 +35,7 @@ class Hold(Message):
     limit: float | None = None
 
 
-class Pair(Message):
+class Pair(PublicMessage):
     """A slot and a blueprint that may be tried in it, with measurements from the dry run."""
 
     slot: str
@@ -48,7 +48,7 @@ class Pair(Message):
     """Host layers on which the seed depends in this slot."""
 
 
-class RateScale(Message):
+class RateScale(PublicMessage):
     """A factor for the learning rates of one seed in the host, from this fence on."""
 
     seed_id: str
@@ -56,7 +56,7 @@ class RateScale(Message):
     """0 or more, and at most `MAX_RATE_SCALE`. 1: the rates of the seed's schedule."""
 
 
-class Decision(Message):
+class Decision(PublicMessage):
     """The policy's answer at a fence: pairs to try in one tournament, or a hold with its reason. It may also change
     learning rates."""
 

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AwareDatetime, Strict
 
-from esper.leyline.base import GrownMessage, Message
+from esper.leyline.base import GrownMessage, Message, PublicMessage
 from esper.leyline.commands import BlendSpec
 from esper.leyline.stages import Stage
 
@@ -198,7 +198,7 @@ class Outcome(StrEnum):
     ABORTED = "ABORTED"
 
 
-class FieldReport(Message):
+class FieldReport(PublicMessage):
     """Result of a command for one seed. Later decisions of the policy use it."""
 
     report_id: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from esper.leyline.base import Message
+from esper.leyline.base import PublicMessage
 
 
 class Kind(StrEnum):
@@ -15,7 +15,7 @@ class Kind(StrEnum):
     NC = "NC"
 
 
-class SlotSpec(Message):
+class SlotSpec(PublicMessage):
     """One slot, as measured by the dry run."""
 
     path: str

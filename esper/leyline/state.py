@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from esper.leyline.base import GrownMessage, Message
+from esper.leyline.base import GrownMessage, Message, PublicMessage
 from esper.leyline.commands import BlendSpec
 from esper.leyline.decisions import Pair
 from esper.leyline.signals import Level
@@ -28,7 +28,7 @@ class BlendReport(Message):
     """Share of the steps at which a bound changed alpha. None: the mode does not clamp."""
 
 
-class TrainingState(GrownMessage):
+class TrainingState(PublicMessage, GrownMessage):
     """The trainer's measurements of the round that ended at `fence`. Fields are None if no round has ended yet."""
 
     LATER: ClassVar = frozenset({"leaks"})
@@ -54,7 +54,7 @@ class TrainingState(GrownMessage):
     which an audit has found something."""
 
 
-class SeedState(Message):
+class SeedState(PublicMessage):
     """One seed as Kasmina records it."""
 
     seed_id: str
@@ -81,7 +81,7 @@ class SeedState(Message):
     never grafted."""
 
 
-class SlotState(Message):
+class SlotState(PublicMessage):
     """One slot as Kasmina records it."""
 
     spec: SlotSpec
@@ -93,7 +93,7 @@ class SlotState(Message):
     """True if a culled seed left a trace in the host: no further seed is grafted into the slot."""
 
 
-class RegistryFacts(Message):
+class RegistryFacts(PublicMessage):
     """Facts of the registry at one fence. Decisions use them."""
 
     run_id: str

@@ -174,7 +174,7 @@ class Tamiyo:
             try:
                 answer = question()
                 check_process(f"policy {self._policy.name}, {method}")
-            except TheirCodeRaised as error:
+            except (TheirCodeRaised, ConfigError) as error:  # ConfigError: a field of a message that it made is wrong
                 self._tell(error)
                 raise PolicyFailed(self._policy.name, fence) from error
             except EsperError as error:

@@ -259,6 +259,12 @@ def test_keys_that_were_fixed_are_refused_by_name(stopped: Callable[..., Path]) 
         settings=settings,
     )
     refused(path, ConfigError, r"no such key", settings={"run.sed": 3})
+    refused(path, ConfigError, r"run\.batch_size = 16: .*, as 32, which the task gave", settings={"run.batch_size": 16})
+    refused(path, ConfigError, r"run\.clip_norm = 2\.0: .* not set \(.*no clipping\)", settings={"run.clip_norm": 2.0})
+    refused(path, ConfigError, r"run\.batch_size = True", settings={"run.batch_size": True})
+    with resumed(path, None, {"run.batch_size": 32}) as found:
+        assert isinstance(found, Resumable)
+        assert found.config.run.batch_size is None
 
 
 def test_a_task_that_was_built_in_place_must_be_given(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ class Blueprint:
     """A named factory of seed modules for slots of some kinds.
 
     Raises:
-        ConfigError: the name is empty, there is no kind, or the risk is outside 0..1.
+        ConfigError: a field has a wrong type, the name is empty, there is no kind, or the risk is outside 0..1.
     """
 
     name: str
@@ -60,12 +60,19 @@ class Blueprint:
     mesh: Mesh = slot_alone
 
     def __post_init__(self) -> None:
-        if not self.name:
-            raise ConfigError("blueprint.name", self.name, "give it a name")
-        if not self.kinds:
-            raise ConfigError(f"blueprint.{self.name}.kinds", self.kinds, "name at least one kind of slot")
-        if not 0 <= self.risk <= 1:
-            raise ConfigError(f"blueprint.{self.name}.risk", self.risk, "give a number from 0 to 1")
+        if not isinstance(self.name, str) or not self.name:
+            raise ConfigError("blueprint.name", self.name, "give it a name, a text")
+        kinds: object = self.kinds
+        if not isinstance(kinds, tuple | list | set | frozenset) or not all(isinstance(one, Kind) for one in kinds):
+            raise ConfigError(f"blueprint.{self.name}.kinds", kinds, "give a tuple of kinds, such as (Kind.NC,)")
+        if not kinds:
+            raise ConfigError(f"blueprint.{self.name}.kinds", kinds, "name at least one kind of slot")
+        risk: object = self.risk
+        if not isinstance(risk, int | float) or isinstance(risk, bool) or not 0 <= risk <= 1:
+            raise ConfigError(f"blueprint.{self.name}.risk", risk, "give a number from 0 to 1")
+        for field, function in (("factory", self.factory), ("mesh", self.mesh)):
+            if not callable(function):
+                raise ConfigError(f"blueprint.{self.name}.{field}", function, "give a function")
 
     def build(self, spec: SlotSpec, seed_key: int) -> nn.Module:
         """Return a new module on the slot's device, in its `parameter_dtype`.
