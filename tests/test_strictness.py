@@ -58,7 +58,6 @@ ALLOWED: dict[str, str] = {
     "tests/flow/test_resuming.py : test_a_changed_task_file_is_refused asserts nothing": "in refused()",
     "tests/flow/test_resuming.py : test_a_run_in_use_is_refused_with_its_holder asserts nothing": "in refused()",
     "tests/flow/test_resuming.py : test_a_run_of_other_versions_is_refused_by_their_names asserts nothing": "in refused()",
-    "tests/flow/test_resuming.py : test_keys_that_were_fixed_are_refused_by_name asserts nothing": "in refused()",
     "esper/flow/proof.py compare: .get with a default x2": "a round that is missing differs from one that is there",
     "esper/archive/backup.py _copied: answers FileNotFoundError": "False; the caller reads again, or raises",
     "tests/flow/test_proof.py test_the_first_step_that_went_astray_is_named_with_both_losses: says type: ignore": "JSON",

@@ -45,7 +45,7 @@ def test_a_directory_that_is_no_run_is_one_clear_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     code, told, err = esper(capsys, *command.split(), str(tmp_path))
-    assert (code, told) == (2, None)
+    assert (code, told["error"], told["field"]) == (2, "RunDirectoryError", "RUN")
     assert err.count("\n") == 1
     assert "no run is here" in err
     assert os.listdir(tmp_path) == []
