@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from drills.impossible import DrillImpossible
 from drills.task_under_drill import TaskUnderDrill
 from drills.undisturbed import Undisturbed
 from esper import InProcess, OnRay
+from esper.archive.history import look_at
+from esper.archive.journal import RecordKind
+from esper.archive.run_directory import run_file
 from esper.config.joined import RunConfig, as_toml
 from esper.errors import text_of
 from esper.faults import FaultSpec
@@ -41,6 +44,8 @@ class Attempt:
     error: BaseException | None = None
     """The error that the run raised. None: it reached its end, or it was a command line."""
     result: Result | None = None
+    failure: Mapping[str, Any] | None = None
+    """The journal's record of the failure, as it was when the run ended. None: the run recorded none."""
 
 
 @dataclass
@@ -55,6 +60,8 @@ class DrillContext:
     """The same task without faults, in one process."""
     attempts: list[Attempt] = field(default_factory=list)
     armed: list[FaultSpec] = field(default_factory=list)
+    sent: list[str] = field(default_factory=list)
+    """Ids of the emergency signals that the drill sent."""
     began_at: float = field(default_factory=time.time)
     """Unix time at the begin of the drill."""
     _began: float = field(default_factory=time.monotonic)
@@ -64,21 +71,26 @@ class DrillContext:
         """Directory of the run of this drill."""
         return self.folder / "run"
 
+    @property
+    def signals_file(self) -> Path:
+        """File of a sink outside the run directory. Its folder is not made here."""
+        return self.folder / "sink" / "signals.jsonl"
+
     def run(
         self,
         *faults: FaultSpec,
         policy: Policy | None = None,
         progress: Progress | None = None,
         drain: Drain | None = None,
-        **settings: object,
+        settings: Mapping[str, object] | None = None,
     ) -> Attempt:
         """Begin the run, with faults armed, and wait for its end. An error of the run is kept in the attempt.
 
         Args:
-            settings: Config values by dotted key, with "__" for the dot.
+            settings: Config values by dotted key.
         """
         self.armed.extend(faults)
-        config = self.config(*faults, **settings)
+        config = self.config(*faults, settings=settings)
         subject = self.subject
         return self._attempt(
             "run",
@@ -93,33 +105,32 @@ class DrillContext:
         )
 
     def resume(
-        self, *, policy: Policy | None = None, progress: Progress | None = None, drain: Drain | None = None
+        self,
+        *,
+        policy: Policy | None = None,
+        progress: Progress | None = None,
+        drain: Drain | None = None,
+        settings: Mapping[str, object] | None = None,
     ) -> Attempt:
         """Resume the run without faults, and wait for its end. An error of the run is kept in the attempt."""
+        task = None if self.subject.reference.text else self.subject.task
         return self._attempt(
             "resume",
-            lambda: esper.resume(
-                self.run_dir,
-                None if self.subject.reference.text else self.subject.task,
-                on=self.place(policy),
-                progress=progress,
-                drain=drain,
-            ),
+            lambda: esper.resume(self.run_dir, task, settings, on=self.place(policy), progress=progress, drain=drain),
         )
 
-    def config(self, *faults: FaultSpec, **settings: object) -> RunConfig:
+    def config(self, *faults: FaultSpec, settings: Mapping[str, object] | None = None) -> RunConfig:
         """Return the config of the run: that of the task, with these faults and settings, in this drill's folder."""
-        given = {key.replace("__", "."): value for key, value in settings.items()}
-        return self.subject.config({"run.dir": str(self.run_dir), **given}, faults)
+        return self.subject.config({"run.dir": str(self.run_dir), **(settings or {})}, faults)
 
-    def start_command(self, *faults: FaultSpec, in_process: bool, **settings: object) -> subprocess.Popen[bytes]:
+    def start_command(self, *faults: FaultSpec, in_process: bool) -> subprocess.Popen[bytes]:
         """Start `esper run` of the task as an own process, in a session of its own. Wait for it by `await_command`.
 
         Raises: DrillImpossible: the task has no reference, so that no command line can name it.
         """
         self.armed.extend(faults)
         file = self.folder / "config.toml"
-        file.write_text(as_toml(self.config(**settings)))
+        file.write_text(as_toml(self.config()))
         words = ["run", self.subject.text, "--config", str(file), *(["--in-process"] if in_process else [])]
         if faults:
             broken = self.folder / "faults.toml"
@@ -165,9 +176,16 @@ class DrillContext:
             result = do()
         except (Exception, KeyboardInterrupt) as raised:  # how the run ended is what the drill judges
             error, code = raised, code_of(raised)
-        kept = Attempt(what, began - self._began, time.monotonic() - began, code, error, result)
+        failure = self._journalled() if error is not None else None
+        kept = Attempt(what, began - self._began, time.monotonic() - began, code, error, result, failure)
         self.attempts.append(kept)
         return kept
+
+    def _journalled(self) -> Mapping[str, Any] | None:
+        if not run_file(self.run_dir).exists():
+            return None
+        last = look_at(self.run_dir).entries[-1:]
+        return last[0].body if last and last[0].kind is RecordKind.RUN_FAILED else None
 
 
 def _toml(fault: FaultSpec) -> str:

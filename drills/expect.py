@@ -37,7 +37,7 @@ def error(name: str, *, cause: str = "", attempt: int = 0) -> Expectation:
 
 
 def journalled(name: str) -> Expectation:
-    """Expect the journal's last failure to be of this class, with a trace."""
+    """Expect the journal's first failure to be of this class, with a trace."""
 
     def judge(found: Observed) -> Finding:
         failure = found.failure
@@ -87,6 +87,22 @@ def restarted(*actors: str) -> Expectation:
     def judge(found: Observed) -> Finding:
         names = [event["fields"]["actor"] for event in found.events if event["name"] == "actor_restarted"]
         return Finding(f"restarts of {listed(actors)}", f"restarts of {listed(names)}", names == list(actors))
+
+    return judge
+
+
+def signals(number: int, *, some_refused: bool = False) -> Expectation:
+    """Expect that the sink got each of this number of sent signals. A signal may arrive more than once.
+
+    Args:
+        some_refused: True if the queue must have refused some of them to their sender, and delivered all others.
+    """
+
+    def judge(found: Observed) -> Finding:
+        refused, lost, sent = len(found.refused), found.signals_lost, len(found.context.sent)
+        wanted = f"{number} signals sent, none lost, {'some' if some_refused else 'none'} refused"
+        met = (sent, lost, refused > 0) == (number, 0, some_refused)
+        return Finding(wanted, f"{sent} sent, {lost} lost, {refused} refused", met)
 
     return judge
 

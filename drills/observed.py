@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from drills.drill_context import Attempt, DrillContext
+from drills.signalling import delivered
 from esper.archive.history import Remains, look_at
 from esper.archive.journal import Entry, RecordKind
 from esper.archive.recovery_record import Recovery
-from esper.archive.run_directory import faults_file, run_file, telemetry_folder
+from esper.archive.run_directory import emergency_folder, faults_file, run_file, telemetry_folder
+from esper.emergency.sinks import DEFAULT_FILE
 from esper.faults import Firing, Firings
 from esper.telemetry.events import LOG
 
@@ -69,11 +71,32 @@ class Observed:
         told = (json.dumps(entry.body) for entry in self.entries(RecordKind.RECOVERED))
         return [Recovery.model_validate_json(one) for one in told]
 
+    @cached_property
+    def delivered(self) -> Counter[str]:
+        """How often the file sink got each emergency signal, by id."""
+        return delivered(emergency_folder(self.run_dir) / DEFAULT_FILE, self.context.signals_file)
+
+    @cached_property
+    def refused(self) -> set[str]:
+        """Ids of the signals that a full queue refused to their sender, by the severe events."""
+        rejected = (event["fields"] for event in self.events if event["name"] == "emergency_signal_rejected")
+        return {fields["signal_id"] for fields in rejected}
+
     @property
-    def failure(self) -> dict[str, Any] | None:
-        """The journal's last record of a failure: error, message, cause, trace id. None: no run failed."""
-        failed = self.entries(RecordKind.RUN_FAILED)
-        return failed[-1].body if failed else None
+    def signals_lost(self) -> int | None:
+        """Number of sent signals that the sink did not get, and that were not refused. None: the drill sent none."""
+        came = self.delivered.keys() | self.refused
+        return sum(one not in came for one in self.context.sent) if self.context.sent else None
+
+    @property
+    def signals_duplicated(self) -> int | None:
+        """Number of deliveries beyond the first of each signal. None: the drill sent none."""
+        return sum(number - 1 for number in self.delivered.values()) if self.context.sent else None
+
+    @property
+    def failure(self) -> Mapping[str, Any] | None:
+        """The first failure in the journal: error, message, cause, trace id. None: no run failed."""
+        return next((attempt.failure for attempt in self.attempts if attempt.failure is not None), None)
 
     @property
     def trace_id(self) -> str | None:

@@ -7,10 +7,10 @@ from typing import NoReturn
 from drills.catalogue.blend_incomplete import NO_CHANNEL_VECTOR, NO_LOGITS
 from drills.catalogue.checkpoint_damaged import CHECKPOINT_DAMAGED
 from drills.catalogue.driver_killed import DRIVER_KILLED
+from drills.catalogue.emergency import EMERGENCY_KILLED, QUEUE_CAPPED, QUEUE_FULL, SINK_DOWN
 from drills.catalogue.interrupted import INTERRUPTED
 from drills.catalogue.manager_killed import MANAGER_KILLED
 from drills.catalogue.no_candidates import NO_CANDIDATES
-from drills.catalogue.no_room import NO_ROOM
 from drills.catalogue.policy_fails import POLICY_FAILS
 from drills.catalogue.policy_late import POLICY_LATE, POLICY_LATE_IN_C
 from drills.catalogue.reports_damaged import REPORTS_DAMAGED
@@ -35,6 +35,10 @@ CATALOGUE: tuple[Drill, ...] = (
     NO_CANDIDATES,
     NO_CHANNEL_VECTOR,
     NO_LOGITS,
+    QUEUE_CAPPED,
+    QUEUE_FULL,
+    EMERGENCY_KILLED,
+    SINK_DOWN,
     _waiting(10, "rollback-on-nan", "A NaN in the loss is rolled back from memory.", "the guard of Tolaria"),
     TRAINER_KILLED,
     CHECKPOINT_DAMAGED,
@@ -49,7 +53,6 @@ CATALOGUE: tuple[Drill, ...] = (
     DRIVER_KILLED,
     RESTARTS_EXCEEDED,
     NO_PROGRESS,
-    NO_ROOM,
     INTERRUPTED,
 )
 """Every drill of the catalogue."""

@@ -12,7 +12,7 @@ def too_often(drill: DrillContext) -> None:
     """Kill the trainer at the begin of three rounds, where two deaths are allowed."""
     drill.run(
         *(kill("tolaria.round", round=drill.undisturbed.middle + number) for number in (1, 2, 3)),
-        supervision__deaths=2,
+        settings={"supervision.deaths": 2},
     )
     drill.resume()
 
@@ -21,7 +21,7 @@ def in_place(drill: DrillContext) -> None:
     """Kill the trainer at the begin of the same round again and again."""
     drill.run(
         kill("tolaria.round", round=drill.undisturbed.middle, times=2),
-        supervision__without_progress=2,
+        settings={"supervision.without_progress": 2},
     )
     drill.resume()
 

@@ -16,7 +16,7 @@ def act(drill: DrillContext) -> None:
         kill("tolaria.step", step=moments.middle_step),
         kill("tolaria.round", round=moments.middle + 2),
         kill("tolaria.save", round=moments.middle + 3),
-        supervision__deaths=4,
+        settings={"supervision.deaths": 4},
     )
 
 

@@ -1,0 +1,88 @@
+"""Drills 7, 8 and 9: the emergency queue beyond its cap and its size, without its actor, and without its sink."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+
+from drills import expect
+from drills.breaking import kill
+from drills.drill import Drill
+from drills.drill_context import DrillContext
+from drills.signalling import SINK, SendsSignals
+from esper.emergency.settings import FileSinkConfig
+from esper.faults import FaultSpec
+
+MANY = 80
+UNCAPPED: Mapping[str, object] = {"emergency.cap_per_minute": 10_000, "emergency.drain_s": 300.0}
+
+
+def _send(
+    drill: DrillContext,
+    *faults: FaultSpec,
+    settings: Mapping[str, object],
+    sink: FileSinkConfig = SINK,
+    before: Callable[[], object] = lambda: None,
+) -> None:
+    progress = SendsSignals(drill.undisturbed.first_tournament, MANY, before)
+    drill.sent = progress.sent
+    drill.run(*faults, progress=progress, settings={**settings, "emergency.sinks": [sink.model_dump()]})
+
+
+def capped(drill: DrillContext) -> None:
+    """Send more signals at once than a sink may get in a minute."""
+    _send(drill, settings={"emergency.cap_per_minute": MANY - 8, "emergency.drain_s": 300.0})
+
+
+def full(drill: DrillContext) -> None:
+    """Send more signals at once than the queue has places for."""
+    _send(drill, settings={**UNCAPPED, "emergency.capacity": 32})
+
+
+def killed(drill: DrillContext) -> None:
+    """Kill the emergency actor at its fifth signal."""
+    _send(drill, kill("emergency.publish", passage=5), settings=UNCAPPED)
+
+
+def down(drill: DrillContext) -> None:
+    """Remove the folder of the sink before the signals are sent, make it after the run, and resume."""
+    folder = drill.signals_file.parent
+    folder.mkdir()
+    sink = SINK.model_copy(update={"path": str(drill.signals_file)})
+    settings = {"emergency.drain_s": 0.5, "emergency.attempts": 1000, "emergency.longest_retry_s": 1.0}
+    _send(drill, settings={**UNCAPPED, **settings}, sink=sink, before=lambda: shutil.rmtree(folder))
+    folder.mkdir()
+    drill.resume(settings={"emergency.drain_s": 300.0})
+
+
+QUEUE_CAPPED = Drill(
+    number=7,
+    name="queue-capped",
+    what="More signals arrive than a sink may get in a minute: the rest waits, and each comes out.",
+    act=capped,
+    place="in process",
+    follows=(expect.exit_codes(0), expect.signals(MANY), expect.same_bits()),
+)
+QUEUE_FULL = Drill(
+    number=7,
+    name="queue-full",
+    what="More signals arrive than the queue has places: some are refused to their sender, and none is lost.",
+    act=full,
+    place="in process",
+    follows=(expect.exit_codes(0), expect.signals(MANY, some_refused=True), expect.same_bits()),
+)
+EMERGENCY_KILLED = Drill(
+    number=8,
+    name="emergency-killed",
+    what="The emergency actor is killed while its queue holds signals: it restarts alone, and loses none.",
+    act=killed,
+    follows=(expect.exit_codes(0), expect.restarted("emergency"), expect.signals(MANY), expect.same_bits()),
+)
+SINK_DOWN = Drill(
+    number=9,
+    name="sink-down",
+    what="The sink cannot be written during the run: the signals wait, and go out when it is back.",
+    act=down,
+    place="in process",
+    follows=(expect.exit_codes(0, 0), expect.signals(MANY), expect.same_bits()),
+)

@@ -1,0 +1,53 @@
+"""Sends emergency signals to a run at a fence, as `esper signal` does from another process."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from esper.emergency.settings import FileSinkConfig
+from esper.flow.operator import send
+from esper.flow.progress import Quiet
+from esper.flow.tally import Tally
+from esper.leyline.signals import Level
+from esper.leyline.state import RoundState
+from esper.setup.survey import Survey
+
+SINK = FileSinkConfig(name="file", kind="file")
+"""A sink that writes `RUN/emergency/signals.jsonl`."""
+
+
+class SendsSignals(Quiet):
+    """Progress of a run that sends a number of signals when a fence has been passed. `sent` has their ids.
+
+    Args:
+        before: Called once, directly before the first signal.
+    """
+
+    def __init__(self, fence: int, number: int, before: Callable[[], object] = lambda: None) -> None:
+        self.sent: list[str] = []
+        self._fence, self._number, self._before = fence, number, before
+        self._path = Path()
+
+    def started(self, survey: Survey, path: Path) -> None:
+        """Keep the directory of the run."""
+        del survey
+        self._path = path
+
+    def fence(self, state: RoundState, tally: Tally) -> None:
+        """Send the signals, once."""
+        del tally
+        if state.fence != self._fence or self.sent:
+            return
+        self._before()
+        for number in range(self._number):
+            signal, _ = send(self._path, Level.NOTICE, f"drill signal {number}", {}, 0.0)
+            self.sent.append(signal.signal_id)
+
+
+def delivered(*files: Path) -> Counter[str]:
+    """Return how often file sinks got each signal, by id. A file may be missing."""
+    lines = [line for file in files if file.exists() for line in file.read_text().splitlines()]
+    return Counter(json.loads(line)["signal_id"] for line in lines)
