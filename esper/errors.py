@@ -469,13 +469,18 @@ class RestartIntensityExceeded(ActorError):
 
 
 class EmergencyStop(EsperError):
-    """Training stopped at a step boundary because of a HALT signal. `reason` is the reason in the signal."""
+    """Training stopped at a step boundary because of a HALT signal. `reason` is the reason in the signal.
+
+    If `signal_id` is "", this process was told to stop and does not know the signal. The conductor does.
+    """
 
     def __init__(self, reason: str, signal_id: str, step: int) -> None:
         super().__init__(reason, signal_id, step)
         self.reason, self.signal_id, self.step = reason, signal_id, step
 
     def __str__(self) -> str:
+        if not (self.reason or self.signal_id):
+            return f"halted before step {self.step}: this process does not know the reason"
         sender = f" (signal {self.signal_id})" if self.signal_id else ""
         return f"halted before step {self.step}: {self.reason or 'no reason given'}{sender}"
 

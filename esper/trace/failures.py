@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from esper.trace.otlp_json import Span
+from esper.trace.otlp_json import NOTHING, Attributes, Span
 from esper.trace.span_tree import Node
 
 _OWN = ("exception.type", "exception.message", "exception.stacktrace", "exception.escaped")
@@ -23,7 +23,8 @@ class Failure:
     fields: dict[str, Any]
     """The error's own public fields."""
     began_here: bool
-    """False: a span below failed with the same error, or the parent did before this span began."""
+    """False: a span below failed with the same error, or the parent did before this span began. The error is the same
+    if its class and its message are: a HALT has its reason in the conductor alone, so that both errors are shown."""
 
 
 def error_class(span: Span) -> str:
@@ -38,21 +39,29 @@ def failure_of(node: Node) -> Failure | None:
     span = node.span
     if not span.failed:
         return None
-    event = next((event for event in reversed(span.events) if event.name == EXCEPTION), None)
-    attributes = event.attributes if event is not None else {}
-    message = attributes.get("exception.message")
-    kind = error_class(span)
-    told = message if isinstance(message, str) else span.message.removeprefix(f"{kind}: ")
-    fields = {key: value for key, value in attributes.items() if key not in _OWN}
-    return Failure(kind, told, fields, not (_after_its_parent(node) or any(map(_same(node), node.children))))
+    fields = {key: value for key, value in _exception(span).items() if key not in _OWN}
+    began_here = not (_after_its_parent(node) or any(map(_same(node), node.children)))
+    return Failure(error_class(span), _message(span), fields, began_here)
+
+
+def _exception(span: Span) -> Attributes:
+    """Return the attributes of the last exception event of a span."""
+    return next((event.attributes for event in reversed(span.events) if event.name == EXCEPTION), NOTHING)
+
+
+def _message(span: Span) -> str:
+    message = _exception(span).get("exception.message")
+    return message if isinstance(message, str) else span.message.removeprefix(f"{error_class(span)}: ")
 
 
 def _same(node: Node) -> Callable[[Node], bool]:
-    """Return a function that returns whether another span failed with the same class of error."""
-    return lambda other: other.span.failed and error_class(other.span) == error_class(node.span)
+    """Return a function that returns whether another span failed with the same class and message of an error."""
+    span = node.span
+    kind, message = error_class(span), _message(span)
+    return lambda other: other.span.failed and (error_class(other.span), _message(other.span)) == (kind, message)
 
 
 def _after_its_parent(node: Node) -> bool:
-    """Return whether the parent had failed with the same class of error before this span began."""
+    """Return whether the parent had failed with the same error before this span began."""
     parent = node.parent
     return parent is not None and parent.end_ns <= node.span.start_ns and _same(node)(parent)

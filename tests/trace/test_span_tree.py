@@ -105,3 +105,12 @@ def test_an_error_is_shown_where_it_began() -> None:
     assert told["a"] is not None
     assert (told["a"].error, told["a"].fields) == ("ActorLost", {"actor": "tolaria"})
     assert {node.span.trace_id for node in found.values()} == {TRACE}
+
+
+def test_an_error_that_has_gained_a_reason_on_its_way_is_shown_with_it() -> None:
+    halted, why = failed("EmergencyStop", "told to stop"), failed("EmergencyStop", "fire (signal 3)", reason="fire")
+    found = by_name(trees(read(span("root", **why), span("step", "root", **halted))))
+    told = {name: failure_of(node) for name, node in found.items()}
+    assert [told[name] is not None and told[name].began_here for name in ("root", "step")] == [True, True]
+    assert told["root"] is not None
+    assert told["root"].fields == {"reason": "fire"}
