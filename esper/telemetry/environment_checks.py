@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 from esper.errors import ConfigError
 
@@ -30,6 +31,8 @@ SIGNALS = ("TRACES", "LOGS")
 """The signals that esper exports by OTLP."""
 PROTOCOLS = ("grpc", "http/protobuf")
 LEAST_TIMEOUT_MS = 100
+MOST = 2**31 - 1
+"""Largest whole number that is accepted. OpenTelemetry fails at larger queues and times, after the run has begun."""
 
 
 def hides(name: str) -> bool:
@@ -94,10 +97,16 @@ def _any(_name: str, _value: str) -> None:
 
 def _whole(least: int, unit: str = "") -> Check:
     def check(name: str, value: str) -> None:
-        if not (value.isascii() and value.isdigit() and int(value) >= least):
-            raise wrong(name, value, f"give a whole number from {least} up{unit}")
+        number = _number(value)
+        if number is None or not least <= number <= MOST:
+            raise wrong(name, value, f"give a whole number from {least} to {MOST}{unit}")
 
     return check
+
+
+def _number(value: str) -> int | None:
+    """Return a whole number of at most ten digits. None: the text is none."""
+    return int(value) if value.isascii() and value.isdigit() and len(value) <= len(str(MOST)) else None
 
 
 def _share(name: str, value: str) -> None:
@@ -123,9 +132,14 @@ def _pairs(name: str, value: str) -> None:
 
 
 def _address(name: str, value: str) -> None:
-    scheme, _, rest = value.partition("://")
-    if scheme not in ("http", "https") or not rest.strip("/"):
-        raise wrong(name, value, "give an address such as http://localhost:4317")
+    mend = "give an address such as http://localhost:4317"
+    try:
+        parts = urlsplit(value)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets without a pair, or a port that is no number from 0 to 65535
+        raise wrong(name, value, mend) from None  # the cause may show a part of a password
+    if not usable or any(one.isspace() for one in value):
+        raise wrong(name, value, mend)
 
 
 def _file(name: str, value: str) -> None:
@@ -134,7 +148,8 @@ def _file(name: str, value: str) -> None:
 
 
 def _port(name: str, value: str) -> None:
-    if not (value.isascii() and value.isdigit() and int(value) <= 65535):
+    number = _number(value)
+    if number is None or number > 65535:
         raise wrong(name, value, "give a port from 0 to 65535; 0: a free port")
 
 
