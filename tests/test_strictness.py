@@ -102,7 +102,7 @@ ALLOWED: dict[str, str] = {
     "actors/remote_incubator.py RemoteIncubator._ask_the_living: suppress": "`RayCrew.mend` finds it",
     "tests/actors/test_recovery.py Looks.fence: suppress": "there is no actor of this name",
     "tests/kasmina/test_seed_manager.py Sequence.command: suppress": "a refusal, which must change nothing, is checked below",
-    "esper/trace/event_log.py _event: answers (ValueError, KeyError, TypeError, RecursionError)": "counted and shown",
+    "esper/trace/event_log.py _event: answers (ValueError, KeyError, TypeError, RecursionError, OverflowError)": "counted and shown",
     "esper/trace/otlp_json.py _only_resource: answers (ValueError, RecursionError)": "the whole line is decoded then",
     "esper/trace/span_files.py lines: answers OSError": "counted and shown",
     "esper/trace/span_files.py open_regular: answers OSError": "counted and shown",

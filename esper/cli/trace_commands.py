@@ -177,7 +177,7 @@ def check(
     elif found:
         say(f"found in {len(found.trace_ids)} traces: {listed(found.trace_ids)}" if found.ends else "no trace has it")
     else:
-        say(f"not found: {found.reason}")
+        say(in_one_line(f"not found: {found.reason}"))
     tell_skipped(found.skipped, as_json=as_json)
     return DONE if found else CHECK_FAILED
 

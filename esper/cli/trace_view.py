@@ -55,7 +55,8 @@ def tree(
         node = row.node
         del open_below[node.depth :]
         yield from _span(row, "".join("│ " if one else "  " for one in open_below[1:]), width)
-        open_below.append(not row.last)
+        if node.depth <= DEEPEST:  # below it no branches are drawn
+            open_below.append(not row.last)
         indent = _indent(node)
         if row.count > 1:
             continue

@@ -14,6 +14,8 @@ SEVERITIES = ("WARNING", "ERROR", "CRITICAL")
 TEXTS = ("name", "severity", "trace_id", "span_id", "role")
 MOST_EVENTS = 100_000
 """Largest number of events that are read."""
+DEEPEST = 32
+"""Largest number of lists and objects inside each other in the fields of an event. Esper writes at most 5."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class SevereEvent:
     """One line of the log."""
 
     time: datetime
+    """In UTC."""
     name: str
     severity: str
     """One of `SEVERITIES`; another text if a later version of esper wrote it."""
@@ -74,11 +77,20 @@ def _event(line: bytes) -> SevereEvent | None:
     try:
         told = json.loads(line.decode())
         time = datetime.fromisoformat(told["time"])
+        time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
         name, severity, trace_id, span_id, role = (told[key] for key in TEXTS)
         fields = told["fields"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):  # a year before 1 in UTC
         return None
-    if not all(isinstance(told[key], str) for key in TEXTS) or not isinstance(fields, dict):
+    if not all(isinstance(told[key], str) for key in TEXTS) or not isinstance(fields, dict) or not _flat(fields):
         return None
-    time = time if time.tzinfo is not None else time.replace(tzinfo=UTC)
     return SevereEvent(time, name, severity, trace_id, span_id, role, fields)
+
+
+def _flat(fields: dict[str, Any]) -> bool:
+    """Return whether the fields are nested at most `DEEPEST` times. Deeper fields could not be printed."""
+    here: list[Any] = [fields]
+    for _ in range(DEEPEST):
+        inside = [[*one.values()] if isinstance(one, dict) else one for one in here if isinstance(one, dict | list)]
+        here = [item for values in inside for item in values]
+    return not any(isinstance(one, dict | list) for one in here)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,16 @@ def test_text_of_a_stranger_cannot_control_the_terminal(esper: Esper, tmp_path: 
         assert code == 0
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", told)
         assert "[red" in told.replace(" ", "")
+    code, told = esper("trace", "assert", tmp_path, "nothing")
+    assert (code, len(told.splitlines())) == (1, 1), "a name of a span made a line of its own"
+
+
+def test_a_chain_of_ten_thousand_spans_is_shown_at_once(esper: Esper, tmp_path: Path) -> None:
+    write(tmp_path, *(span("s", spanId=f"{n + 1:016x}", parentSpanId=f"{n:016x}" * (n > 0)) for n in range(10_000)))
+    began = time.process_time()
+    code, told = esper("trace", "show", tmp_path, TRACE)
+    assert (code, len(told.splitlines())) == (0, 10_003)
+    assert time.process_time() - began < 10, "each line took a time that grows with its depth"
 
 
 def test_grep_finds_a_word_in_every_part_of_a_span(esper: Esper, incident: Path) -> None:

@@ -216,12 +216,19 @@ def test_a_severe_event_is_read_with_its_trace(tmp_path: Path) -> None:
     told |= {"span_id": "b" * 16, "role": "kasmina", "fields": {"gate": "G2"}}
     earlier = told | {"time": "2026-11-29T07:00:00+00:00", "name": "other_cpu"}
     log = tmp_path / "telemetry" / "severe-events.jsonl"
-    log.write_text("\n".join([json.dumps(told), json.dumps(earlier), "{}", '{"time": "20']))
+    deep, zone = (
+        json.dumps(told).replace('{"gate": "G2"}', '{"a":' * 900 + "1" + "}" * 900),
+        "2026-11-29T12:00:00+05:00",
+    )
+    early = told | {"time": "0001-01-01T00:00:00+14:00"}
+    earlier |= {"time": zone}
+    log.write_text("\n".join([json.dumps(told), json.dumps(earlier), "{}", deep, json.dumps(early), '{"time": "20']))
     skipped = Skipped()
     assert [event.name for event in severe_events(tmp_path, skipped)] == ["other_cpu", "gate_failure"]
+    assert severe_events(tmp_path, Skipped())[0].as_json()["time"] == "2026-11-29T07:00:00+00:00"
     assert severe_events(tmp_path, Skipped())[1].as_json() == told
     assert skipped.total(TORN) == 1
-    assert sum(skipped.counts.values()) == 2
+    assert sum(skipped.counts.values()) == 4
 
 
 def test_a_failed_span_has_its_error(tmp_path: Path) -> None:
