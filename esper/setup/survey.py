@@ -253,7 +253,7 @@ def _measured(
     refuse_changes("task.optimizer", "a step of it or of its scheduler")
     device = torch.device(config.run.device)
     inputs, targets = (to_device(part, device) for part in split_pair(data.batch(0)))
-    found = dry_run(host, task.slots, inputs, lambda model, batch: call_model(task, model, batch))
+    found = dry_run(host, task.slots, inputs, lambda model, batch: call_model(task, model, batch), data.batch_size)
     _check_names(host, found.specs)
     made = chosen(found.specs, config.growth.blueprints, blueprints)
     survey = Survey(

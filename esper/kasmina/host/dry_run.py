@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -57,7 +58,9 @@ class Found:
     """Paths of the slots that only a wildcard matched. They may be left out if a later check fails."""
 
 
-def dry_run(model: nn.Module, slots: Sequence[str], batch_input: Any, call: Forward) -> Found:
+def dry_run(
+    model: nn.Module, slots: Sequence[str], batch_input: Any, call: Forward, samples: int | None = None
+) -> Found:
     """Measure every slot on one batch.
 
     Each forward runs in the modes of `model` with gradients, and in evaluation mode without gradients. The model's
@@ -75,6 +78,8 @@ def dry_run(model: nn.Module, slots: Sequence[str], batch_input: Any, call: Forw
         batch_input: Input of `call`: a tensor, or tuples, lists or mappings of tensors. The batch comes first, and has
             two samples or more.
         call: Runs one forward, `(model, batch_input) -> output`.
+        samples: Number of samples in the batch. For None, or if no tensor of the input has that many rows, the rows
+            that most tensors have count as samples.
 
     Raises:
         TaskError: a slot is not called exactly once per forward in both modes; its output (or the first item of a
@@ -85,12 +90,12 @@ def dry_run(model: nn.Module, slots: Sequence[str], batch_input: Any, call: Forw
         TaskError: the user's model raised an error.
     """
     matched = match(model, slots)
-    host = _Host(model, matched, batch_input, call, _batch_size(batch_input)).with_most_calls()
+    host = _Host(model, matched, batch_input, call, _rows(batch_input, samples)).with_most_calls()
     training, evaluation = host.run_twice(training=True), host.run_twice(training=False)
     kinds = {}
     for path in host.paths:
         with matched.trying(path):
-            kinds[path] = _kind(path, training[path], evaluation[path], host.batch)
+            kinds[path] = _kind(path, training[path], evaluation[path], host.batch, samples)
     _leave_out_repeated(matched, training, evaluation)
     specs = _specs(host, kinds, training, evaluation)
     return Found(specs, matched.left_out, frozenset(matched.paths) - matched.named)
@@ -277,8 +282,12 @@ def _only_output(path: str, outputs: list[object], mode: str) -> Tensor:
     return output
 
 
-def _kind(path: str, training: Tensor, evaluation: Tensor, batch: int) -> Kind:
+def _kind(path: str, training: Tensor, evaluation: Tensor, batch: int, samples: int | None) -> Kind:
     """Return the slot's kind.
+
+    Args:
+        batch: Number of rows that count as samples; see `_rows`.
+        samples: Number of samples in the batch. None: it is not known.
 
     Raises:
         TaskError: the layout of the output fits no kind of slot, or the layout or dtype differs between the modes.
@@ -287,7 +296,13 @@ def _kind(path: str, training: Tensor, evaluation: Tensor, batch: int) -> Kind:
     if training.dim() not in _KINDS:
         raise TaskError(field, f"output of shape {shape}", "name a module that returns [B,C,H,W], [B,T,C] or [B,C]")
     if shape[0] != batch:
-        raise TaskError(field, f"output of shape {shape} for {batch} samples", "name a module with one row per sample")
+        mend = "name a module with one row per sample, not per node or other part of a sample"
+        if samples not in (None, batch):
+            mend = (
+                f"no input has a row for each of {samples} samples, so the {batch} rows of the inputs count as samples;"
+                " name a module with that many rows, or let task.collate add an input with one row per sample"
+            )
+        raise TaskError(field, f"output of shape {shape} for {batch} samples", mend)
     channel = 1 if training.dim() == 4 else -1
     same = training.dim() == evaluation.dim() and shape[channel] == evaluation.shape[channel]
     if not same or training.dtype != evaluation.dtype:
@@ -324,15 +339,23 @@ def _specs(
     )
 
 
-def _batch_size(batch_input: Any) -> int:  # Any: see Forward
-    """Return the number of samples. Raises: TaskError: the input has no tensor, or fewer than two samples."""
-    rows = [len(tensor) for tensor in tensors(batch_input) if tensor.dim()]
+def _rows(batch_input: Any, samples: int | None) -> int:  # Any: see Forward
+    """Return the number of rows that count as samples. The order of the tensors in the input has no effect.
+
+    It is `samples` if a tensor has that many rows. Otherwise it is the number of rows that most tensors have, and the
+    larger number of two that are equally frequent. An example is a graph network whose inputs have a row per node.
+
+    Raises:
+        TaskError: the input has no tensor, or fewer than two samples.
+    """
+    rows = Counter(len(tensor) for tensor in tensors(batch_input) if tensor.dim())
     if not rows:
         raise TaskError("task.train", "an input without tensors", "let task.collate make tensors of it, batch first")
-    if rows[0] < 2:
+    found = samples if samples in rows else max(rows, key=lambda count: (rows[count], count))
+    if found is None or found < 2:
         mend = "use 2 or more, or run.batch_size: slots are measured by the effect of one sample on another's output"
-        raise TaskError("task.batch_size", rows[0], mend)
-    return rows[0]
+        raise TaskError("task.batch_size", found, mend)
+    return found
 
 
 def _independent(host: _Host, before: Mapping[str, Tensor], *, training: bool) -> set[str]:
@@ -357,8 +380,19 @@ def _independent(host: _Host, before: Mapping[str, Tensor], *, training: bool) -
     for path in host.paths:
         if path not in alive:
             with host.matched.trying(path):
-                raise TaskError(f"slot {path}", "no input moves its output", "name a module that the input reaches")
+                raise _unmoved(path, host)
     return set(host.paths) - mixed
+
+
+def _unmoved(path: str, host: _Host) -> TaskError:
+    """Return the error for a slot whose output did not move. Only inputs with a row per sample were changed."""
+    others = sorted({len(tensor) for tensor in tensors(host.batch_input) if tensor.dim()} - {host.batch})
+    if not others:
+        return TaskError(f"slot {path}", "no input moves its output", "name a module that the input reaches")
+    mend = (
+        f"inputs of {', '.join(map(str, others))} rows cannot be changed by sample; name a module that the others reach"
+    )
+    return TaskError(f"slot {path}", f"no input with {host.batch} rows, one per sample, moves its output", mend)
 
 
 def _causal(host: _Host, before: Mapping[str, Tensor]) -> set[str]:

@@ -400,3 +400,42 @@ def test_a_model_that_counts_its_calls_is_measured_afresh_each_time():
             return x * self.calls
 
     assert only(Counting()).samples_independent
+
+
+class Graphs(nn.Module):
+    """`nodes` has a row per node, `pool` a row per graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nodes, self.pool = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, graphs):
+        h = self.nodes(graphs["x"])
+        owner = torch.arange(3).repeat_interleave(3)
+        sums = torch.zeros(3, 3).index_add(0, owner, h)
+        return self.pool(sums / graphs["count"][:, None] if "count" in graphs else sums)
+
+
+NODES = {"x": torch.randn(9, 3), "edges": torch.zeros(2, 7, dtype=torch.long), "owner": torch.ones(9)}
+COUNTED = NODES | {"count": torch.tensor([3.0, 4.0, 5.0])}
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_rows_that_count_as_samples_do_not_depend_on_the_order_of_the_inputs(turned):
+    def ordered(inputs):
+        return dict(reversed(inputs.items())) if turned else inputs
+
+    (spec,) = find(Graphs(), ["pool"], ordered(COUNTED), call, 3).specs
+    assert (spec.shape, spec.kind) == ((3,), Kind.NC)
+    with pytest.raises(TaskError, check=telling("one row per sample", "not per node", "(9, 3) for 3 samples")):
+        find(Graphs(), ["nodes"], ordered(COUNTED), call, 3)
+    (spec,) = find(Graphs(), ["nodes"], ordered(NODES), call, 3).specs
+    assert spec.shape == (3,)
+    why = ("(3, 3) for 9 samples", "no input has a row for each of 3 samples", "add an input with one row per sample")
+    with pytest.raises(TaskError, check=telling(*why)):
+        find(Graphs(), ["pool"], ordered(NODES), call, 3)
+
+
+def test_a_slot_that_only_inputs_without_a_row_per_sample_reach_is_told_so():
+    with pytest.raises(TaskError, check=telling("no input with 3 rows", "inputs of 2, 9 rows", field="slot pool")):
+        find(Graphs(), ["pool"], NODES | {"label": torch.ones(3)}, call, 3)
