@@ -18,6 +18,7 @@ from actors.process_output import LastWords
 from actors.ray_errors import unwrapped
 from actors.remote import LOOK_EVERY_S
 from actors.shell import ActorSpec, Shell
+from actors.starting import RAISE_IT
 from esper.errors import ActorLost, PlacementUnavailable, StartDeadlineExceeded
 from esper.ground import hash_seed
 
@@ -107,9 +108,13 @@ def _not_up(spec: ActorSpec, actor: ActorHandle[Shell], deadline_s: float) -> Pl
     there, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
     late = f"{spec.name} was not up {deadline_s:g} s after the first actor began to start (ray.start_deadline_s)"
     if pid := ray_private.record_of(actor)["Pid"]:
-        return StartDeadlineExceeded(spec.role, f"{late}: process {pid} loads esper and the task, or hangs in it")
+        return StartDeadlineExceeded(
+            spec.role, f"{late}: process {pid} loads esper and the task, or hangs in it; {RAISE_IT}"
+        )
     if all(free.get(name, 0.0) >= amount for name, amount in (("CPU", spec.cpus), ("GPU", spec.gpus))):
-        return StartDeadlineExceeded(spec.role, f"{late}: there is room, and Ray has begun no process for it yet")
+        return StartDeadlineExceeded(
+            spec.role, f"{late}: there is room, and Ray has begun no process for it yet; {RAISE_IT}"
+        )
     return PlacementUnavailable(spec.role, f"{late}: no room; asked: {_asked(spec)}; there: {_room(there, free)}")
 
 

@@ -6,6 +6,8 @@ from actors.ray_private import HEADS
 from esper.errors import PlacementUnavailable
 from esper.ground.machine import is_alive
 
+TRY_AGAIN = "the machine may lack memory or be busy: free some of it and try again"
+
 
 class Heads:
     """The control store and the raylet of one Ray, from their start on. Any thread may call the methods."""
@@ -25,4 +27,4 @@ class Heads:
     def check(self) -> None:
         """Check both processes. Raises: PlacementUnavailable: one of them has ended while Ray starts."""
         if gone := self.gone():
-            raise PlacementUnavailable("ray", f"{gone} while Ray started")
+            raise PlacementUnavailable("ray", f"{gone} while Ray started; {TRY_AGAIN}")

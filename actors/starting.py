@@ -12,9 +12,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 
 from actors.end_signals import held_back
+from actors.heads import TRY_AGAIN
 from esper.errors import PlacementUnavailable, StartDeadlineExceeded
 from esper.flow.stopping import SAME_REQUEST_S
 
+RAISE_IT = "raise ray.start_deadline_s if the machine is slow or busy"
 GIVE_UP_WITHIN_S = 2.0
 THREAD = "ray-start"
 LOOK_EVERY_S = 0.05
@@ -76,10 +78,10 @@ def _why_to_stop(
         limit_s: Monotonic time of the deadline.
     """
     if lost:
-        return PlacementUnavailable("ray", f"{lost} while Ray started; its other processes were ended")
+        return PlacementUnavailable("ray", f"{lost} while Ray started; its other processes were ended; {TRY_AGAIN}")
     if time.monotonic() > limit_s:
         why = f"it was not up within {deadline_s:g} s (twice ray.start_deadline_s); its processes were ended"
-        return StartDeadlineExceeded("ray", why)
+        return StartDeadlineExceeded("ray", f"{why}; {RAISE_IT}")
     if len(came) > 1 and came[-1][1] - came[0][1] > SAME_REQUEST_S:
         return PlacementUnavailable("ray", "it was interrupted; its processes were ended")
     return None

@@ -19,6 +19,7 @@ from esper.flow.proof import prove as repeat
 from esper.ground.exit_codes import CHECK_FAILED, DONE
 from esper.setup.forecast import forecast
 from esper.setup.survey import survey_of
+from esper.tolaria.compiling import announced
 from esper.user_code.process_state import process_state
 from esper.user_code.task_reference import load_task
 
@@ -66,6 +67,8 @@ def plan(
     """Print what a run would try and cost, without running it."""
     resolved = _config(config, settings, seed=seed)
     loaded, _ = load_task(task)
+    if resolved.run.compile:
+        say(announced(resolved.run.compile_backend), error=True)
     with process_state(resolved.run.threads):
         survey = survey_of(loaded, resolved)
         found = forecast(survey)

@@ -27,6 +27,7 @@ from esper.ground.workplace import fixed, from_here
 from esper.leyline.ports import Policy
 from esper.setup.survey import Survey, survey_of
 from esper.task import Task
+from esper.tolaria.compiling import announced
 from esper.user_code.plugins import launcher
 from esper.user_code.process_state import process_state
 from esper.user_code.task_reference import Reference, check_reference, given_task
@@ -182,10 +183,13 @@ def _carry_out(
     drain = drain or Drain()
     faults.check(job.config.faults, used.fault_points(job.config))
     with only_run(), process_state(job.config.run.threads):
+        progress = progress or Quiet()
+        if job.config.run.compile:
+            progress.found(announced(job.config.run.compile_backend))
         with drain.starting():
             survey = survey_of(job.task, job.config)
             bring_up = used.prepare(survey, job.reference)
-        name, progress = used.conductor_name, progress or Quiet()
+        name = used.conductor_name
         conductor = Conductor(name, bring_up, job.reference, progress, used.clock, drain, used.policy, job.signals)
         summary = conduct(conductor, survey)
         place = fixed(Path(summary.run_dir))

@@ -87,6 +87,12 @@ def next_step(error: Exception, run_dir: Path | None, trace_id: str = "") -> str
     return f"{step}{trace}".format(run=shlex.quote(str(run_dir)))
 
 
+def resume_in_python(run_dir: Path) -> str:
+    """Return how a Python program resumes a run that it began."""
+    how = f"esper.resume({str(run_dir)!r}), with the same task and policy"
+    return f"{how}; or {resume_command(run_dir)}, if a command began it"
+
+
 def resume_command(run_dir: Path) -> str:
     """Return the command that resumes a run, quoted for a shell."""
     return RESUME.format(run=shlex.quote(str(run_dir)))

@@ -40,6 +40,7 @@ from esper.flow.going_back import Cause
 from esper.flow.identifying import check_same_policy, check_same_task, identify
 from esper.flow.launching import BringUp
 from esper.flow.line import Line
+from esper.flow.next_steps import resume_in_python
 from esper.flow.progress import Progress
 from esper.flow.run_metrics import RunMetrics, run_metrics
 from esper.flow.stopping import Drain
@@ -218,6 +219,8 @@ class OpenRun:
                 self.journal.write(RecordKind.RUN_FAILED, **told, **self._faults())
             with noted_on(error, "reading the queue of emergency signals"):
                 self._tell_undelivered()
+            if isinstance(error, KeyboardInterrupt):  # the command line has a line of its own; Python prints the note
+                error.add_note(f"the fences are saved; to resume the run: {resume_in_python(self.path)}")
             raise
         self.journal.write(RecordKind.RUN_ENDED, **summary.as_json())
         progress.ended(summary)

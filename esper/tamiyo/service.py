@@ -202,7 +202,9 @@ class Tamiyo:
         if pairs and len(stray) == len(decision.pairs):
             count("esper.policy.failures")
             none = NoSeedCandidates(
-                f"policy {self._policy.name}", "none of the eligible pairs", f"{len(pairs)} are open"
+                f"policy {self._policy.name}",
+                "none of the eligible pairs",
+                f"{len(pairs)} are open; choose some of them as `pairs`, or give the reason to choose none as `hold`",
             )
             asked = {"policy": self._policy.name, "eligible": len(pairs)}
             raise reported(none, "policy_no_candidates", Severity.CRITICAL, **asked)

@@ -26,6 +26,12 @@ SETTINGS = {
 """Settings of torch's compiler during a forward of a compiled host."""
 
 
+def announced(backend: str) -> str:
+    """Return the line that is shown before the first compilation, which may take minutes without another line."""
+    often = "it is repeated for each copy that is trained and after each graft (docs/performance.md)"
+    return f"compiling the network with {backend} (run.compile): this may take minutes, and {often}"
+
+
 def compile_host(host: nn.Module, backend: str) -> None:
     """Discard the compiled versions of a host's forward. The next forward is compiled again.
 

@@ -161,6 +161,10 @@ def build_scheduler(task: Task, optimizer: Optimizer, total_steps: int) -> LRSch
 def stand_ins(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
     """Return copies of parameters, to try an optimizer.
 
-    The shapes are equal, because some optimizers refuse certain shapes.
+    The shapes are equal, because some optimizers refuse certain shapes. The attributes are equal, because a factory may
+    put parameters into groups by them.
     """
-    return [nn.Parameter(parameter.detach().clone()) for parameter in parameters]
+    copies = [nn.Parameter(parameter.detach().clone()) for parameter in parameters]
+    for copied, parameter in zip(copies, parameters, strict=True):
+        vars(copied).update(vars(parameter))
+    return copies

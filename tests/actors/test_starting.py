@@ -172,3 +172,16 @@ def test_a_process_that_ends_from_within_c_has_its_last_words_said() -> None:
     assert done.stdout.split() == ["1", "2", "3", "3"]
     ends = [LAST_WORDS.format(reason=reason) for reason in (ENDED, "the raylet has ended")]
     assert done.stderr in ("".join(ends), "".join(reversed(ends)))  # the shell speaks once the process is gone
+
+
+@pytest.mark.parametrize(
+    ("lost", "limit_s", "error", "mend"),
+    [
+        ("raylet (process 3) has ended", float("inf"), PlacementUnavailable, starting.TRY_AGAIN),
+        ("", 0.0, StartDeadlineExceeded, starting.RAISE_IT),
+    ],
+)
+def test_a_start_that_failed_names_its_mend(lost: str, limit_s: float, error: type[Exception], mend: str) -> None:
+    why = starting._why_to_stop(lost, (), limit_s, 1.0)
+    assert type(why) is error
+    assert mend in str(why)

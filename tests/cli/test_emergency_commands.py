@@ -86,8 +86,9 @@ def test_a_halt_stops_the_run_and_a_resume_clears_it_and_goes_on(tmp_path: Path,
 
 def test_a_signal_to_a_run_that_no_process_leads_waits_for_the_resume(tmp_path: Path, esper: Any) -> None:
     run_dir = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as stop:
         short(run_dir, AtFence(_interrupt))
+    assert f"esper.resume({str(run_dir)!r})" in stop.value.__notes__[-1]
     assert esper(*signal(run_dir, "HALT"))["state"] == "waiting"
     assert esper("queue", "list", run_dir)["inbox"] == 1
     with pytest.raises(EmergencyStop):

@@ -19,7 +19,7 @@ from esper.leyline.reports import FieldReport
 from esper.leyline.stages import IN_HOST
 from esper.leyline.state import RoundState
 from esper.tamiyo.heuristic import HeuristicPolicy
-from esper.testing import tiny_config, tiny_task
+from esper.testing import telling, tiny_config, tiny_task
 
 GROWTH = tiny_config().growth
 
@@ -99,7 +99,7 @@ def test_a_fence_without_a_checkpoint_is_refused_and_the_run_can_be_resumed(
 ) -> None:
     run_dir = tmp_path / "run"
     policy = going_back(lambda fences: fences[-1] + 1)
-    with pytest.raises(StageConflict, match="has no checkpoint"):
+    with pytest.raises(StageConflict, check=telling("go_back_to = ", "meddling-1: this fence has no checkpoint")):
         esper.run(tiny_task(), tiny_config(run__dir=str(run_dir)), on=InProcess(policy=policy))
     past = read_past(run_dir)
     assert (past.generation, past.rollbacks) == (1, 0)

@@ -209,7 +209,7 @@ def test_a_policy_that_names_no_pair_and_no_reason_has_no_candidates(
     telemetry: Telemetry, told: Told, hold: str | None
 ) -> None:
     with pytest.raises(
-        NoSeedCandidates, check=telling("2", subject="policy scripted", missing="none of the eligible pairs")
+        NoSeedCandidates, check=telling("2", "`hold`", subject="policy scripted", missing="none of the eligible pairs")
     ):
         Components(make_decision(hold=hold)).tamiyo.decide(make_state())
     assert told() == ["policy_no_candidates"]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -16,7 +16,11 @@ from torch import Tensor, nn
 from training import make_plan, make_survey
 
 from esper import resume, run
+from esper.cli import task_commands
+from esper.cli.main import exit_code
 from esper.errors import ConfigError, Drained, TaskError
+from esper.flow import entry
+from esper.flow.progress import Quiet
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS, BlueprintRegistry, blueprint
 from esper.leyline.slots import Kind
 from esper.setup.survey import Survey
@@ -191,3 +195,22 @@ def test_a_compiled_run_grows_and_ends_with_the_same_bits_after_a_stop(tmp_path:
     with pytest.raises(Drained):
         run(tiny_task(), config("run"), drain=(watch := StopAt(7)).drain, progress=watch)
     assert resume(tmp_path / "run", tiny_task()).weights_sha256 == whole.weights_sha256
+
+
+def test_a_line_is_shown_before_the_first_compilation(monkeypatch, capsys, tmp_path):
+    class Told(Quiet):
+        lines: ClassVar[list[str]] = []
+
+        def found(self, what):
+            self.lines.append(what)
+
+    def refusing(*_):
+        raise ConfigError("run", 1, "stopped here")
+
+    for place in (entry, task_commands):
+        monkeypatch.setattr(place, "survey_of", refusing)
+    with pytest.raises(ConfigError, match="stopped here"):
+        run(tiny_task(), tiny_config(run__compile=True, run__dir=str(tmp_path / "run")), progress=Told())
+    assert [line.startswith("compiling the network with inductor") for line in Told.lines] == [True]
+    assert exit_code(["plan", "--set", "run.compile=true"]) != 0
+    assert "compiling the network with inductor" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from training import live_trainer
 from esper.errors import TaskError
 from esper.setup.survey import survey_of
 from esper.testing import telling, tiny_config, tiny_task
-from esper.tolaria.optim import FLOOR, SeedOptimizer, build_optimizer, peak_share, seed_rate
+from esper.tolaria.optim import FLOOR, SeedOptimizer, build_optimizer, peak_share, seed_rate, stand_ins
 from esper.tolaria.trainer import Trainer
 
 
@@ -107,3 +107,9 @@ def test_a_run_made_longer_goes_on_with_the_schedule_of_the_longer_run(scheduler
     again = trainer(3)
     again.become(made_longer.snapshot())
     assert rates(again) == rates(made_longer)
+
+
+def test_copies_of_parameters_have_the_attributes_by_which_a_factory_may_make_groups() -> None:
+    marked, plain = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))
+    vars(marked)["rate"] = 1e-4
+    assert [vars(one) for one in stand_ins([marked, plain])] == [{"rate": 1e-4}, {}]

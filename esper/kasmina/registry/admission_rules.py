@@ -192,9 +192,8 @@ def _not_early(command: Command, ledger: Ledger) -> None:
 def _checkpoint(command: Command, ledger: Ledger) -> None:
     if command.to_fence not in ledger.checkpoints:
         there = ", ".join(map(str, ledger.checkpoints)) or "none"
-        raise conflict(
-            command, f"fence {command.to_fence} has no checkpoint; earlier fences with a checkpoint: {there}"
-        )
+        asked = f"go_back_to = {command.to_fence} of policy version {command.policy_version}"
+        raise conflict(command, f"{asked}: this fence has no checkpoint; give one of `state.checkpoints`: {there}")
 
 
 def conflict(command: Command, detail: str) -> StageConflict:
