@@ -42,7 +42,13 @@ class Node:
         """Unix time of the end; of a span that never ended, the last time that is known of it and of what it began."""
         return self._end_ns
 
+    @property
+    def last_ns(self) -> int:
+        """Unix time of the last end of the span and of all spans below it, which may end after it."""
+        return self._last_ns
+
     _end_ns: int = 0
+    _last_ns: int = 0
 
 
 def trees(spans: Sequence[Span]) -> list[Node]:
@@ -104,7 +110,7 @@ def _cycle_above(node: Node) -> list[Node]:
 
 
 def _measure(root: Node) -> None:
-    """Set depths, ends and self times."""
+    """Set depths, ends, last ends and self times."""
     order = list(walk([root]))
     for node in order:
         node.depth = node.parent.depth + 1 if node.parent is not None else 0
@@ -112,6 +118,7 @@ def _measure(root: Node) -> None:
         ends = (child.end_ns for child in node.children)
         node._end_ns = node.span.end_ns if node.span.end_ns is not None else max(ends, default=node.span.start_ns)
         node._end_ns = max(node._end_ns, node.span.start_ns)
+        node._last_ns = max([node._end_ns, *(child.last_ns for child in node.children)])
         if node.span.end_ns is not None:
             node.self_ns = max(0, node.end_ns - node.span.start_ns - _covered(node))
 
@@ -128,16 +135,16 @@ def _covered(node: Node) -> int:
 
 
 def _mark_critical(root: Node) -> None:
-    """Mark the critical path: from the end of the root backwards, always the child that ended last."""
-    todo = [(root, root.span.start_ns, root.end_ns)]
+    """Mark the critical path: from the last end backwards, always the child with the last end in it or below it."""
+    todo = [(root, root.span.start_ns, root.last_ns)]
     while todo:
         node, first, until = todo.pop()
         node.critical = True
-        first, at = max(first, node.span.start_ns), min(until, node.end_ns)
-        for child in sorted(node.children, key=lambda one: one.end_ns, reverse=True):
-            if child.end_ns <= first:
+        first, at = max(first, node.span.start_ns), min(until, node.last_ns)
+        for child in sorted(node.children, key=lambda one: one.last_ns, reverse=True):
+            if child.last_ns <= first:
                 break
-            end = min(child.end_ns, at)
+            end = min(child.last_ns, at)
             if child.span.start_ns < end and at > first:
                 node.critical_ns += at - end
                 todo.append((child, first, end))

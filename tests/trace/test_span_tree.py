@@ -78,7 +78,7 @@ def test_every_span_is_in_one_place_and_the_critical_path_is_as_long_as_the_root
     assert sorted(node.span.name for node in nodes) == sorted(unique)
     for root in roots:
         below = list(walk([root]))
-        assert sum(node.critical_ns for node in below) == root.end_ns - root.span.start_ns
+        assert sum(node.critical_ns for node in below) == root.last_ns - root.span.start_ns
         assert all(0 <= node.self_ns <= (node.duration_ns or 0) for node in below)
 
 
@@ -114,3 +114,9 @@ def test_an_error_that_has_gained_a_reason_on_its_way_is_shown_with_it() -> None
     assert [told[name] is not None and told[name].began_here for name in ("root", "step")] == [True, True]
     assert told["root"] is not None
     assert told["root"].fields == {"reason": "fire"}
+
+
+def test_a_recovery_that_ends_after_its_round_is_on_the_critical_path() -> None:
+    found = by_name(trees(read(span("round", end=10), span("recover", "round", 10, 90), span("step", "round", 0, 9))))
+    assert {name for name, node in found.items() if node.critical} == {"round", "recover", "step"}
+    assert (found["recover"].critical_ns, found["round"].last_ns - found["round"].span.start_ns) == (80 * MS, 90 * MS)
