@@ -65,6 +65,6 @@ def _show(chosen: list[SevereEvent], every: list[SevereEvent]) -> None:
     for event in chosen:
         head = f"{event.time:%Y-%m-%d %H:%M:%S} {event.severity:<8} "
         line = Text(in_one_line(head)).append(in_one_line(event.name), style=severity_style(event.severity))
-        fields = "".join(f"  {key}={value_text(value)}" for key, value in event.fields.items())
-        line.append(in_one_line(f"  {event.role}{fields}  trace {event.trace_id[:8] or 'none'}"))
+        line.append(in_one_line(f"  {event.role}  trace {event.trace_id[:8] or 'none'}"))
+        line.append(in_one_line("".join(f"  {key}={value_text(value)}" for key, value in event.fields.items())))
         console.print(line, soft_wrap=True)

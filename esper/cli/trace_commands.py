@@ -223,7 +223,7 @@ def _show_list(chosen: Sequence[TraceSummary], number: int) -> None:
 
 def _heading(roots: Sequence[Node], spans: Sequence[Span]) -> Text:
     first = spans[0].start_ns
-    last = max(root.end_ns for root in roots)
+    last = max(root.last_ns for root in roots)
     failed, never = sum(span.failed for span in spans), sum(span.end_ns is None for span in spans)
     counts = [f"{len(spans):,} spans", length(max(0, last - first))]
     counts += [f"{failed:,} failed"] if failed else []
@@ -258,7 +258,12 @@ def _node(node: Node) -> dict[str, Any]:
         "critical_s": node.critical_ns / 1e9,
         "ended": node.span.end_ns is not None,
         "parent_on_disk": not node.orphan,
-        "error": {"class": failure.error, "message": failure.message, "began_here": failure.began_here}
+        "error": {
+            "class": failure.error,
+            "message": failure.message,
+            "place": failure.place,
+            "began_here": failure.began_here,
+        }
         if failure is not None
         else None,
         "attributes": _plain(node.span.attributes),

@@ -160,6 +160,8 @@ def _failure(node: Node, indent: str, failure: Failure, width: int) -> Iterator[
         return
     told = ": ".join(part for part in (failure.error or "error", " ".join(failure.message.split())) if part)
     yield from _wrapped(node.span.role, indent, f"{told}{_listed(failure.fields)}", width, "bold red")
+    if failure.place:
+        yield from _wrapped(node.span.role, indent, f"at {failure.place}", width, "red")
 
 
 def _fields(node: Node, indent: str, fields: Mapping[str, Any], width: int) -> Iterator[Text]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from esper.trace.span_tree import Node
 
 _OWN = ("exception.type", "exception.message", "exception.stacktrace", "exception.escaped")
 EXCEPTION = "exception"
+_FRAME = re.compile(r'^  File "(.*)", line (\d+), in (.*)$', re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class Failure:
     message: str
     fields: dict[str, Any]
     """The error's own public fields."""
+    place: str
+    """The innermost place of its traceback: file, line and function. "": it is not known."""
     began_here: bool
     """False: a span below failed with the same error, or the parent did before this span began. The error is the same
     if its class and its message are: a HALT has its reason in the conductor alone, so that both errors are shown."""
@@ -41,12 +45,18 @@ def failure_of(node: Node) -> Failure | None:
         return None
     fields = {key: value for key, value in _exception(span).items() if key not in _OWN}
     began_here = not (_after_its_parent(node) or any(map(_same(node), node.children)))
-    return Failure(error_class(span), _message(span), fields, began_here)
+    return Failure(error_class(span), _message(span), fields, _place(span), began_here)
 
 
 def _exception(span: Span) -> Attributes:
     """Return the attributes of the last exception event of a span."""
     return next((event.attributes for event in reversed(span.events) if event.name == EXCEPTION), NOTHING)
+
+
+def _place(span: Span) -> str:
+    trace = _exception(span).get("exception.stacktrace")
+    frames = _FRAME.findall(trace) if isinstance(trace, str) else []
+    return "{}, line {}, in {}".format(*frames[-1]) if frames else ""
 
 
 def _message(span: Span) -> str:

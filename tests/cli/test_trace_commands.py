@@ -17,6 +17,13 @@ from span_lines import TRACE, failed, span, write
 from esper.cli.main import exit_code
 
 OTHER = "b2" * 16
+TRACEBACK = """Traceback (most recent call last):
+  File "/home/me/run.py", line 3, in <module>
+    restore()
+  File "/home/me/store.py", line 7, in restore
+    raise CheckpointCorrupt(file)
+esper.errors.CheckpointCorrupt: the checksum is wrong
+"""
 Esper = Callable[..., tuple[int, str]]
 
 
@@ -42,6 +49,8 @@ def as_json(found: tuple[int, str]) -> Any:
 def incident(tmp_path: Path) -> Path:
     """A run with a round whose checkpoint is damaged, and a quick healthy round after it."""
     error = failed("CheckpointCorrupt", "the checksum is wrong", file="fence-3.ckpt")
+    trace = {"key": "exception.stacktrace", "value": {"stringValue": TRACEBACK}}
+    error["events"][0]["attributes"].append(trace)
     steps = [span(f"s{number}", "round", 10 + number, 11 + number, name="esper step") for number in range(12)]
     write(
         tmp_path,
@@ -91,6 +100,7 @@ def test_a_trace_is_a_tree_of_80_columns_whose_lines_begin_with_their_roles(espe
     assert all(line.split()[0] in ("conductor", "tolaria", "tamiyo") for line in lines[3:])
     assert re.search(r"tolaria +├ esper step +x12 \* +12.0 ms", told)
     assert re.search(r"tolaria +CheckpointCorrupt: the checksum is wrong +file=fence-3.ckpt", told)
+    assert re.search(r"tolaria +at /home/me/store.py, line 7, in restore", told)
     assert re.search(r"conductor +CheckpointCorrupt, from below", told)
     assert re.search(r"tamiyo +. tamiyo decide +never ended", told)
     assert re.search(r"tamiyo +22:13:20 policy_timeout ERROR +elapsed_s=5.5", told)
@@ -102,8 +112,14 @@ def test_the_critical_path_and_the_json_of_a_trace(esper: Esper, incident: Path)
     assert "tamiyo decide" not in told
     found = as_json(esper("trace", "show", incident, TRACE, "--json"))
     assert [span["name"] for span in found["spans"] if span["critical"]].count("checkpoint restore") == 1
+    place = "/home/me/store.py, line 7, in restore"
     restore = next(span for span in found["spans"] if span["name"] == "checkpoint restore")
-    assert restore["error"] == {"class": "CheckpointCorrupt", "message": "the checksum is wrong", "began_here": True}
+    assert restore["error"] == {
+        "class": "CheckpointCorrupt",
+        "message": "the checksum is wrong",
+        "place": place,
+        "began_here": True,
+    }
     assert [event["name"] for event in found["severe_events_without_span"]] == ["policy_timeout"]
 
 
@@ -190,7 +206,7 @@ def test_assert_ends_with_1_unless_a_trace_has_every_path(esper: Esper, incident
 
 def test_events_are_shown_with_their_trace_ids_and_take_filters(esper: Esper, incident: Path) -> None:
     code, told = esper("events", incident)
-    assert (code, told) == (0, "2023-11-14 22:13:20 ERROR    policy_timeout  tamiyo  elapsed_s=5.5  trace a1a1a1a1\n")
+    assert (code, told) == (0, "2023-11-14 22:13:20 ERROR    policy_timeout  tamiyo  trace a1a1a1a1  elapsed_s=5.5\n")
     for words, number in (
         (["--level", "critical"], 0),
         (["--level", "warning"], 1),
