@@ -47,7 +47,7 @@ class Story:
     host: HostSnapshot
     """Only its receipts are a source."""
     entries: Sequence[Entry]
-    """The journal up to the checkpoint. Empty: the journal cannot be used, and `of_journal` gives nothing."""
+    """The journal up to the checkpoint. Empty: the journal cannot be used, and no field of `OF_JOURNAL` is derived."""
 
     def bodies(self, kind: RecordKind) -> list[dict[str, Any]]:
         """Return the bodies of the journal's records of one kind, in order."""
