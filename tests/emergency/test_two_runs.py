@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from services import opened, word_in
 import esper
 from esper.emergency.hosting import hosted
 from esper.errors import ConfigError
+from esper.flow.one_run import only_run
 from esper.flow.progress import Quiet
 from esper.flow.tally import Tally
 from esper.leyline.signals import Level
@@ -39,6 +42,28 @@ def test_a_run_in_a_second_thread_is_refused_and_the_first_goes_on(tmp_path: Pat
     config = tiny_config(run__dir=str(tmp_path / "one"), growth__enabled=False)
     esper.run(tiny_task(), config, progress=BeginsAnother(tmp_path / "other"))
     assert not (tmp_path / "other").exists()
+
+
+def test_a_forked_process_may_run_although_a_thread_of_its_parent_runs() -> None:
+    begun, over = threading.Event(), threading.Event()
+
+    def runs() -> None:
+        with only_run():
+            begun.set()
+            over.wait()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(runs)
+        begun.wait()
+        child = os.fork()
+        if child == 0:
+            try:
+                with only_run():
+                    os._exit(7)
+            finally:
+                os._exit(1)
+        over.set()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 def test_the_signals_of_one_service_do_not_reach_another_in_the_same_process(tmp_path: Path) -> None:
