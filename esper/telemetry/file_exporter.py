@@ -13,6 +13,7 @@ text, enums as numbers).
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import math
 import os
@@ -118,9 +119,12 @@ def append_line(descriptor: int, line: str) -> None:
     """Append one line. If an earlier failure left an incomplete line at the end, that line is ended first.
 
     Raises:
-        OSError: the line was not written, or only a part of it.
+        OSError: the line was not written, or only a part of it; or the file was deleted, so that nobody could read it.
     """
-    size = os.fstat(descriptor).st_size
+    state = os.fstat(descriptor)
+    if state.st_nlink == 0:
+        raise FileNotFoundError(errno.ENOENT, "the file was deleted while it was written")
+    size = state.st_size
     torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
     rest = memoryview(("\n" * torn + line + "\n").encode())
     while rest:

@@ -181,6 +181,17 @@ def test_a_span_that_comes_after_shutdown_is_counted_and_goes_to_no_other_file(t
     assert counters.total("esper.spans.lost") == 1
 
 
+def test_spans_after_the_file_was_deleted_are_lost_and_counted(tmp_path, capfd):
+    counters = Counters()
+    exporter = FileSpanExporter(tmp_path / "spans-conductor-1.jsonl", counters)
+    assert exporter.export([ended_span()]) is SpanExportResult.SUCCESS
+    (tmp_path / "spans-conductor-1.jsonl").unlink()
+    assert exporter.export([ended_span()]) is SpanExportResult.FAILURE
+    assert counters.total("esper.spans.lost") == 1
+    assert "the file was deleted" in capfd.readouterr().err
+    exporter.shutdown()
+
+
 def test_a_write_cut_short_is_a_lost_span_and_not_a_half_one_called_written(tmp_path):
     program = f"""
 import pathlib, resource
