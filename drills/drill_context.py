@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import esper
-from drills.impossible import DrillImpossible
 from drills.task_under_drill import TaskUnderDrill
 from drills.undisturbed import Undisturbed
 from esper import InProcess, OnRay
@@ -21,7 +20,7 @@ from esper.archive.history import look_at
 from esper.archive.journal import RecordKind
 from esper.archive.run_directory import run_file
 from esper.config.joined import RunConfig, as_toml
-from esper.errors import text_of
+from esper.errors import DrillImpossible, text_of
 from esper.faults import FaultSpec
 from esper.flow.progress import Progress
 from esper.flow.result import Result

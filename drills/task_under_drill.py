@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from drills.impossible import DrillImpossible
 from esper.config.joined import RunConfig, load_config
+from esper.errors import DrillImpossible
 from esper.faults import FaultSpec
 from esper.task import Task
 from esper.tasks import bands

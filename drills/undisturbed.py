@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from drills.impossible import DrillImpossible
 from esper.archive.journal import Entry, RecordKind
 from esper.archive.summary import Summary
+from esper.errors import DrillImpossible
 
 
 @dataclass(frozen=True)

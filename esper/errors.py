@@ -39,6 +39,8 @@
     ├── SinkFailed                      a sink did not confirm a signal, which stays in the queue
     ├── Drained                         SIGTERM: training ended at a fence                       exit 143
     ├── CannotBeWritten                 `esper export` cannot write a class or function as source
+    ├── SpanUnreadable                  a line of a span file is not OTLP JSON of spans
+    ├── DrillImpossible                 a drill cannot be made with this task or on this machine
     └── FaultInjected                   a fault that was armed on purpose
 
 Each class takes positional arguments only and passes them to `Exception.__init__` unchanged, so that
@@ -547,6 +549,32 @@ class CannotBeWritten(EsperError):
 
     def __str__(self) -> str:
         return self.reason
+
+
+class SpanUnreadable(EsperError):
+    """A line of a span file is not OTLP JSON of spans. `reason` says what is wrong. Readers count the line and continue
+    with the next."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class DrillImpossible(EsperError):
+    """A drill cannot be made with this task or on this machine. `why` names what is missing.
+
+    Such a drill has failed. It is never left out in silence.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"cannot be made here: {self.why}"
 
 
 class FaultInjected(EsperError):

@@ -106,7 +106,7 @@ ALLOWED: dict[str, str] = {
     "esper/trace/otlp_json.py _only_resource: answers (ValueError, RecursionError)": "the whole line is decoded then",
     "esper/trace/span_files.py lines: answers OSError": "counted and shown",
     "esper/trace/span_files.py open_regular: answers OSError": "counted and shown",
-    "esper/trace/span_store.py every_span: answers Unreadable": "counted and shown",
+    "esper/trace/span_store.py every_span: answers SpanUnreadable": "counted and shown",
     "esper/cli/log_commands.py _is_json: answers (ValueError, RecursionError)": "no JSON; shown as hex",
     "esper/archive/damage.py read_identity: answers RunDirectoryError": "returned as damage",
     "esper/setup/mixing.py find_mixing: answers Exception": "None: the user's code does not take a batch of other content",

@@ -18,7 +18,7 @@ from drills.catalogue.restarts_exceeded import NO_PROGRESS, RESTARTS_EXCEEDED
 from drills.catalogue.trainer_killed import TRAINER_KILLED
 from drills.drill import Drill
 from drills.drill_context import DrillContext
-from drills.impossible import DrillImpossible
+from esper.errors import DrillImpossible
 
 
 def _waiting(number: int, name: str, what: str, needs: str) -> Drill:

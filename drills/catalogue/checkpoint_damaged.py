@@ -10,10 +10,10 @@ from drills import expect
 from drills.damaging import flip, truncate
 from drills.drill import Drill
 from drills.drill_context import DrillContext
-from drills.impossible import DrillImpossible
 from drills.stop_at_fence import StopAtFence
 from esper.archive.history import look_at
 from esper.archive.run_directory import checkpoints_folder
+from esper.errors import DrillImpossible
 
 
 class Hostile:

@@ -40,8 +40,8 @@ def full(drill: DrillContext) -> None:
 
 
 def killed(drill: DrillContext) -> None:
-    """Kill the emergency actor at its fifth signal."""
-    _send(drill, kill("emergency.publish", passage=5), settings=UNCAPPED)
+    """Kill the emergency actor when the conductor asks it at the second fence after the signals."""
+    _send(drill, kill("emergency.pending", passage=drill.undisturbed.first_tournament + 3), settings=UNCAPPED)
 
 
 def down(drill: DrillContext) -> None:

@@ -6,9 +6,9 @@ from drills import expect
 from drills.damaging import flip
 from drills.drill import Drill
 from drills.drill_context import DrillContext
-from drills.impossible import DrillImpossible
 from drills.stop_at_fence import StopAtFence
 from esper.archive.run_directory import reports_folder
+from esper.errors import DrillImpossible
 
 
 def act(drill: DrillContext) -> None:

@@ -116,5 +116,7 @@ NO_SWITCH = {
     "TheirCodeRaised": "the user's code raised it, and does so again",
     "StateNotKept": "the code of the task has state that no checkpoint saves, and would have it again",
     "CannotBeWritten": "`esper export` raises it, and runs without actors",
+    "SpanUnreadable": "`esper trace` raises it, and runs without actors",
+    "DrillImpossible": "`esper drill` raises it, before the run that it would break",
 }
 """Classes of errors that cannot be set to "restart", with the reason."""

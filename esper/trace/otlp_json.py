@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from esper.errors import SpanUnreadable
+
 Attributes = Mapping[str, Any]
 """Attributes by key. A value is text, a bool, an int of 64 bits, a float, bytes, None, or a list or dict of these."""
 
@@ -26,10 +28,6 @@ _NO_TRACE, _NO_SPAN = "0" * 32, "0" * 16
 _FAILED = (2, "STATUS_CODE_ERROR")
 _KINDS = range(6)
 NAMED_FLOATS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-
-
-class Unreadable(ValueError):
-    """A line is not OTLP JSON of spans. The text is the reason. The readers of this room count it and go on."""
 
 
 class Event(NamedTuple):
@@ -95,7 +93,7 @@ class LineDecoder:
         """Return the spans of one line, which has one TracesData object.
 
         Raises:
-            Unreadable: the line is not JSON, or a field that this room uses has a wrong type.
+            SpanUnreadable: the line is not JSON, or a field that this room uses has a wrong type.
         """
         try:
             place = line.find(BEGIN) + len(BEGIN)
@@ -106,13 +104,11 @@ class LineDecoder:
                     return [_span(raw, resource) for raw in json.loads(f"[{line[place:end].decode()}]")]
             return list(_spans(json.loads(line.decode())))
         except RecursionError as error:
-            raise Unreadable("JSON that is nested too deeply") from error
+            raise SpanUnreadable("JSON that is nested too deeply") from error
         except UnicodeDecodeError as error:
-            raise Unreadable("bytes that are not UTF-8") from error
-        except Unreadable:
-            raise
+            raise SpanUnreadable("bytes that are not UTF-8") from error
         except ValueError as error:  # also an integer with thousands of digits
-            raise Unreadable("no JSON") from error
+            raise SpanUnreadable("no JSON") from error
 
     def _resource(self, beginning: bytes) -> Attributes | None:
         """Return the resource of the lines that begin so, up to the spans, and end with `END`."""
@@ -165,7 +161,7 @@ def traces_data(spans: list[Span]) -> dict[str, Any]:
 
 def _object(found: Any) -> dict[str, Any]:
     if type(found) is not dict:
-        raise Unreadable("a part that has to be an object")
+        raise SpanUnreadable("a part that has to be an object")
     return found
 
 
@@ -178,13 +174,13 @@ def _list(found: dict[str, Any], key: str) -> list[Any]:
     if value is None:
         return []
     if type(value) is not list:
-        raise Unreadable(f"{key} has to be a list")
+        raise SpanUnreadable(f"{key} has to be a list")
     return value
 
 
 def _span(raw: Any, resource: Attributes) -> Span:
     if type(raw) is not dict:
-        raise Unreadable("a span has to be an object")
+        raise SpanUnreadable("a span has to be an object")
     attributes = _pairs(_list(raw, "attributes"))
     status = raw.get("status") or {}
     role = attributes.get("esper.role") or resource.get("esper.role")
@@ -222,7 +218,7 @@ def _link(raw: Any) -> Link:
 def _id(raw: dict[str, Any], key: str, form: re.Pattern[str], none: str) -> str:
     value = raw.get(key)
     if type(value) is not str or not form.fullmatch(value) or value == none:
-        raise Unreadable(f"{key} has to be an id in hexadecimal digits")
+        raise SpanUnreadable(f"{key} has to be an id in hexadecimal digits")
     return value.lower()
 
 
@@ -231,7 +227,7 @@ def _text(raw: dict[str, Any], key: str) -> str:
     if value is None:
         return ""
     if type(value) is not str:
-        raise Unreadable(f"{key} has to be text")
+        raise SpanUnreadable(f"{key} has to be text")
     return value if value.isascii() else _without_surrogates(value)
 
 
@@ -248,7 +244,7 @@ def _time(raw: dict[str, Any], key: str) -> int:
 def _integer(value: Any, key: str, least: int, beyond: int) -> int:
     number = int(value) if type(value) is str and _INTEGER.fullmatch(value) else value
     if type(number) is not int or not least <= number < beyond:
-        raise Unreadable(f"{key} has to be a whole number of 64 bits")
+        raise SpanUnreadable(f"{key} has to be a whole number of 64 bits")
     return number
 
 
@@ -260,10 +256,10 @@ def _pairs(found: list[Any]) -> dict[str, Any]:
     told: dict[str, Any] = {}
     for pair in found:
         if type(pair) is not dict:
-            raise Unreadable("an attribute has to be an object")
+            raise SpanUnreadable("an attribute has to be an object")
         key, value = pair.get("key"), pair.get("value")
         if type(key) is not str:
-            raise Unreadable("the key of an attribute has to be text")
+            raise SpanUnreadable("the key of an attribute has to be text")
         text = value.get("stringValue") if type(value) is dict and len(value) == 1 else None
         plain = type(text) is str and text.isascii() and key.isascii()  # most values are short texts
         told[key if plain else _text(pair, "key")] = text if plain else _value(value)
@@ -275,7 +271,7 @@ def _value(raw: Any) -> Any:
         return None
     found = _object(raw)
     if len(found) > 1:
-        raise Unreadable("an attribute has several values")
+        raise SpanUnreadable("an attribute has several values")
     for kind, value in found.items():
         match kind:
             case "stringValue":
@@ -292,7 +288,7 @@ def _value(raw: Any) -> Any:
                 return _pairs(_list(_object(value), "values"))
             case "bytesValue":
                 return _bytes(value)
-        raise Unreadable("an attribute has an unknown or wrong value")
+        raise SpanUnreadable("an attribute has an unknown or wrong value")
     return None
 
 
@@ -301,14 +297,14 @@ def _double(value: Any) -> float:
         return NAMED_FLOATS[value]
     if type(value) is float or (type(value) is int and abs(value) < 2**1023):
         return float(value)
-    raise Unreadable("doubleValue has to be a number")
+    raise SpanUnreadable("doubleValue has to be a number")
 
 
 def _bytes(value: Any) -> bytes:
     try:
         return base64.b64decode(value, validate=True)
     except (TypeError, ValueError, binascii.Error) as error:
-        raise Unreadable("bytesValue has to be base64") from error
+        raise SpanUnreadable("bytesValue has to be base64") from error
 
 
 # -- encoding --------------------------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from esper.errors import ConfigError
-from esper.trace.otlp_json import LineDecoder, Span, Unreadable
+from esper.errors import ConfigError, SpanUnreadable
+from esper.trace.otlp_json import LineDecoder, Span
 from esper.trace.span_files import LIMITS, TORN, Limits, Skipped, lines_of, telemetry_of
 
 PREFIX_OF_ID = re.compile(r"[0-9a-fA-F]{1,32}")
@@ -30,7 +30,7 @@ def every_span(
             continue
         try:
             found = decoder.spans_of(line)
-        except Unreadable as reason:
+        except SpanUnreadable as reason:
             skipped.add(name, str(reason) if line.endswith(b"\n") else TORN)
             continue
         if len(found) > left:

@@ -107,7 +107,7 @@ def test_a_resume_that_ends_before_it_goes_on_names_its_run(
     monkeypatch.setattr(parent, "tell", facts.update)
     monkeypatch.setattr(run_command, "resume", fails)
     with pytest.raises(typer.Exit) as ended:
-        run_command.execute_resume(tmp_path, {}, None, in_process=True, as_json=True)
+        run_command.execute_resume(tmp_path, None, {}, None, in_process=True, as_json=True)
     told = json.loads(capsys.readouterr().out)
     assert (ended.value.exit_code, facts, told["run_dir"]) == (3, {"run_dir": str(tmp_path)}, str(tmp_path))
     assert told["next"].endswith(f"esper resume {tmp_path}")
