@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from esper.telemetry import events
+from esper.telemetry.events import NAMES
 
 Labels = tuple[tuple[str, str], ...]
 """Labels of one series: (name, value) pairs, sorted by name. Empty for the series without labels."""
@@ -97,7 +97,7 @@ COUNTERS: Mapping[str, Metric] = {
     "esper.actor.restarts": Metric("processes of actors that were started again", {"role": ROLES}),
     "esper.fallbacks": Metric("fallbacks that a gate saw; must stay 0", {"source": ("command", "evidence", "status")}),
     "esper.faults.fired": Metric("faults that were injected on purpose"),
-    "esper.severe_events": Metric("severe events", {"event": tuple(sorted(events.NAMES))}),
+    "esper.severe_events": Metric("severe events", {"event": tuple(sorted(NAMES))}),
     "esper.spans.lost": Metric("spans that could not be written or exported"),
     "esper.log_records.lost": Metric("log records that could not be exported"),
 }

@@ -10,9 +10,9 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
 
-from esper.telemetry import otlp
 from esper.telemetry.environment import TelemetryEnvironment
 from esper.telemetry.metrics import Counters
+from esper.telemetry.otlp import log_batches, span_batches
 
 
 def span_processors(asked: TelemetryEnvironment, counters: Counters) -> list[SpanProcessor]:
@@ -21,7 +21,7 @@ def span_processors(asked: TelemetryEnvironment, counters: Counters) -> list[Spa
     if "TRACES" in asked.console:
         made.append(SimpleSpanProcessor(ConsoleSpanExporter(out=sys.stderr)))
     if asked.traces_otlp is not None:
-        made.append(otlp.span_batches(asked.traces_otlp, lambda spans: counters.add("esper.spans.lost", spans)))
+        made.append(span_batches(asked.traces_otlp, lambda spans: counters.add("esper.spans.lost", spans)))
     return made
 
 
@@ -31,7 +31,7 @@ def log_provider(asked: TelemetryEnvironment, resource: Resource, counters: Coun
     if "LOGS" in asked.console:
         made.append(SimpleLogRecordProcessor(ConsoleLogRecordExporter(out=sys.stderr)))
     if asked.logs_otlp is not None:
-        made.append(otlp.log_batches(asked.logs_otlp, lambda records: counters.add("esper.log_records.lost", records)))
+        made.append(log_batches(asked.logs_otlp, lambda records: counters.add("esper.log_records.lost", records)))
     if not made:
         return None
     provider = LoggerProvider(resource, shutdown_on_exit=False)
