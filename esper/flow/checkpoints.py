@@ -205,8 +205,8 @@ class Checkpoints(Closing):
             faults.point("conductor.commit", round=written.fence)
             self._journal.write(RecordKind.CHECKPOINT_COMMITTED, written)
             self._committed.append(written)
-            observe("esper.checkpoint.duration", time.perf_counter() - began_s)
             self._drop_old()
+            observe("esper.checkpoint.duration", time.perf_counter() - began_s)
 
     def _drop_old(self) -> None:
         """Unlink all checkpoints except the newest `keep` and the checkpoint of fence 0. If no other checkpoint loads,

@@ -150,12 +150,14 @@ def test_each_row_of_the_table_is_reached_and_no_class_falls_through() -> None:
 
 RESUMED = {"ActorLost", "TrainerRankLost", "ActorDoubtful", "ActorError", "CallDeadlineExceeded", "CannotBeWritten"}
 RESUMED |= {
+    "DrillImpossible",
     "Drained",
     "EmergencyQueueFull",
     "EmergencyUnavailable",
     "FaultInjected",
     "RollbackDeadlineExceeded",
     "SinkFailed",
+    "SpanUnreadable",
 }
 """Classes of error after which `esper resume` alone is what to do. A new class is in the table, or here on purpose."""
 

@@ -76,7 +76,7 @@ class Fragile(TinyHost):
         return super().forward(x)
 def fragile(): return tiny_task(model=Fragile)
 class Broken(TinyHost):
-    def forward(self, x): return super().forward(x[:, :3])
+    def forward(self, x): return self.body(x[:, :3])
 def broken(): return tiny_task(model=Broken)
 
 class Interrupting(Bands):
@@ -300,7 +300,9 @@ def test_inspect_tells_the_same_seeds_as_the_result(esper: Esper) -> None:
     assert found["level"] is None
     same = ("seed_id", "slot", "blueprint", "stage", "gain", "z")
     blends = [seed.pop("blend") for seed in found["seeds"]]
-    assert found["seeds"] == [{key: seed[key] for key in same} for seed in result["seeds"]]
+    assert [{key: seed[key] for key in same} for seed in found["seeds"]] == [
+        {key: seed[key] for key in same} for seed in result["seeds"]
+    ]
     ended = {"mode": "RESIDUAL", "mean": 1.0, "p95": 1.0, "clamped": None}
     assert [ended if seed["stage"] == "FOSSILIZED" else None for seed in found["seeds"]] == blends
     code, out, _ = esper("inspect", "here")
