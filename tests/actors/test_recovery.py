@@ -370,7 +370,7 @@ POLICY_DIES = {"point": "tamiyo.decide", "fault": "kill", "passage": 3, "role": 
 def test_the_spare_replaces_a_dead_policy_and_a_new_spare_starts(launch_tiny: Any, undisturbed: Result) -> None:
     watch = Looks()
     same(launch_tiny(restarting=True, faults=[POLICY_DIES], progress=watch), undisturbed)
-    assert watch.found == {"tamiyo-spare-g1", "tamiyo-spare-g2"}
+    assert watch.answered == {"tamiyo-spare-g1", "tamiyo-spare-g2"}
 
 
 def test_a_new_spare_that_dies_as_it_starts_ends_no_other_actor(
@@ -381,7 +381,7 @@ def test_a_new_spare_that_dies_as_it_starts_ends_no_other_actor(
     again = {"point": "tamiyo.start", "fault": "kill", "role": "tamiyo-spare", "generation": 2}
     result = launch_tiny(restarting=True, faults=[POLICY_DIES, again], progress=watch)
     same(result, undisturbed)
-    assert watch.found == {"tamiyo-spare-g1", "tamiyo-spare-g2 again"}
+    assert watch.answered == {"tamiyo-spare-g1", "tamiyo-spare-g2 again"}
     assert [recovery.actors for recovery in result.recoveries] == [("tamiyo",)]
     assert (result.restarts, read_past(tmp_path / "run").generation) == (2, 2)
 
@@ -390,7 +390,7 @@ class Looks(Quiet):
     """Which processes of Tamiyo answer at a late fence, by the names that they were started with."""
 
     def __init__(self) -> None:
-        self.found = set[str]()
+        self.answered = set[str]()
 
     def fence(self, state: RoundState, tally: Tally) -> None:
         del tally
@@ -400,7 +400,7 @@ class Looks(Quiet):
                     with suppress(ValueError, ray.exceptions.RayActorError):  # there is none of this name, or none now
                         actor: Any = ray.get_actor(f"{name}-{state.run_id[:8]}{attempt}")
                         ray.get(actor.pid.remote())
-                        self.found.add(told)
+                        self.answered.add(told)
 
 
 @pytest.mark.parametrize("trainer", ["dies", *in_torture("lives")])

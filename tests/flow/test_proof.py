@@ -314,7 +314,7 @@ def test_another_order_of_sets_is_no_proof_that_a_run_went_astray(
     monkeypatch.setattr(identity, "text_hash", lambda: 5)
     assert prove(tmp_path / "run").divergence is None
     with monkeypatch.context() as later:
-        later.setattr(proving, "compare", lambda *_: astray)
+        later.setattr(proving, "compare", lambda *_, **__: astray)
         with pytest.raises(RunDirectoryError, match=r"differs at fence 1, and a set of texts has another"):
             prove(tmp_path / "run")
     monkeypatch.setenv("SCALE", "1.5")

@@ -103,7 +103,7 @@ MORE = {
     "later generation": rejected("old_generation", {"generation": 2}),
     "a seed that exists": conflict("exists already", germinated_again, GERMINATE_AGAIN),
     "a fossil advanced": conflict("ADVANCE from PROBATIONARY", {"operation": Operation.ADVANCE}, FOSSILIZE),
-    "back to no checkpoint": conflict("fence 1 has no checkpoint", {**BACK, "to_fence": 1}),
+    "back to no checkpoint": conflict("go_back_to = 1", {**BACK, "to_fence": 1}),
     "back without a fence": incomplete("to_fence missing", BACK),
     "rate of no seed": incomplete("seed not known", {**SCALE, "seed_id": "nobody", "rate_scale": 0.5}),
     "rate absent": incomplete("rate_scale missing", scale_first(), GERMINATE_AGAIN),
