@@ -378,8 +378,8 @@ RUN_MUTANTS = (
     Mutant(
         "checkpoints: the next save does not wait for the COMMIT",
         "checkpoints",
-        '        self.settle()\n        began_s',
-        '        began_s',
+        "        self.settle()\n        began_s",
+        "        began_s",
     ),
     Mutant(
         "checkpoints: a restore does not wait for the save in flight",

@@ -131,7 +131,7 @@ TOO_EARLY = "seed-1 may pass to its next stage from fence 6 on"
         *(
             (
                 *(Operation.GO_BACK, {"to_fence": fence}, {"checkpoints": there}),
-                f"fence {fence} has no checkpoint; earlier fences with a checkpoint: {listed}",
+                f"this fence has no checkpoint; give one of `state.checkpoints`: {listed}",
             )
             for fence, there, listed in (
                 (-1, (0, 3), "0, 3"),
