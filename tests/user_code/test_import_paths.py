@@ -162,6 +162,10 @@ def test_a_module_named_as_one_that_is_loaded_has_to_be_named_by_its_path(write:
 # -- what is looked up beside a task ------------------------------------------------------------------------------
 
 
+OWN = "drills.drill_commands:add"
+"""The command that esper's own package `drills` adds."""
+
+
 def test_no_entry_point_of_the_working_directory_is_looked_up(write: Write) -> None:
     folder = write(evil="raise SystemExit('evil')") / "esper_evil-9.dist-info"
     folder.mkdir()
@@ -169,14 +173,14 @@ def test_no_entry_point_of_the_working_directory_is_looked_up(write: Write) -> N
     (folder / "entry_points.txt").write_text("[esper.commands]\nevil = evil:go\n[esper.launchers]\nray = evil:go\n")
     for place in ("", ".", str(folder.parent)):
         sys.path.insert(0, place)
-        assert plugins.entries("esper.commands") == []
+        assert [entry.value for entry in plugins.entries("esper.commands")] == [OWN]
         assert [entry.value for entry in plugins.entries("esper.launchers")] == ["actors.launcher:RayLauncher"]
         del sys.path[0]
     sys.path.insert(0, str(folder.parent))
     (folder.parent / "elsewhere").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir("elsewhere")
-        assert [entry.value for entry in plugins.entries("esper.commands")] == ["evil:go"]
+        assert [entry.value for entry in plugins.entries("esper.commands")] == [OWN, "evil:go"]
 
 
 def test_our_launcher_is_found_before_a_package_of_its_name(write: Write) -> None:
