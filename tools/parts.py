@@ -22,14 +22,19 @@ STARTING = ("embedded", "launch_tiny", "mark.integration")
 """Names of fixtures or marks. If a file of tests/actors contains one of these names, its tests start Ray."""
 
 
+BESIDE_ACTORS = ("export", "zoo")
+"""Test folders that run in the part of the actors in `make check`, so that both parts take equally long."""
+
+
 def parts(target: str, root: Path = ROOT) -> dict[str, list[str]]:
     """Return the arguments of pytest for the two processes. Together they run every test once.
 
-    For `check`, one part has the test files that start actors, and the other part has all other files. For `test`, both
-    parts take equally long.
+    For `check`, one part has the test files that start actors and the folders `BESIDE_ACTORS`, and the other part has
+    all other files. In both targets the parts take equally long.
     """
     if target == "check":
         starting = [str(path.relative_to(root)) for path in sorted((root / "tests").rglob("test_*.py")) if starts(path)]
+        starting += [f"tests/{folder}" for folder in BESIDE_ACTORS]
         return {"actors": starting, "rest": ["tests", *(f"--ignore={path}" for path in starting)]}
     here = sorted(path for path in (root / "tests").iterdir() if holds_tests(path))
     shares = {

@@ -292,7 +292,7 @@ def each_call() -> Iterator[Strikes]:
     [
         (1, each_method),
         pytest.param(1, each_call, marks=pytest.mark.slow),
-        pytest.param(2, each_call, marks=pytest.mark.slow),
+        pytest.param(2, each_call, marks=pytest.mark.torture),
     ],
 )
 def test_a_manager_may_die_at_any_call_and_the_answers_are_the_same(
