@@ -229,6 +229,7 @@ def stopped(said: str) -> bool:
     return "\nerror: FaultInjected\n" in f"\n{said}"
 
 
+@pytest.mark.slow
 def test_a_config_is_refused_in_one_line_or_gives_a_run_that_can_be_resumed(tmp_path: Path, esper: Esper) -> None:
     ends = check(10, tmp_path, esper)
     assert min(ends["refused"], ends["resumed"]) >= 2

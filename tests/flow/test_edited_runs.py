@@ -142,6 +142,7 @@ def test_a_run_json_that_says_what_cannot_be_is_refused(path: Path, text: str | 
     assert look_at(path).damages[0].file == "run.json"
 
 
+@pytest.mark.slow
 def test_a_tail_of_gigabytes_is_not_read_into_memory(path: Path) -> None:
     for file in (run_file(path), journal_file(path, 2)):
         os.truncate(file, 2**31)

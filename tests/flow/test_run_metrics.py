@@ -70,6 +70,7 @@ def scraped(url):
     return {(one.name, *sorted(one.labels.items())): one.value for family in families for one in family.samples}
 
 
+@pytest.mark.slow
 def test_a_run_is_scraped_while_it_runs_and_its_endpoint_ends_with_it(tmp_path):
     path = tmp_path / "run"
     config = tiny_config(run__dir=str(path), telemetry__prometheus_port=0)

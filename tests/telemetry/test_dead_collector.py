@@ -17,6 +17,7 @@ from esper.testing import tiny_config, tiny_task
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+@pytest.mark.slow
 def test_a_run_with_a_dead_collector_ends_with_the_same_bits_and_counts_what_it_lost(
     protocol: str,
     tmp_path: Path,

@@ -79,6 +79,7 @@ def test_a_port_in_use_and_an_address_of_another_machine_are_refused_in_one_line
             MetricsEndpoint(host, 0, Metrics().snapshot)
 
 
+@pytest.mark.slow
 def test_hostile_clients_cost_a_bounded_part_of_a_core_and_do_not_keep_prometheus_out(endpoint, capfd):
     """100 connections that stay open, each with other garbage, and one that never reads its answer."""
     address = ("127.0.0.1", int(endpoint.url.rpartition(":")[2].partition("/")[0]))

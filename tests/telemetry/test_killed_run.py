@@ -31,6 +31,7 @@ esper.run(tiny_task(), RunConfig.model_validate({**config.model_dump(), "faults"
         pytest.param("conductor.commit", set(), marks=pytest.mark.torture),
     ],
 )
+@pytest.mark.slow
 def test_a_killed_process_leaves_every_span_that_had_ended_and_the_start_of_the_open_round(
     point: str, cut: set[str], tmp_path: Path
 ) -> None:
