@@ -20,8 +20,6 @@ PARTS_OF_RUNS = ("actors", "cli", "durable", "kasmina", "tolaria", "zoo")
 """Test folders of one part of `make test`. Their tests take as long as all other tests together."""
 STARTING = ("embedded", "launch_tiny", "mark.integration")
 """Names of fixtures or marks. If a file of tests/actors contains one of these names, its tests start Ray."""
-
-
 BESIDE_ACTORS = ("export", "zoo")
 """Test folders that run in the part of the actors in `make check`, so that both parts take equally long."""
 
@@ -34,7 +32,7 @@ def parts(target: str, root: Path = ROOT) -> dict[str, list[str]]:
     """
     if target == "check":
         starting = [str(path.relative_to(root)) for path in sorted((root / "tests").rglob("test_*.py")) if starts(path)]
-        starting += [f"tests/{folder}" for folder in BESIDE_ACTORS]
+        starting += [f"tests/{folder}" for folder in BESIDE_ACTORS if (root / "tests" / folder).is_dir()]
         return {"actors": starting, "rest": ["tests", *(f"--ignore={path}" for path in starting)]}
     here = sorted(path for path in (root / "tests").iterdir() if holds_tests(path))
     shares = {
