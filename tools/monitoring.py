@@ -59,6 +59,7 @@ EVENTS: Mapping[str, tuple[Severity, str]] = {
     "emergency_inbox_stuck": (E, "emergency-queue"),
     "emergency_inbox_unreadable": (C, "emergency-queue"),
     "emergency_level_changed": (W, "emergency-level"),
+    "emergency_halt": (C, "emergency-level"),
     "emergency_halt_cleared": (W, "emergency-level"),
     "emergency_requests_unread": (W, "emergency-queue"),
     "emergency_reserve_hollow": (W, "emergency-queue"),

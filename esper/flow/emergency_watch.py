@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,8 +12,8 @@ from esper.flow.position import Position
 from esper.flow.progress import Progress
 from esper.leyline.ports import Inbox
 from esper.leyline.signals import EmergencySignal, Level
-from esper.telemetry.context import span
-from esper.telemetry.events import Severity, severe
+from esper.telemetry.context import continue_from, span
+from esper.telemetry.events import Severity, reported, severe
 
 SIGNALS_AT_A_FENCE = 4096
 """Largest number of signals that are read at one fence. Without this limit, a publisher that never stops would keep
@@ -55,16 +55,26 @@ class SignalWatch:
             self._take(self._next_fence, signals)
 
     @contextmanager
-    def explaining_halts(self) -> Iterator[None]:
-        """Replace an `EmergencyStop` of a trainer, which knows only the level, by one with the id and the reason of the
-        signal. The new error has no cause: the stop is orderly, so the place in the trainer's code explains nothing.
+    def reporting_halts(self, above: Callable[[], str]) -> Iterator[None]:
+        """Report each `EmergencyStop` of the block as a severe event in the trace of `above()`, and raise it.
+
+        An `EmergencyStop` of a trainer, which knows only the level, is replaced by one with the id and the reason of
+        the signal. The new error has no cause: the stop is orderly, so the place in the trainer's code explains
+        nothing.
+
+        Args:
+            above: Function that returns the traceparent of the work that was stopped. "": there is no trace.
         """
         try:
             yield
         except EmergencyStop as stop:
-            if stop.signal_id:
+            with continue_from(above()), span("emergency halt", role="conductor", step=stop.step):
+                told = stop if stop.signal_id else self._explained(stop.step)
+                names = {"signal_id": told.signal_id, "reason": told.reason, "step": told.step}
+                reported(told, "emergency_halt", Severity.CRITICAL, **names)
+            if told is stop:
                 raise
-            raise self._explained(stop.step) from None
+            raise told from None
 
     def _explained(self, step: int) -> EmergencyStop:
         try:

@@ -255,12 +255,13 @@ class OpenRun:
         """Run the line to its end, with a restart after each death. After an error, commit the save in flight first."""
 
         def work() -> partial[Summary]:
-            if self.saved is not None:
-                with continue_from(line.back.round):
-                    line.back.go_back(self._released(), Cause.RESUME)
-            with any_of_their_code, line.watch.explaining_halts():
-                line.run()
-            ended = self._ended(line, wall_s())
+            with line.watch.reporting_halts(lambda: line.back.round):
+                if self.saved is not None:
+                    with continue_from(line.back.round):
+                        line.back.go_back(self._released(), Cause.RESUME)
+                with any_of_their_code:
+                    line.run()
+                ended = self._ended(line, wall_s())
             line.watch.hear_out()
             return with_deaths(ended, line, self.past)
 

@@ -54,6 +54,7 @@ NAMES = frozenset(
         "emergency_inbox_stuck",
         "emergency_inbox_unreadable",
         "emergency_level_changed",
+        "emergency_halt",
         "emergency_halt_cleared",
         "emergency_signals_undelivered",
         "rollback_fast",

@@ -20,6 +20,18 @@ from esper.flow.tally import Tally
 from esper.leyline.signals import Level
 from esper.leyline.state import RoundState
 from esper.testing import StopAt, fail_with, tiny_config, tiny_task
+from esper.trace.event_log import severe_events
+from esper.trace.span_files import Skipped
+
+
+def the_halt_is_reported(run_dir: Path, stop: EmergencyStop, generation: int = 1) -> None:
+    """The newest severe event is this stop: on a span and in the log, in the trace that the end of the run names."""
+    told = severe_events(run_dir, Skipped())[-1]
+    assert (told.name, told.severity) == ("emergency_halt", "CRITICAL")
+    assert told.fields == {"signal_id": stop.signal_id, "reason": stop.reason, "step": stop.step}
+    assert told.trace_id == read(journal_file(run_dir, generation))[0][-1].body["trace_id"] != ""
+    the_trace_of(run_dir, ["emergency halt[role=conductor]@emergency_halt"], told.trace_id)
+
 
 OFTEN = ("tolaria.apply", "tolaria.save", "kasmina.step")
 RARELY = ("conductor.begin", "conductor.commit", "conductor.fence", "kasmina.receive", "tamiyo.decide", "tolaria.round")
@@ -65,6 +77,7 @@ def test_a_halt_at_any_moment_stops_the_run_and_a_resume_ends_with_the_same_bits
     with pytest.raises(EmergencyStop) as stop:
         run(tiny_task(), tiny_config(run__dir=str(tmp_path / "run")), on=InProcess())
     assert (len(sent), stop.value.reason) == (1, "now")
+    the_halt_is_reported(tmp_path / "run", stop.value)
     assert resume(tmp_path / "run", tiny_task(), on=InProcess()).weights_sha256 == undisturbed.weights_sha256
 
 
@@ -77,6 +90,9 @@ def test_a_halt_within_a_step_stops_the_run_before_the_next_step(
     assert stop.value.step - sent[0]["step"] in (0, 1)
     trace_id = the_trace_of(tmp_path / "run", HALT)
     assert read(journal_file(tmp_path / "run", 1))[0][-1].body["trace_id"] == trace_id
+    the_halt_is_reported(tmp_path / "run", stop.value)
+    whole = ["emergency halt > process esper.emergency"]  # the signal was read between two fences, for its reason
+    the_trace_of(tmp_path / "run", whole, trace_id)
 
 
 @pytest.mark.slow
@@ -91,6 +107,7 @@ def test_a_halt_in_a_restore_stops_the_resume_before_its_first_step(
     with pytest.raises(EmergencyStop) as stop:
         resume(run_dir, tiny_task(), on=InProcess())
     assert stop.value.step == 40
+    the_halt_is_reported(run_dir, stop.value, generation=2)
     assert resume(run_dir, tiny_task(), on=InProcess()).weights_sha256 == undisturbed.weights_sha256
 
 
@@ -149,8 +166,9 @@ def test_a_halt_comes_before_a_requested_stop_and_is_not_lost_behind_another_fai
 ) -> None:
     both, failed = tmp_path / "both", tmp_path / "failed"
     watch = HaltAt(both, lambda watch: watch.drain.ask())
-    with pytest.raises(EmergencyStop):
+    with pytest.raises(EmergencyStop) as stop:
         run(tiny_task(), tiny_config(run__dir=str(both)), on=InProcess(), drain=watch.drain, progress=watch)
+    the_halt_is_reported(both, stop.value)
     broken = HaltAt(failed, lambda _: fail_with(StoreCorrupt("x", "broken")))
     with pytest.raises(StoreCorrupt):
         run(tiny_task(), tiny_config(run__dir=str(failed)), on=InProcess(), progress=broken)

@@ -26,6 +26,7 @@ ELSEWHERE = {
     "esper recover",
     "rollback fast",
     "rollback full",
+    "emergency halt",
     "send esper.emergency",
     "process esper.emergency",
 }
