@@ -5,7 +5,8 @@ Exit codes: 0 done; 1 a path of spans that `assert` requires does not exist; 2 w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -26,7 +27,7 @@ from esper.ground.exit_codes import CHECK_FAILED, DONE
 from esper.ground.strict_json import strict_json
 from esper.ground.suggest import listed
 from esper.ground.workplace import fixed
-from esper.trace.event_log import SevereEvent, severe_events
+from esper.trace.event_log import severe_events
 from esper.trace.exporting_traces import as_otlp, as_perfetto
 from esper.trace.failures import failure_of
 from esper.trace.otlp_json import Span
@@ -37,6 +38,7 @@ from esper.trace.since import iso, length, since
 from esper.trace.span_files import Skipped
 from esper.trace.span_store import TraceSummary, one_trace, summaries
 from esper.trace.span_tree import Node, trees, walk
+from esper.trace.unseen_events import completed, unseen
 
 app = typer.Typer(help=COMMANDS["trace"].help, add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
@@ -56,23 +58,30 @@ def list_all(
     slow_s: Annotated[
         float, typer.Option("--slow", metavar="S", min=0.0, help="only traces of at least so many seconds")
     ] = 0.0,
+    severe: Annotated[bool, typer.Option("--severe", help="only traces with severe events")] = False,
     since_text: SinceOption = None,
     as_json: JsonOption = False,
 ) -> int:
     """List the traces of a run, the newest last. A round is one trace."""
     start_ns = int(since(since_text, SystemClock().now()).timestamp() * 1e9) if since_text else 0
     found = summaries(fixed(run_dir))
+    counts = Counter(event.trace_id for event in severe_events(fixed(run_dir), found.skipped))
+    outside = counts.total() - sum(counts[trace.trace_id] for trace in found.traces)
     chosen = [
         trace
         for trace in found.traces
         if trace.start_ns >= start_ns
         and trace.duration_ns >= slow_s * 1e9
         and (not errors or trace.errors or trace.never_ended)
+        and (not severe or counts[trace.trace_id])
     ]
     if as_json:
-        print_json({"traces": [_summary(trace) for trace in chosen], "skipped": found.skipped.as_json()})
+        rows = [{**_summary(trace), "severe_events": counts[trace.trace_id]} for trace in chosen]
+        print_json({"traces": rows, "severe_events_without_trace": outside, "skipped": found.skipped.as_json()})
     else:
-        _show_list(chosen, len(found.traces))
+        _show_list(chosen, counts, len(found.traces))
+        if outside:
+            say(f"{outside:,} severe events are in no trace on disk: esper events {run_dir}")
     tell_skipped(found.skipped, as_json=as_json)
     return DONE
 
@@ -88,21 +97,21 @@ def show(
 ) -> int:
     """Show one trace as a tree, with durations, self times, errors and severe events."""
     spans, skipped = one_trace(fixed(run_dir), trace_id)
-    roots = trees(spans)
-    unseen = _unseen(spans, severe_events(fixed(run_dir), skipped))
+    missing = unseen(spans, severe_events(fixed(run_dir), skipped))
     if as_json:
         print_json(
             {
                 "trace_id": spans[0].trace_id,
-                "spans": [_node(node) for node in walk(roots) if node.critical or not critical],
-                "severe_events_without_span": [event.as_json() for event in unseen],
+                "spans": [_node(node) for node in walk(trees(spans)) if node.critical or not critical],
+                "severe_events_without_span": [event.as_json() for event in missing],
                 "skipped": skipped.as_json(),
             }
         )
     else:
-        console = PlainConsole()
+        roots, on_disk, console = trees(completed(spans, missing)), {span.span_id for span in spans}, PlainConsole()
+        strays = [event for event in missing if event.span_id not in on_disk]
         console.print(_heading(roots, spans), soft_wrap=True)
-        for line in tree(roots, unseen, console.width, fold=not every, critical=critical, attributes=attributes):
+        for line in tree(roots, strays, console.width, fold=not every, critical=critical, attributes=attributes):
             console.print(line, soft_wrap=True)
     tell_skipped(skipped, as_json=as_json)
     return DONE
@@ -147,7 +156,8 @@ def export(
 ) -> int:
     """Write one trace in the format of another tool."""
     spans, skipped = one_trace(fixed(run_dir), trace_id)
-    made = as_perfetto(trees(spans)) if form is ExportFormat.PERFETTO else as_otlp(trees(spans))
+    roots = trees(completed(spans, unseen(spans, severe_events(fixed(run_dir), skipped))))
+    made = as_perfetto(roots) if form is ExportFormat.PERFETTO else as_otlp(roots)
     if out is None:
         print_json(made)
     else:
@@ -199,25 +209,26 @@ def _summary(trace: TraceSummary) -> dict[str, Any]:
     }
 
 
-def _show_list(chosen: Sequence[TraceSummary], number: int) -> None:
+def _show_list(chosen: Sequence[TraceSummary], severe: Mapping[str, int], number: int) -> None:
     if not chosen:
         say(f"no trace is to be shown; the run has {number}")
         return
     shown = table(
-        *("trace", "root", "start (UTC)", "time", "spans", "errors"),
-        figures=("trace", "start (UTC)", "time", "spans", "errors"),
+        *("trace", "root", "start (UTC)", "time", "spans", "errors", "severe"),
+        figures=("trace", "start (UTC)", "time", "spans", "errors", "severe"),
     )
     for trace in chosen:
         open_spans = f" +{trace.never_ended} open" if trace.never_ended else ""
         row = cells(
             trace.trace_id[:8],
             in_one_line(trace.root),
-            iso(trace.start_ns)[:19].replace("T", " "),
+            iso(trace.start_ns)[5:19].replace("T", " "),  # the year would make the table wider than 80 columns
             length(trace.duration_ns),
             f"{len(trace.spans):,}",
             f"{trace.errors or ''}{open_spans}",
+            f"{severe[trace.trace_id] or ''}",
         )
-        shown.add_row(*row, style="red" if trace.errors else None)
+        shown.add_row(*row, style="red" if trace.errors else "yellow" if severe[trace.trace_id] else None)
     PlainConsole().print(shown)
 
 
@@ -229,13 +240,6 @@ def _heading(roots: Sequence[Node], spans: Sequence[Span]) -> Text:
     counts += [f"{failed:,} failed"] if failed else []
     counts += [f"{never:,} never ended"] if never else []
     return Text(f"trace {spans[0].trace_id}\n{iso(first)[:19].replace('T', ' ')} UTC, {', '.join(counts)}")
-
-
-def _unseen(spans: Iterable[Span], log: Iterable[SevereEvent]) -> list[SevereEvent]:
-    """Return the severe events of the log that no span on disk has: their spans never ended or were lost."""
-    ended = {span.span_id for span in spans if span.end_ns is not None}
-    trace_id = next((span.trace_id for span in spans), "")
-    return [event for event in log if event.trace_id == trace_id and event.span_id not in ended]
 
 
 def _match(one: Match) -> dict[str, Any]:
@@ -272,6 +276,7 @@ def _node(node: Node) -> dict[str, Any]:
             for event in node.span.events
         ],
         "links": [{"trace_id": link.trace_id, "span_id": link.span_id} for link in node.span.links],
+        "dropped": {name: getattr(node.span, f"dropped_{name}") for name in ("attributes", "events", "links")},
     }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,9 +12,10 @@ from rich.text import Text
 from esper.trace.event_log import SevereEvent
 from esper.trace.failures import EXCEPTION, Failure, failure_of
 from esper.trace.folding import Row, rows
-from esper.trace.otlp_json import Event
+from esper.trace.otlp_json import Event, Span
 from esper.trace.since import length
-from esper.trace.span_tree import Node, walk
+from esper.trace.span_tree import Node
+from esper.trace.unseen_events import SEVERITY
 
 ROLE, DURATION, SELF = 10, 9, 9
 """Widths of the columns, in characters."""
@@ -23,14 +23,13 @@ WIDEST = 110
 """Largest width of the tree, in columns, so that the figures are near their names."""
 DEEPEST = 12
 """Largest depth that is shown by indentation. Below it, the depth is a number."""
-SEVERITY = "esper.severity"
 QUIET = frozenset({"esper.role", "error.type"})
 """Attributes that the tree shows in another way."""
 
 
 def tree(
     roots: Sequence[Node],
-    missing: Sequence[SevereEvent],
+    strays: Sequence[SevereEvent],
     width: int,
     *,
     fold: bool = True,
@@ -40,16 +39,13 @@ def tree(
     """Yield the lines of a trace.
 
     Args:
-        missing: Severe events that the log has and the spans on disk do not have.
+        strays: Severe events of the trace whose spans are not on disk.
         width: Columns of the terminal.
         critical: Show only the critical path.
         attributes: Show the attributes of each span.
     """
     width = max(40, min(width, WIDEST))
     yield _columns("role", Text("span (* critical path)"), "time", "self", width, "dim")
-    by_span: defaultdict[str, list[SevereEvent]] = defaultdict(list)
-    for told in missing:
-        by_span[told.span_id].append(told)
     open_below: list[bool] = []
     for row in rows(roots, fold=fold, critical_only=critical):
         node = row.node
@@ -65,16 +61,14 @@ def tree(
         for event in node.span.events:
             if event.name != EXCEPTION:
                 yield from _event(node, indent, event, width)
-        for told in by_span[node.span.span_id]:
-            yield from _severe(told, indent, width)
+        for lost in _dropped(node.span):
+            yield from _wrapped(node.span.role, indent, lost, width, "yellow")
         for link in node.span.links:
             yield from _wrapped(node.span.role, indent, f"link to trace {link.trace_id} span {link.span_id}", width)
         if (failure := failure_of(node)) is not None:
             yield from _failure(node, indent, failure, width)
-    shown = {node.span.span_id for node in walk(roots)}
-    for told in missing if not critical else ():
-        if told.span_id not in shown:
-            yield from _severe(told, "", width, "its span is not on disk: ")
+    for told in strays if not critical else ():
+        yield from _severe(told, width)
 
 
 def _indent(node: Node) -> str:
@@ -134,6 +128,14 @@ def _short(role: str) -> str:
     return f"{in_one_line(role) or '-':<{ROLE}}"
 
 
+def _dropped(span: Span) -> Iterator[str]:
+    """Yield a text for each kind of parts that OpenTelemetry has dropped."""
+    counts = {"attributes": span.dropped_attributes, "events": span.dropped_events, "links": span.dropped_links}
+    for what, count in counts.items():
+        if count:
+            yield f"{count:,} more {what} are not on disk: the span had more than OpenTelemetry's limit"
+
+
 def _event(node: Node, indent: str, event: Event, width: int) -> Iterator[Text]:
     fields = {key: value for key, value in event.attributes.items() if key != SEVERITY}
     severity = str(event.attributes[SEVERITY]) if SEVERITY in event.attributes else ""
@@ -142,9 +144,9 @@ def _event(node: Node, indent: str, event: Event, width: int) -> Iterator[Text]:
     yield from _wrapped(node.span.role, indent, f"{told}{_listed(fields)}", width, severity_style(severity))
 
 
-def _severe(event: SevereEvent, indent: str, width: int, before: str = "") -> Iterator[Text]:
-    told = f"{before}{event.time:%H:%M:%S} {event.name} {event.severity}{_listed(event.fields)}"
-    yield from _wrapped(event.role, indent, told, width, severity_style(event.severity))
+def _severe(event: SevereEvent, width: int) -> Iterator[Text]:
+    told = f"its span is not on disk: {event.time:%H:%M:%S} {event.name} {event.severity}{_listed(event.fields)}"
+    yield from _wrapped(event.role, "", told, width, severity_style(event.severity))
 
 
 def severity_style(severity: str) -> str:

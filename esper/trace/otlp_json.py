@@ -27,6 +27,8 @@ _INTEGER = re.compile(r"-?[0-9]{1,20}")
 _NO_TRACE, _NO_SPAN = "0" * 32, "0" * 16
 _FAILED = (2, "STATUS_CODE_ERROR")
 _KINDS = range(6)
+_INT64 = range(-(2**63), 2**63)
+_DROPPED = ("droppedAttributesCount", "droppedEventsCount", "droppedLinksCount")
 NAMED_FLOATS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -70,6 +72,10 @@ class Span(NamedTuple):
     resource: Attributes = NOTHING
     kind: int = 0
     flags: int = 0
+    dropped_attributes: int = 0
+    """Attributes that the span had and that are not on disk, because OpenTelemetry limits their number."""
+    dropped_events: int = 0
+    dropped_links: int = 0
 
     @property
     def known_ns(self) -> int:
@@ -201,7 +207,13 @@ def _span(raw: Any, resource: Attributes) -> Span:
         resource,
         kind if type(kind) is int and kind in _KINDS else 0,
         flags if type(flags) is int and 0 <= flags < 2**32 else 0,
+        *(_count(raw[key]) if key in raw else 0 for key in _DROPPED),
     )
+
+
+def _count(value: Any) -> int:
+    """Return a number of dropped parts. A wrong number counts as 0, because nothing else depends on it."""
+    return value if type(value) is int and 0 <= value < 2**32 else 0
 
 
 def _event(raw: Any) -> Event:
@@ -329,6 +341,7 @@ def _encoded_span(span: Span) -> dict[str, Any]:
             {"traceId": one.trace_id, "spanId": one.span_id, "attributes": _encoded(one.attributes)}
             for one in span.links
         ],
+        **dict(zip(_DROPPED, (span.dropped_attributes, span.dropped_events, span.dropped_links), strict=True)),
         "status": {"code": 2 if span.failed else 0, "message": span.message},
     }
 
@@ -346,7 +359,7 @@ def _encoded_value(value: Any) -> dict[str, Any]:
         case str():
             return {"stringValue": value}
         case int():
-            return {"intValue": str(value)}
+            return {"intValue" if value in _INT64 else "stringValue": str(value)}  # of the log of severe events
         case float():
             return {"doubleValue": value if math.isfinite(value) else json.dumps(value)}
         case bytes():

@@ -1,18 +1,22 @@
-"""Finds a word in the spans of a run: in names, attributes, errors and events."""
+"""Finds a word in the spans of a run: in names, attributes, errors and events; and in the log of severe events."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from esper.trace.event_log import severe_events
 from esper.trace.otlp_json import Span
+from esper.trace.since import unix_ns
 from esper.trace.span_files import LIMITS, Limits, Skipped, telemetry_of
 from esper.trace.span_store import every_span
 
 MOST_MATCHES = 10_000
+NO_SPAN = "severe-events.jsonl"
+"""Stands for the name of the span in a match that only the log of severe events has."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,17 @@ def grep(run_dir: Path, word: str, limits: Limits = LIMITS) -> tuple[list[Match]
             skipped.add("the folder", "matches after the limit of one search")
             break
     every = [match for matches in found.values() for match in matches]
+    every += _in_log(run_dir, wanted, every, skipped, limits)
     return sorted(every, key=lambda match: match.start_ns), skipped
+
+
+def _in_log(run_dir: Path, wanted: str, known: Iterable[Match], skipped: Skipped, limits: Limits) -> Iterator[Match]:
+    """Yield the texts of severe events in the log that no span on disk has."""
+    seen = {(match.trace_id, match.span_id, match.where, match.text) for match in known}
+    for event in severe_events(run_dir, skipped, limits):
+        for where, text in (("event", event.name), *_flat(f"{event.name}.", event.fields)):
+            if wanted in f"{where}={text}".casefold() and (event.trace_id, event.span_id, where, text) not in seen:
+                yield Match(event.trace_id, event.span_id, event.role, NO_SPAN, unix_ns(event.time), where, text)
 
 
 def _texts(span: Span) -> Iterator[Match]:
@@ -60,9 +74,13 @@ def _texts(span: Span) -> Iterator[Match]:
 
 
 def _pairs(span: Span, prefix: str, attributes: Mapping[str, Any]) -> Iterator[Match]:
+    for where, text in _flat(prefix, attributes):
+        yield _match(span, where, text)
+
+
+def _flat(prefix: str, attributes: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key, value in attributes.items():
-        text = value if isinstance(value, str) else json.dumps(value, default=repr, ensure_ascii=False)
-        yield _match(span, f"{prefix}{key}", text)
+        yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, default=repr, ensure_ascii=False)
 
 
 def _match(span: Span, where: str, text: str) -> Match:

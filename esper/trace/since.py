@@ -34,6 +34,11 @@ def iso(time_ns: int) -> str:
     return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=time_ns // 1000)).isoformat()
 
 
+def unix_ns(time: datetime) -> int:
+    """Return the Unix time in nanoseconds of a time with a zone. 0: it is before 1970."""
+    return max(0, (time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) * 1000)
+
+
 def length(duration_ns: int) -> str:
     """Return a duration with three figures and its unit, at most 8 characters."""
     for unit, size in (("s", 10**9), ("ms", 10**6), ("us", 10**3)):

@@ -15,6 +15,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 from span_lines import TRACE, failed, span, write
 
 from esper.cli.main import exit_code
+from esper.telemetry import Severity, Telemetry, severe, trace_id, use
+from esper.telemetry import span as in_span
 
 OTHER = "b2" * 16
 TRACEBACK = """Traceback (most recent call last):
@@ -76,9 +78,11 @@ def test_a_list_has_a_row_for_each_trace_and_takes_filters(esper: Esper, inciden
         "spans": 15,
         "errors": 2,
         "never_ended": 1,
+        "severe_events": 1,
     }
     for filtered, expected in (
         (["--errors"], [TRACE]),
+        (["--severe"], [TRACE]),
         (["--slow", "0.05"], [TRACE, OTHER]),
         (["--slow", "2.5"], []),
         (["--since", "2023-11-14T22:13:22"], [OTHER]),
@@ -86,7 +90,14 @@ def test_a_list_has_a_row_for_each_trace_and_takes_filters(esper: Esper, inciden
     ):
         found = as_json(esper("trace", "list", incident, *filtered, "--json"))["traces"]
         assert [trace["trace_id"] for trace in found] == expected, filtered
-    assert second["errors"] == 0
+    assert (second["errors"], second["severe_events"]) == (0, 0)
+    log = incident / "telemetry" / "severe-events.jsonl"
+    log.write_text(log.read_text() * 2 + log.read_text().replace(TRACE, ""))
+    told = esper("trace", "list", incident)[1]
+    assert re.search(r"a1a1a1a1 +esper round +11-14 22:13:20 +2.00 s +15 +2 \+1 open +2 *\n", told)
+    assert "1 severe events are in no trace on disk: esper events" in told
+    assert max(map(len, told.splitlines()[:-1])) <= 80
+    assert as_json(esper("trace", "list", incident, "--json"))["severe_events_without_trace"] == 1
     code, wrong = esper("trace", "list", incident, "--since", "yesterday")
     assert code == 2
     assert "--since" in wrong
@@ -103,7 +114,7 @@ def test_a_trace_is_a_tree_of_80_columns_whose_lines_begin_with_their_roles(espe
     assert re.search(r"tolaria +at /home/me/store.py, line 7, in restore", told)
     assert re.search(r"conductor +CheckpointCorrupt, from below", told)
     assert re.search(r"tamiyo +. tamiyo decide +never ended", told)
-    assert re.search(r"tamiyo +22:13:20 policy_timeout ERROR +elapsed_s=5.5", told)
+    assert re.search(r"tamiyo +at 0 ns: policy_timeout ERROR +elapsed_s=5.5", told)
 
 
 def test_the_critical_path_and_the_json_of_a_trace(esper: Esper, incident: Path) -> None:
@@ -121,6 +132,29 @@ def test_the_critical_path_and_the_json_of_a_trace(esper: Esper, incident: Path)
         "began_here": True,
     }
     assert [event["name"] for event in found["severe_events_without_span"]] == ["policy_timeout"]
+
+
+def test_more_severe_events_than_a_span_can_hold_are_read_from_the_log(esper: Esper, tmp_path: Path) -> None:
+    """OpenTelemetry keeps the newest 128 events of a span."""
+    with Telemetry.start(tmp_path / "telemetry", "conductor") as telemetry, use(telemetry), in_span("esper round"):
+        trace = trace_id()
+        for number in range(300):
+            severe("guard_tripped", Severity.CRITICAL, step=number, what="loss", value=2**70)
+    told = esper("trace", "show", tmp_path, trace)[1]
+    assert [int(number) for number in re.findall(r"step=(\d+)", told)] == [*range(300)]
+    assert "not on disk" not in told
+    found = as_json(esper("trace", "show", tmp_path, trace, "--json"))
+    assert [event["fields"]["step"] for event in found["severe_events_without_span"]] == [*range(172)]
+    assert found["spans"][0]["dropped"] == {"attributes": 0, "events": 172, "links": 0}
+    steps = [
+        match["text"] for match in as_json(esper("trace", "grep", tmp_path, "guard_tripped.step=", "--json"))["matches"]
+    ]
+    assert sorted(map(int, steps)) == [*range(300)]
+    read = json_format.Parse(esper("trace", "export", tmp_path, trace, "--format", "otlp")[1], TracesData())
+    (exported,) = read.resource_spans[0].scope_spans[0].spans
+    assert (len(exported.events), exported.dropped_events_count) == (300, 0)
+    (tmp_path / "telemetry" / "severe-events.jsonl").unlink()
+    assert "172 more events are not on disk" in " ".join(esper("trace", "show", tmp_path, trace)[1].split())
 
 
 def test_text_of_a_stranger_cannot_control_the_terminal(esper: Esper, tmp_path: Path) -> None:
