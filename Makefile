@@ -20,7 +20,7 @@ MADE_OF := { $(PYTHON) --version; cat pyproject.toml constraints.txt; }
 # torch comes first and by its exact pin: a range would make pip weigh gigabytes of other builds.
 PINNED := -c constraints.txt "$$(grep '^torch==' constraints.txt)"
 
-.PHONY: venv run test check left-out torture minutes lint types wheel clean
+.PHONY: venv run test check left-out torture drills soak minutes lint types wheel clean
 
 venv: $(READY)
 
@@ -44,6 +44,15 @@ left-out:
 
 torture: $(READY)
 	$(BIN)/python -m pytest -s -m torture --timeout 7200 $(ARGS)
+
+# Every drill of the catalogue, with a minute of the random schedule; `make drills DRILLS="--task my.py:task"` adds words.
+drills: $(READY)
+	$(BIN)/esper drill run --all --report drills.html $(DRILLS)
+
+# The random schedule of faults for half an hour. SEED repeats it.
+SEED ?= 0
+soak: $(READY)
+	$(BIN)/esper drill run random-schedule --soak 1800 --seed $(SEED) --report soak.html $(DRILLS)
 
 # How long they took goes from pytest's reports into docs/ci.md.
 minutes: $(READY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -15,3 +16,13 @@ def flip(file: Path) -> None:
 def truncate(file: Path) -> None:
     """Cut a file in half."""
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+class Hostile:
+    """A pickle that makes a file when it is loaded by a loader without care."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return Path.touch, (self.file,)

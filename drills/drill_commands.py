@@ -52,11 +52,14 @@ def run_drills(
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="one config key")] = None,
     file: Annotated[str | None, typer.Option("--file", help="a drill of your own: path/to/file.py:attribute")] = None,
     report: Annotated[Path | None, typer.Option("--report", help="FILE.json, FILE.xml or FILE.html")] = None,
+    soak: Annotated[float, typer.Option("--soak", min=0.0, help="seconds of drill 29, the random schedule")] = 60.0,
+    episode: Annotated[int | None, typer.Option("--episode", min=0, help="this episode of drill 29 only")] = None,
     keep: Annotated[Path | None, typer.Option("--keep", help="folder in which the run directories stay")] = None,
     as_json: JsonOption = False,
 ) -> int:
     """Run drills. Exit code 1 if any expectation of a drill was not met."""
     from drills.choosing import chosen
+    from drills.drill_context import Soak
     from drills.drill_runner import DrillRunner
     from drills.report import as_json as json_of
     from drills.reporting import checked_report, write
@@ -69,7 +72,8 @@ def run_drills(
     drills = chosen(names or [], every=every, file=file)
     given = parse_overrides(settings or [])
     subject = TaskUnderDrill.named(task, config, given, seed) if task is not None else TaskUnderDrill.tiny(seed)
-    with DrillRunner(subject, keep=keep) as runner:
+    schedule = Soak(soak, episode or 0, only=episode is not None)
+    with DrillRunner(subject, keep=keep, soak=schedule, say=lambda told: say(told, error=as_json)) as runner:
         outcomes = runner.run(drills, lambda outcome: say(line(outcome), error=as_json))
     write(report, outcomes, seed)
     if as_json:

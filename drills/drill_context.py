@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,24 @@ from esper.archive.journal import RecordKind
 from esper.archive.run_directory import run_file
 from esper.config.joined import RunConfig, as_toml
 from esper.errors import DrillImpossible, text_of
-from esper.faults import FaultSpec
+from esper.faults import Fault, FaultSpec, Firing, Firings
 from esper.flow.progress import Progress
 from esper.flow.result import Result
 from esper.flow.stopping import Drain
 from esper.ground.exit_codes import DONE, code_of
 from esper.leyline.ports import Policy
+
+
+@dataclass(frozen=True)
+class Soak:
+    """How long a random schedule goes on, and which episode it begins with."""
+
+    seconds: float = 60.0
+    """No new episode begins after this time."""
+    first: int = 0
+    """Number of the first episode."""
+    only: bool = False
+    """Whether the first episode is the only one."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,10 @@ class Attempt:
     result: Result | None = None
     failure: Mapping[str, Any] | None = None
     """The journal's record of the failure, as it was when the run ended. None: the run recorded none."""
+    armed: tuple[FaultSpec, ...] = ()
+    """The faults of this run or resume."""
+    fired: tuple[Firing, ...] = ()
+    """The firings of these faults."""
 
 
 @dataclass
@@ -57,13 +73,22 @@ class DrillContext:
     """Returns the place of the runs of this drill."""
     undisturbed: Undisturbed
     """The same task without faults, in one process."""
+    soak: Soak = field(default_factory=Soak)
+    """How long a random schedule goes on."""
+    say: Callable[[str], object] = lambda _: None
+    """Shows a line to the person who runs the drill."""
     attempts: list[Attempt] = field(default_factory=list)
-    armed: list[FaultSpec] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """Lines for the report, such as a schedule."""
     sent: list[str] = field(default_factory=list)
     """Ids of the emergency signals that the drill sent."""
     began_at: float = field(default_factory=time.time)
     """Unix time at the begin of the drill."""
     _began: float = field(default_factory=time.monotonic)
+    _arming: tuple[FaultSpec, ...] = ()
+    """The faults of the run or resume that was started last."""
+    _known_files: frozenset[str] = frozenset()
+    """Names of the files of firings before that run or resume."""
 
     @property
     def run_dir(self) -> Path:
@@ -82,13 +107,15 @@ class DrillContext:
         progress: Progress | None = None,
         drain: Drain | None = None,
         settings: Mapping[str, object] | None = None,
+        on: InProcess | OnRay | None = None,
     ) -> Attempt:
         """Begin the run, with faults armed, and wait for its end. An error of the run is kept in the attempt.
 
         Args:
             settings: Config values by dotted key.
+            on: Place of the run. None: the place of the drill.
         """
-        self.armed.extend(faults)
+        self._arm(faults)
         config = self.config(*faults, settings=settings)
         subject = self.subject
         return self._attempt(
@@ -96,7 +123,7 @@ class DrillContext:
             lambda: esper.run(
                 subject.task,
                 config,
-                on=self.place(policy),
+                on=on or self.place(policy),
                 reference=subject.reference,
                 progress=progress,
                 drain=drain,
@@ -105,36 +132,57 @@ class DrillContext:
 
     def resume(
         self,
-        *,
+        *faults: FaultSpec,
         policy: Policy | None = None,
         progress: Progress | None = None,
         drain: Drain | None = None,
         settings: Mapping[str, object] | None = None,
+        on: InProcess | OnRay | None = None,
     ) -> Attempt:
-        """Resume the run without faults, and wait for its end. An error of the run is kept in the attempt."""
-        task = None if self.subject.reference.text else self.subject.task
+        """Resume the run, with faults armed, and wait for its end. An error of the run is kept in the attempt.
+
+        Args: as for `run`.
+        """
+        self._arm(faults)
+        subject = self.subject
+        task = None if subject.reference.text else subject.task
+        broken = self._faults_file(faults)
         return self._attempt(
             "resume",
-            lambda: esper.resume(self.run_dir, task, settings, on=self.place(policy), progress=progress, drain=drain),
+            lambda: esper.resume(
+                self.run_dir,
+                task,
+                settings,
+                on=on or self.place(policy),
+                broken=broken,
+                progress=progress,
+                drain=drain,
+            ),
         )
 
     def config(self, *faults: FaultSpec, settings: Mapping[str, object] | None = None) -> RunConfig:
         """Return the config of the run: that of the task, with these faults and settings, in this drill's folder."""
         return self.subject.config({"run.dir": str(self.run_dir), **(settings or {})}, faults)
 
-    def start_command(self, *faults: FaultSpec, in_process: bool) -> subprocess.Popen[bytes]:
+    def start_command(
+        self,
+        *faults: FaultSpec,
+        in_process: bool,
+        resumes: bool = False,
+        settings: Mapping[str, object] | None = None,
+    ) -> subprocess.Popen[bytes]:
         """Start `esper run` of the task as an own process, in a session of its own. Wait for it by `await_command`.
+
+        Args:
+            resumes: Start `esper resume` instead.
+            settings: Config values by dotted key.
 
         Raises: DrillImpossible: the task has no reference, so that no command line can name it.
         """
-        self.armed.extend(faults)
-        file = self.folder / "config.toml"
-        file.write_text(as_toml(self.config()))
-        words = ["run", self.subject.text, "--config", str(file), *(["--in-process"] if in_process else [])]
-        if faults:
-            broken = self.folder / "faults.toml"
-            broken.write_text("\n".join(_toml(fault) for fault in faults))
-            words += ["--faults", str(broken)]
+        self._arm(faults)
+        words = ["resume", str(self.run_dir), *_set(settings or {})] if resumes else self._run_words(settings)
+        broken = self._faults_file(faults)
+        words += ["--in-process"] * in_process + (["--faults", str(broken)] if broken is not None else [])
         with (self.folder / "output.txt").open("ab") as output:
             return subprocess.Popen(
                 [sys.executable, "-m", "esper", *words],
@@ -145,13 +193,16 @@ class DrillContext:
                 start_new_session=True,
             )
 
-    def await_fault(self) -> None:
-        """Wait until a fault of the run has fired.
+    def await_fault(self, fault: Fault | None = None) -> None:
+        """Wait until a fault of the run or resume that was started last has fired.
+
+        Args:
+            fault: Kind of the fault. None: any.
 
         Raises: DrillImpossible: none fired within the time limit of the drill.
         """
         limit = time.monotonic() + self.subject.limit_s
-        while not any(self.run_dir.glob("faults-*.jsonl")):
+        while not any(fault in (None, firing.fault) for firing in self._fired()):
             if time.monotonic() > limit:
                 raise DrillImpossible("no fault fired within the time limit")
             time.sleep(0.02)
@@ -164,7 +215,9 @@ class DrillContext:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             code = process.wait()
-        kept = Attempt(what, began - self._began, time.monotonic() - began, code)
+        kept = Attempt(
+            what, began - self._began, time.monotonic() - began, code, armed=self._arming, fired=self._fired()
+        )
         self.attempts.append(kept)
         return kept
 
@@ -176,15 +229,60 @@ class DrillContext:
         except (Exception, KeyboardInterrupt) as raised:  # how the run ended is what the drill judges
             error, code = raised, code_of(raised)
         failure = self._journalled() if error is not None else None
-        kept = Attempt(what, began - self._began, time.monotonic() - began, code, error, result, failure)
+        ended_s, fired = time.monotonic() - began, self._fired()
+        kept = Attempt(what, began - self._began, ended_s, code, error, result, failure, self._arming, fired)
         self.attempts.append(kept)
         return kept
+
+    def part(self, name: str) -> DrillContext:
+        """Return a context for one part of a long drill: another run, in a folder of its own."""
+        folder = self.folder / name
+        folder.mkdir()
+        return DrillContext(self.subject, folder, self.place, self.undisturbed, say=self.say)
+
+    def note(self, line: str) -> None:
+        """Show a line, and keep it for the report."""
+        self.notes.append(line)
+        self.say(line)
+
+    def take(self, part: DrillContext) -> None:
+        """Count the runs of a part as runs of this drill."""
+        later_s = part._began - self._began
+        self.attempts += [replace(one, began_s=one.began_s + later_s) for one in part.attempts]
+
+    def _arm(self, faults: tuple[FaultSpec, ...]) -> None:
+        self._arming, self._known_files = faults, frozenset(self._files_of_firings())
+
+    def _fired(self) -> tuple[Firing, ...]:
+        """Return the firings since the last call of `_arm`."""
+        new = {name: file for name, file in self._files_of_firings().items() if name not in self._known_files}
+        return tuple(firing for name in sorted(new) for firing in Firings(new[name]).all())
+
+    def _files_of_firings(self) -> dict[str, Path]:
+        return {file.name: file for file in self.run_dir.glob("faults-*.jsonl")}
+
+    def _run_words(self, settings: Mapping[str, object] | None) -> list[str]:
+        file = self.folder / "config.toml"
+        file.write_text(as_toml(self.config(settings=settings)))
+        return ["run", self.subject.text, "--config", str(file)]
+
+    def _faults_file(self, faults: tuple[FaultSpec, ...]) -> Path | None:
+        """Write faults into a file for a command line or a resume. None: there are none."""
+        if not faults:
+            return None
+        file = self.folder / "faults.toml"
+        file.write_text("\n".join(_toml(fault) for fault in faults))
+        return file
 
     def _journalled(self) -> Mapping[str, Any] | None:
         if not run_file(self.run_dir).exists():
             return None
         last = look_at(self.run_dir).entries[-1:]
         return last[0].body if last and last[0].kind is RecordKind.RUN_FAILED else None
+
+
+def _set(settings: Mapping[str, object]) -> list[str]:
+    return [word for key, value in settings.items() for word in ("--set", f"{key}={_value(value)}")]
 
 
 def _toml(fault: FaultSpec) -> str:

@@ -13,7 +13,7 @@ import esper
 from actors.embedded_ray import EmbeddedRay
 from drills import expect
 from drills.drill import Drill, Finding
-from drills.drill_context import DrillContext
+from drills.drill_context import DrillContext, Soak
 from drills.leaks import Footprint, settled
 from drills.observed import Observed
 from drills.report import Outcome, phases
@@ -33,9 +33,19 @@ ALWAYS = (expect.faults_fired(), expect.nothing_left())
 class DrillRunner(Closing):
     """Runs drills on one task. `close` ends its Ray and removes its folders."""
 
-    def __init__(self, subject: TaskUnderDrill, *, keep: Path | None = None) -> None:
-        """Args: keep: folder in which the run directories stay. None: they are removed after each drill."""
-        self._subject, self._keep = subject, keep
+    def __init__(
+        self,
+        subject: TaskUnderDrill,
+        *,
+        keep: Path | None = None,
+        soak: Soak | None = None,
+        say: Callable[[str], object] = lambda _: None,
+    ) -> None:
+        """Args:
+        keep: folder in which the run directories stay. None: they are removed after each drill.
+        say: shows a line of a long drill at once.
+        """
+        self._subject, self._keep, self._soak, self._say = subject, keep, soak or Soak(), say
         self._stack = ExitStack()
         self._ray: EmbeddedRay | None = None
         self._undisturbed: Undisturbed | None = None
@@ -67,7 +77,7 @@ class DrillRunner(Closing):
             return _failed(drill, in_a_line(error), time.monotonic() - began)
         with self._folder(drill) as folder:
             before = Footprint.now()
-            context = DrillContext(self._subject, folder, place, undisturbed)
+            context = DrillContext(self._subject, folder, place, undisturbed, self._soak, self._say)
             try:
                 drill.act(context)
                 return _outcome(drill, Observed(context, settled(before)), time.monotonic() - began)
@@ -127,6 +137,7 @@ def _outcome(drill: Drill, observed: Observed, wall_s: float) -> Outcome:
         wall_s=wall_s,
         spans=spans(observed),
         marks=marks(observed),
+        notes=tuple(observed.context.notes),
     )
 
 

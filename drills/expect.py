@@ -123,8 +123,12 @@ def faults_fired() -> Expectation:
     """Expect that each armed fault fired exactly as often as asked."""
 
     def judge(found: Observed) -> Finding:
-        wanted = [fault.times for fault in found.context.armed]
-        counts = [sum(firing.fault_index == index for firing in found.firings) for index in range(len(wanted))]
+        wanted = [fault.times for attempt in found.attempts for fault in attempt.armed]
+        counts = [
+            sum(firing.fault_index == index for firing in attempt.fired)
+            for attempt in found.attempts
+            for index in range(len(attempt.armed))
+        ]
         return Finding(f"faults fired {listed(wanted)} times", f"{listed(counts)} times", counts == wanted)
 
     return judge

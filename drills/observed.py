@@ -15,9 +15,9 @@ from drills.signalling import delivered
 from esper.archive.history import Remains, look_at
 from esper.archive.journal import Entry, RecordKind
 from esper.archive.recovery_record import Recovery
-from esper.archive.run_directory import emergency_folder, faults_file, run_file, telemetry_folder
+from esper.archive.run_directory import emergency_folder, run_file, telemetry_folder
 from esper.emergency.sinks import DEFAULT_FILE
-from esper.faults import Firing, Firings
+from esper.faults import Firing
 from esper.telemetry.events import LOG
 
 
@@ -55,11 +55,10 @@ class Observed:
         """Number of severe events by name."""
         return Counter(event["name"] for event in self.events)
 
-    @cached_property
+    @property
     def firings(self) -> list[Firing]:
-        """The faults that fired, in all generations of the run."""
-        generations = range(1, self.past.generation + 1) if self.past is not None else ()
-        return [firing for number in generations for firing in Firings(faults_file(self.run_dir, number)).all()]
+        """The faults that fired, in all runs and resumes."""
+        return [firing for attempt in self.attempts for firing in attempt.fired]
 
     def entries(self, kind: RecordKind) -> list[Entry]:
         """Return the valid records of a kind, in order."""

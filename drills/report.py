@@ -47,6 +47,8 @@ class Outcome:
     wall_s: float
     spans: tuple[Span, ...] = ()
     marks: tuple[Mark, ...] = ()
+    notes: tuple[str, ...] = ()
+    """Lines about the drill, such as its schedule."""
 
     @property
     def passed(self) -> bool:
@@ -77,6 +79,7 @@ class Outcome:
             "leaks": list(self.leaks),
             "trace_id": self.trace_id,
             "wall_s": self.wall_s,
+            "notes": list(self.notes),
             "findings": [asdict(finding) for finding in self.findings],
         }
 

@@ -60,6 +60,35 @@ class Undisturbed:
         ended = {entry.body["fence"]: entry.body["step"] for entry in self.entries if _ends_round(entry)}
         return int(ended[fence]) if fence else 0
 
+    @property
+    def decided(self) -> frozenset[int]:
+        """Fences at which the policy was asked."""
+        return frozenset(entry.body["fence"] for entry in self.entries if entry.kind is RecordKind.DECISION)
+
+    @property
+    def saved(self) -> frozenset[int]:
+        """Fences with a checkpoint."""
+        return frozenset(entry.body["fence"] for entry in self.entries if entry.kind is RecordKind.CHECKPOINT_COMMITTED)
+
+    @property
+    def commanded(self) -> frozenset[int]:
+        """Fences at which Kasmina received a command."""
+        return self._fences_of(RecordKind.COMMAND)
+
+    def reported_before(self, fence: int) -> bool:
+        """Return whether the run wrote a field report before a fence."""
+        return any(one < fence for one in self._fences_of(RecordKind.FIELD_REPORT))
+
+    def _fences_of(self, kind: RecordKind) -> frozenset[int]:
+        """Return the fences at which records of a kind were written."""
+        fence, found = 0, set[int]()
+        for entry in self.entries:
+            if _ends_round(entry):
+                fence = int(entry.body["fence"])
+            elif entry.kind is kind:
+                found.add(fence)
+        return frozenset(found)
+
     def _first_fence(self, bodies: Iterable[Mapping[str, Any]], why: str) -> int:
         found = next(iter(bodies), None)
         if found is None:

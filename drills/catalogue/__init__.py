@@ -13,6 +13,7 @@ from drills.catalogue.manager_killed import MANAGER_KILLED
 from drills.catalogue.no_candidates import NO_CANDIDATES
 from drills.catalogue.policy_fails import POLICY_FAILS
 from drills.catalogue.policy_late import POLICY_LATE, POLICY_LATE_IN_C
+from drills.catalogue.random_schedule import RANDOM_SCHEDULE
 from drills.catalogue.reports_damaged import REPORTS_DAMAGED
 from drills.catalogue.restarts_exceeded import NO_PROGRESS, RESTARTS_EXCEEDED
 from drills.catalogue.trainer_killed import TRAINER_KILLED
@@ -54,5 +55,6 @@ CATALOGUE: tuple[Drill, ...] = (
     RESTARTS_EXCEEDED,
     NO_PROGRESS,
     INTERRUPTED,
+    RANDOM_SCHEDULE,
 )
 """Every drill of the catalogue."""

@@ -7,23 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from drills import expect
-from drills.damaging import flip, truncate
+from drills.damaging import Hostile, flip, truncate
 from drills.drill import Drill
 from drills.drill_context import DrillContext
 from drills.stop_at_fence import StopAtFence
 from esper.archive.history import look_at
 from esper.archive.run_directory import checkpoints_folder
 from esper.errors import DrillImpossible
-
-
-class Hostile:
-    """A pickle that makes a file when it is loaded by a loader without care."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
-        return Path.touch, (self.file,)
 
 
 def act(drill: DrillContext) -> None:
