@@ -134,12 +134,13 @@ def _next_magic(file: BinaryIO, start: int, size: int) -> int:
 
 
 def count_magics(file: BinaryIO) -> int:
-    """Return approximately the largest number of places in a file at which a frame may begin. A reader stops at each of
-    these places.
+    """Return the largest number of places in a file at which a frame may begin. A reader stops at each of these
+    places.
     """
-    count = 0
+    count, end = 0, b""
     while chunk := file.read(_SEARCH_MOST_BYTES):
-        count += chunk.count(_FRAME_MAGIC)
+        count += (end + chunk).count(_FRAME_MAGIC)
+        end = chunk[-len(_FRAME_MAGIC) + 1 :]  # the magic may begin in one chunk and end in the next
     return count
 
 

@@ -7,7 +7,6 @@ only one thread at a time may call it. A lease of its folder ensures that only o
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from esper.emergency.reading import MOST_CAPACITY, MOST_LOG_BYTES, Damage, log_b
 from esper.emergency.records import Acknowledged, Attempt, Dead, Dropped, Put, Record, Rejected, Retry, Revived
 from esper.emergency.refusals import counted_refusal
 from esper.emergency.reserve import NAME, Reserve
-from esper.emergency.room import GROWTH_BYTES, HALT_BYTES, MOST_HELD_BYTES, cut, needed_bytes
+from esper.emergency.room import GROWTH_BYTES, HALT_BYTES, MOST_HELD_BYTES, Room, cut
 from esper.emergency.schedule import CAP_WINDOW_S, Schedule, Subscriber
 from esper.errors import (
     DependencyViolationError,
@@ -41,8 +40,6 @@ HALT_PLACES = 16
 """Number of places in the queue. Only HALT signals may use these places."""
 LOG_BYTES = 2**20
 """Size of the log below which it is never compacted."""
-_ACKNOWLEDGED_BYTES = 28 + len('{"subscriber":,"ids":[]}')
-"""Size of an `Acknowledged` record in the log, without the name and the ids."""
 _REASON_CHARACTERS = 1000
 """Largest number of characters of a reason that a record keeps. A refusal and a drop have reasons."""
 _DAMAGE_TOLD = 16
@@ -100,9 +97,12 @@ class EmergencyQueue(Closing):
         self._capacity, self._clock, self._draw = capacity, clock, draw
         self._schedules = {one.name: Schedule(cap_per_minute if one.capped else None) for one in subscribers}
         self._compact_bytes = self._compact_at = compact_bytes
-        self._owed_bytes = sum(self._owed(held.signal) for held in state.held.values())
+        self._room = Room(self._subscribers)
+        self._owed_bytes = sum(self._room.owed_bytes(one) for one in state.held)
         """Number of bytes of the records that will acknowledge all signals in the queue."""
-        self._needed = {one: needed_bytes(held.signal, self._subscribers) for one, held in state.held.items()}
+        self._needed = {
+            one: self._room.needed_bytes(one, held.signal.json_and_sha256()[0]) for one, held in state.held.items()
+        }
         """Id of each signal in the queue -> number of bytes that it may need in the log."""
         self._held_bytes = sum(self._needed.values())
         self._older_bytes = 0
@@ -183,7 +183,8 @@ class EmergencyQueue(Closing):
                 this signal was not accepted.
             StoreWriteFailed: the signal is not durable and was not accepted.
         """
-        if signal.checksum != signal.content_sha256():
+        signal_json, sha256 = signal.json_and_sha256()
+        if signal.checksum != sha256:
             what = "its checksum does not fit its content" if signal.checksum else "it has no checksum"
             raise self._refused(signal, DependencyViolationError(f"signal {signal.signal_id}", what))
         known = self._state.checksum(signal.signal_id)
@@ -197,12 +198,12 @@ class EmergencyQueue(Closing):
         room = self._capacity if signal.level is Level.HALT else self._capacity - HALT_PLACES
         if len(self._state.held) >= room:
             raise self._refused(signal, EmergencyQueueFull(signal.signal_id, self._capacity))
-        needed = needed_bytes(signal, self._subscribers)
+        needed = self._room.needed_bytes(signal.signal_id, signal_json)
         room_bytes = MOST_HELD_BYTES if signal.level is Level.HALT else MOST_HELD_BYTES - HALT_BYTES
         if self._held_bytes + needed > room_bytes:
             raise self._refused(signal, EmergencyQueueFull(signal.signal_id, MOST_HELD_BYTES, "bytes"))
         try:
-            self._accept(signal, needed)
+            self._accept(signal, signal_json, needed)
         except StoreWriteFailed as error:
             counted_refusal(error, signal.signal_id)
             raise
@@ -422,11 +423,11 @@ class EmergencyQueue(Closing):
         known = [one for one in signal_ids if self._state.delivery(subscriber, one) is not None]
         return tuple(dict.fromkeys(known))
 
-    def _accept(self, signal: EmergencySignal, needed: int) -> None:
-        owed = self._owed(signal)
+    def _accept(self, signal: EmergencySignal, signal_json: str, needed: int) -> None:
+        owed = self._room.owed_bytes(signal.signal_id)
         self._reserve.grow(self._owed_bytes + owed)
         order = self._state.published + 1
-        self._write(Put(order=order, to=tuple(self._subscribers), signal=signal))
+        self._write(Put.of(order, tuple(self._subscribers), signal, signal_json))
         self._owed_bytes += owed
         self._needed[signal.signal_id] = needed
         self._held_bytes += needed
@@ -461,7 +462,7 @@ class EmergencyQueue(Closing):
                 if self._state.delivery(name, signal.signal_id) is None:
                     schedule.remove(signal.signal_id)
             if signal.signal_id not in self._state.held:
-                self._owed_bytes -= self._owed(signal)
+                self._owed_bytes -= self._room.owed_bytes(signal.signal_id)
                 self._held_bytes -= self._needed.pop(signal.signal_id)
         gauge("esper.queue.depth", len(self._state.held))
 
@@ -508,11 +509,6 @@ class EmergencyQueue(Closing):
         self._damaged, self._older_bytes = (), 0
         size = self._log.size_bytes
         self._compact_at = max(self._compact_bytes, min(size * 3 // 2, size + GROWTH_BYTES))
-
-    def _owed(self, signal: EmergencySignal) -> int:
-        """Return the bytes of the records with which all subscribers acknowledge a signal, or a little more."""
-        id_bytes = len(json.dumps(signal.signal_id))
-        return sum(_ACKNOWLEDGED_BYTES + len(json.dumps(name)) + id_bytes for name in self._subscribers)
 
     def _unix_s(self) -> float:
         return max(0.0, self._clock.now().timestamp())  # a clock without a battery may show a year before 1970

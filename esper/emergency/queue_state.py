@@ -27,6 +27,8 @@ from esper.emergency.records import (
 )
 from esper.leyline.signals import EmergencySignal, Level
 
+_NEW = DeliveryState()
+"""State of a delivery before its first attempt. All deliveries share this object, because it is frozen."""
 REMEMBERED = 4096
 """Number of finished signals whose ids are remembered. A publisher repeats a call soon, so this number is large enough.
 """
@@ -128,7 +130,7 @@ class QueueState:
     def _put(self, record: Put) -> None:
         self.published = max(self.published, record.order)
         if self.checksum(record.signal.signal_id) is None:
-            waiting = {subscriber: DeliveryState() for subscriber in record.to}
+            waiting = dict.fromkeys(record.to, _NEW)
             self.held[record.signal.signal_id] = HeldSignal(record.signal, record.order, waiting)
 
     def _attempt(self, record: Attempt) -> None:

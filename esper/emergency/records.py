@@ -5,11 +5,13 @@ Each record is one JSON object. `QueueState` computes the state of the queue fro
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from functools import lru_cache
+from typing import Annotated, ClassVar, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError
 
 from esper.leyline.base import Count, Message
 from esper.leyline.signals import EmergencySignal
@@ -39,6 +41,23 @@ class Put(Record):
     to: tuple[str, ...]
     """The subscribers to which the signal must be delivered."""
     signal: EmergencySignal
+    _payload: bytes | None = PrivateAttr(None)
+
+    @classmethod
+    def of(cls, order: int, to: tuple[str, ...], signal: EmergencySignal, signal_json: str) -> Self:
+        """Make a record of a signal whose JSON is already known, so that `encoded` does not make it again."""
+        made = cls(order=order, to=to, signal=signal)
+        made._payload = f'{{"order":{order},"to":{_array(to)},"signal":{signal_json}}}'.encode()
+        return made
+
+    def encoded(self) -> tuple[int, bytes]:
+        """See `Record.encoded`."""
+        return super().encoded() if self._payload is None else (self.KIND, self._payload)
+
+
+@lru_cache(maxsize=8)
+def _array(texts: tuple[str, ...]) -> str:
+    return json.dumps(texts)
 
 
 class Attempt(Record):

@@ -11,8 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from esper.leyline.signals import EmergencySignal
-
 MOST_HELD_BYTES = 64 * 2**20
 """Largest number of bytes that all held signals may need."""
 HALT_BYTES = 2 * 2**20
@@ -27,12 +25,28 @@ _FIELDS_BYTES = 128
 """A record or the state of a delivery needs fewer bytes, if the texts in it are not counted."""
 
 
-def needed_bytes(signal: EmergencySignal, subscribers: Iterable[str]) -> int:
-    """Return the largest number of bytes that a held signal can need. A signal needs the most bytes if it is a dead
-    letter for each subscriber.
-    """
-    deliveries = sum(_FIELDS_BYTES + _json_bytes(name) + REASON_BYTES for name in subscribers)
-    return _FIELDS_BYTES + len(signal.model_dump_json(ensure_ascii=True)) + _json_bytes(signal.signal_id) + deliveries
+_ACKNOWLEDGED_BYTES = 28 + len('{"subscriber":,"ids":[]}')
+"""Size of an `Acknowledged` record in the log, without the name and the ids."""
+
+
+class Room:
+    """Computes the bytes that a signal needs in the log of a queue with these subscribers."""
+
+    def __init__(self, subscribers: Iterable[str]) -> None:
+        names = [_json_bytes(name) for name in subscribers]
+        self._receivers = len(names)
+        self._acknowledged_bytes = sum(_ACKNOWLEDGED_BYTES + name for name in names)
+        self._deliveries_bytes = sum(_FIELDS_BYTES + name + REASON_BYTES for name in names)
+
+    def needed_bytes(self, signal_id: str, signal_json: str) -> int:
+        """Return the largest number of bytes that a held signal can need. A signal needs the most bytes if it is a dead
+        letter for each subscriber. `signal_json` is the signal as JSON in ASCII.
+        """
+        return _FIELDS_BYTES + len(signal_json) + _json_bytes(signal_id) + self._deliveries_bytes
+
+    def owed_bytes(self, signal_id: str) -> int:
+        """Return the bytes of the records with which all subscribers acknowledge a signal, or a little more."""
+        return self._acknowledged_bytes + self._receivers * _json_bytes(signal_id)
 
 
 def cut(why: str) -> str:

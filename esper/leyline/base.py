@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Annotated, Any, ClassVar
 
 from pydantic import (
@@ -76,11 +77,17 @@ class GrownMessage(Message):
     @model_serializer(mode="wrap")
     def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:  # Any: plain values
         told: dict[str, Any] = handler(self)
-        fields = type(self).model_fields
-        unused = {
-            name for name in self.LATER if getattr(self, name) == fields[name].get_default(call_default_factory=True)
-        }
-        return {name: value for name, value in told.items() if name not in unused}
+        for name, default in _later_defaults(type(self)):
+            if getattr(self, name) == default:
+                told.pop(name, None)
+        return told
+
+
+@cache
+def _later_defaults(kind: type[GrownMessage]) -> tuple[tuple[str, Any], ...]:  # Any: the default of any field
+    """Return the added fields of a class with their default values."""
+    fields = kind.model_fields
+    return tuple((name, fields[name].get_default(call_default_factory=True)) for name in sorted(kind.LATER))
 
 
 LARGEST_INT = 2**53 - 1

@@ -39,6 +39,9 @@ AttributeName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Attribute = Annotated[str | int | float | bool, AfterValidator(_bounded)]
 
 
+_SORTED = json.JSONEncoder(sort_keys=True)
+
+
 class Level(IntEnum):
     """Urgency of a signal; higher levels are delivered first. HALT stops training at the next step boundary."""
 
@@ -77,8 +80,16 @@ class EmergencySignal(GrownMessage):
 
     def content_sha256(self) -> str:
         """Return the SHA-256 of all fields except `checksum`, in hexadecimal."""
-        content = json.loads(self.model_dump_json(exclude={"checksum"}))
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return self.json_and_sha256()[1]
+
+    def json_and_sha256(self) -> tuple[str, str]:
+        """Return all fields as JSON in ASCII, and the SHA-256 of all fields except `checksum`, in hexadecimal. One call
+        for both is faster than two, because the text of the fields is made once.
+        """
+        content = self.model_dump(mode="json")
+        content.pop("checksum", None)
+        text = _SORTED.encode(content)
+        return f'{text[:-1]}, "checksum": "{self.checksum}"}}', hashlib.sha256(text.encode()).hexdigest()
 
     @model_validator(mode="after")
     def _is_bounded(self) -> Self:

@@ -18,8 +18,8 @@ from esper.durable.segments import segments
 from esper.emergency import queue as queue_module
 from esper.emergency.queue_state import REMEMBERED
 from esper.emergency.reading import MOST_CAPACITY, MOST_FRAMES, MOST_LOG_BYTES, read_queue
-from esper.emergency.records import Acknowledged, Held, Put
-from esper.emergency.room import GROWTH_BYTES, MOST_HELD_BYTES, REASON_BYTES, needed_bytes
+from esper.emergency.records import Acknowledged, Held, Put, decoded
+from esper.emergency.room import GROWTH_BYTES, MOST_HELD_BYTES, REASON_BYTES, Room
 from esper.errors import DependencyViolationError, EmergencyQueueFull, RunDirectoryError, StoreCorrupt, StoreWriteFailed
 from esper.leyline.signals import EmergencySignal, Level
 from esper.telemetry.context import use
@@ -266,12 +266,13 @@ def test_a_compacted_log_needs_no_more_than_was_counted(tmp_path: Path, characte
         queue.reject("y", "")  # compacts
         assert {len(json.dumps(letter.why)) // 12 for letter in queue.dead_letters()} == {REASON_BYTES // 12}
     held = next(frame for frame in scan(segments(tmp_path)[-1]).frames if frame.kind == Held.KIND)
-    counted = needed_bytes(one, [receiver.name for receiver in receivers])
+    room = Room(receiver.name for receiver in receivers)
+    counted = room.needed_bytes(one.signal_id, one.json_and_sha256()[0])
     assert held.end - held.offset + len(json.dumps(one.signal_id)) <= counted
 
 
 def test_a_queue_whose_signals_need_too_many_bytes_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    needed = needed_bytes(signal("a"), ["conductor"])
+    needed = Room(["conductor"]).needed_bytes("a", signal("a").json_and_sha256()[0])
     monkeypatch.setattr(queue_module, "MOST_HELD_BYTES", 4 * needed)
     monkeypatch.setattr(queue_module, "HALT_BYTES", 2 * needed)
     for name in "ab":  # the queue counts again what it holds when it is opened
@@ -412,6 +413,23 @@ def test_the_log_and_the_reserve_do_not_grow_with_what_is_done(tmp_path: Path) -
         assert max(sizes) < 65_536 + 20_000 + 2 * ids_bytes
     with opened(tmp_path, CONDUCTOR, FILE) as queue:
         assert queue.publish(signal("s599", Level.HALT if 599 % 3 else Level.NOTICE)) == 600
+
+
+def test_a_signal_has_one_checksum_and_its_record_one_content_in_every_version() -> None:
+    """A later version that computed either in another way would refuse what an earlier one wrote."""
+    one = signal(
+        "\u00e51", Level.HALT, attributes={"z": 1e-7, "a": True, "most": 2**53 - 1, "t": "\x7f"}, monotonic_ns=7
+    )
+    bare = signal("a")
+    assert one.checksum == "eff9d8d95b4eefdd7e06ffc215f4967077b3f897f2d583559c2c773e8ae8d420"
+    assert bare.checksum == "2177e0be47785fa396efa008ed73a6e1e51d6d13a71213a92a48e27adfaa538f"
+    for each in (one, bare):
+        json_text, sha256 = each.json_and_sha256()
+        quick = Put.of(7, ("conductor", "\u00e5"), each, json_text).encoded()
+        slow = Put(order=7, to=("conductor", "\u00e5"), signal=each)
+        assert decoded(*quick) == decoded(*slow.encoded()) == slow
+        assert (json.loads(json_text), sha256) == (json.loads(each.model_dump_json()), each.checksum)
+        assert quick[1].isascii()
 
 
 def test_a_signal_without_its_own_checksum_is_refused(tmp_path: Path) -> None:
