@@ -427,7 +427,8 @@ class EmergencyQueue(Closing):
         owed = self._room.owed_bytes(signal.signal_id)
         self._reserve.grow(self._owed_bytes + owed)
         order = self._state.published + 1
-        self._write(Put.of(order, tuple(self._subscribers), signal, signal_json))
+        record = Put(order=order, to=tuple(self._subscribers), signal=signal)
+        self._write(record, encoded=record.encoded_with(signal_json))
         self._owed_bytes += owed
         self._needed[signal.signal_id] = needed
         self._held_bytes += needed
@@ -446,16 +447,24 @@ class EmergencyQueue(Closing):
             count("esper.signal.dropped")
             severe("emergency_signal_dropped", Severity.CRITICAL, signal_id=signal_id, subscriber=subscriber, why=why)
 
-    def _write(self, record: Record, *, ends: tuple[str, ...] = (), last_resort: bool = False) -> None:
+    def _write(
+        self,
+        record: Record,
+        *,
+        encoded: tuple[int, bytes] | None = None,
+        ends: tuple[str, ...] = (),
+        last_resort: bool = False,
+    ) -> None:
         """Make a record durable, then apply it to the state.
 
         Args:
+            encoded: Kind and payload of the record. None: those that `record.encoded` returns.
             ends: Ids of the signals whose deliveries the record may end.
             last_resort: If true, or if `ends` is not empty, the reserve may be used when the disk is full.
         """
         before = [self._state.held[one].signal for one in ends]
         self._compact()
-        self._append(record, last_resort=last_resort or bool(ends))
+        self._append(encoded or record.encoded(), last_resort=last_resort or bool(ends))
         self._state.apply(record)
         for signal in before:
             for name, schedule in self._schedules.items():
@@ -466,14 +475,14 @@ class EmergencyQueue(Closing):
                 self._held_bytes -= self._needed.pop(signal.signal_id)
         gauge("esper.queue.depth", len(self._state.held))
 
-    def _append(self, record: Record, *, last_resort: bool) -> None:
+    def _append(self, encoded: tuple[int, bytes], *, last_resort: bool) -> None:
         try:
-            self._log.append(*record.encoded())
+            self._log.append(*encoded)
         except StoreWriteFailed as error:
             if not (last_resort and _is_full(error) and self._reserve.give_up()):
                 raise
             severe("emergency_queue_disk_full", Severity.ERROR, doing="the reserve was given up")
-            self._log.append(*record.encoded())
+            self._log.append(*encoded)
 
     def _write_unsynced(self, record: Record) -> None:
         """Append a record without a sync, then apply it to the state. If the record is lost, an attempt is repeated.

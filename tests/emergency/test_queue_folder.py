@@ -425,9 +425,9 @@ def test_a_signal_has_one_checksum_and_its_record_one_content_in_every_version()
     assert bare.checksum == "2177e0be47785fa396efa008ed73a6e1e51d6d13a71213a92a48e27adfaa538f"
     for each in (one, bare):
         json_text, sha256 = each.json_and_sha256()
-        quick = Put.of(7, ("conductor", "\u00e5"), each, json_text).encoded()
-        slow = Put(order=7, to=("conductor", "\u00e5"), signal=each)
-        assert decoded(*quick) == decoded(*slow.encoded()) == slow
+        record = Put(order=7, to=("conductor", "\u00e5"), signal=each)
+        quick = record.encoded_with(json_text)
+        assert decoded(*quick) == decoded(*record.encoded()) == record
         assert (json.loads(json_text), sha256) == (json.loads(each.model_dump_json()), each.checksum)
         assert quick[1].isascii()
 

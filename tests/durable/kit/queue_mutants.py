@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mutants import Mutant
 
-_APPEND = "        self._append(record, last_resort=last_resort or bool(ends))\n"
+_APPEND = "        self._append(encoded or record.encoded(), last_resort=last_resort or bool(ends))\n"
 _APPLY = "        self._state.apply(record)\n        for signal in before:\n"
 _UNSYNCED = "        self._log.append_unsynced(*record.encoded())\n"
 _REPLACED = (
