@@ -75,9 +75,10 @@ def run_drills(
     schedule = Soak(soak, episode or 0, only=episode is not None)
     with DrillRunner(subject, keep=keep, soak=schedule, say=lambda told: say(told, error=as_json)) as runner:
         outcomes = runner.run(drills, lambda outcome: say(line(outcome), error=as_json))
-    write(report, outcomes, seed)
+        undisturbed = runner.compared_with
+    write(report, outcomes, seed, undisturbed)
     if as_json:
-        print_json(json_of(outcomes, seed))
+        print_json(json_of(outcomes, seed, undisturbed))
     else:
         say(total(outcomes))
     return DONE if all(outcome.passed for outcome in outcomes) else CHECK_FAILED

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import esper
 from drills.task_under_drill import TaskUnderDrill
@@ -18,6 +18,7 @@ from drills.undisturbed import Undisturbed
 from esper import InProcess, OnRay
 from esper.archive.history import look_at
 from esper.archive.journal import RecordKind
+from esper.archive.recovery_record import Recovery
 from esper.archive.run_directory import run_file
 from esper.config.joined import RunConfig, as_toml
 from esper.errors import DrillImpossible, text_of
@@ -63,6 +64,35 @@ class Attempt:
     """The firings of these faults."""
 
 
+class Part(Protocol):
+    """What one part of a long drill left: an `Observed` whose folder may be gone."""
+
+    @property
+    def same_bits(self) -> bool | None:
+        """Whether the run of the part ended with the bits of the undisturbed run."""
+        ...
+
+    @property
+    def signals_lost(self) -> int | None:
+        """Number of lost signals. None: the part sent none."""
+        ...
+
+    @property
+    def signals_duplicated(self) -> int | None:
+        """Number of deliveries beyond the first. None: the part sent none."""
+        ...
+
+    @property
+    def steps_redone(self) -> int | None:
+        """Number of steps that were done more than once. None: unknown."""
+        ...
+
+    @property
+    def recoveries(self) -> list[Recovery]:
+        """Every recovery from the death of an actor."""
+        ...
+
+
 @dataclass
 class DrillContext:
     """What a drill works with. Each drill gets its own, with an own folder."""
@@ -80,6 +110,8 @@ class DrillContext:
     attempts: list[Attempt] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """Lines for the report, such as a schedule."""
+    parts: list[Part] = field(default_factory=list)
+    """What the parts of a long drill left."""
     sent: list[str] = field(default_factory=list)
     """Ids of the emergency signals that the drill sent."""
     began_at: float = field(default_factory=time.time)
@@ -245,8 +277,9 @@ class DrillContext:
         self.notes.append(line)
         self.say(line)
 
-    def take(self, part: DrillContext) -> None:
-        """Count the runs of a part as runs of this drill."""
+    def take(self, part: DrillContext, left: Part) -> None:
+        """Count the runs of a part, and what it left, as those of this drill."""
+        self.parts.append(left)
         later_s = part._began - self._began
         self.attempts += [replace(one, began_s=one.began_s + later_s) for one in part.attempts]
 

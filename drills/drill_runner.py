@@ -15,6 +15,7 @@ from drills import expect
 from drills.drill import Drill, Finding
 from drills.drill_context import DrillContext, Soak
 from drills.leaks import Footprint, settled
+from drills.memory_watch import MemoryWatch
 from drills.observed import Observed
 from drills.report import Outcome, phases
 from drills.task_under_drill import TaskUnderDrill
@@ -22,6 +23,7 @@ from drills.time_line import marks, spans
 from drills.undisturbed import Undisturbed
 from esper import InProcess, OnRay
 from esper.archive.history import read_past
+from esper.archive.summary import Summary
 from esper.errors import EsperError, in_a_line
 from esper.ground.closing import Closing
 from esper.leyline.ports import Policy
@@ -79,10 +81,17 @@ class DrillRunner(Closing):
             before = Footprint.now()
             context = DrillContext(self._subject, folder, place, undisturbed, self._soak, self._say)
             try:
-                drill.act(context)
-                return _outcome(drill, Observed(context, settled(before)), time.monotonic() - began)
+                with MemoryWatch() as memory:
+                    drill.act(context)
+                observed = Observed(context, settled(before))
+                return _outcome(drill, observed, time.monotonic() - began, memory.peak_bytes)
             except Exception as error:  # of the drill, and not of a run: those are in the attempts
                 return _failed(drill, in_a_line(error), time.monotonic() - began)
+
+    @property
+    def compared_with(self) -> Summary | None:
+        """The end of the undisturbed run. None: no drill needed it."""
+        return self._undisturbed.summary if self._undisturbed is not None else None
 
     def undisturbed(self) -> Undisturbed:
         """Return the run of the task that nothing disturbs, in this process. It is made once."""
@@ -119,7 +128,7 @@ class DrillRunner(Closing):
         return lambda policy: OnRay(ours, policy)
 
 
-def _outcome(drill: Drill, observed: Observed, wall_s: float) -> Outcome:
+def _outcome(drill: Drill, observed: Observed, wall_s: float, peak_memory_bytes: int) -> Outcome:
     findings = tuple(judge(observed) for judge in (*drill.follows, *ALWAYS))
     failure = observed.failure
     return Outcome(
@@ -128,13 +137,16 @@ def _outcome(drill: Drill, observed: Observed, wall_s: float) -> Outcome:
         error=str(failure["error"]) if failure is not None else None,
         fault_fired=len(observed.firings),
         phases_s=phases(observed.recoveries),
-        steps_redone=None,
+        steps_redone=observed.steps_redone,
         signals_lost=observed.signals_lost,
         signals_duplicated=observed.signals_duplicated,
         same_bits=observed.same_bits,
         leaks=observed.leaks,
         trace_id=observed.trace_id,
         wall_s=wall_s,
+        recoveries=tuple(observed.recoveries),
+        peak_memory_bytes=peak_memory_bytes,
+        ended=observed.ended,
         spans=spans(observed),
         marks=marks(observed),
         notes=tuple(observed.context.notes),

@@ -64,8 +64,10 @@ class Both(Quiet):
             one.fence(state, tally)
 
 
-def carry_out(episode: Episode, drill: DrillContext, leaks: Callable[[], tuple[str, ...]]) -> tuple[str, ...]:
-    """Run an episode in the context of its own. Return each expectation that was not met.
+def carry_out(
+    episode: Episode, drill: DrillContext, leaks: Callable[[], tuple[str, ...]]
+) -> tuple[Observed, tuple[str, ...]]:
+    """Run an episode in the context of its own. Return what it left, and each expectation that was not met.
 
     Args:
         leaks: Returns what is left behind after the last leg.
@@ -80,7 +82,9 @@ def carry_out(episode: Episode, drill: DrillContext, leaks: Callable[[], tuple[s
     found = Observed(drill, leaks())
     findings = [judge(found) for judge in _expected(episode.legs)]
     missed = [f"expected {one.expected}; found {one.found}" for one in findings if not one.met]
-    return (*missed, *(["the hostile pickle was executed"] if trap.exists() else []))
+    missed += ["the hostile pickle was executed"] * trap.exists()
+    _ = found.recoveries, found.steps_redone, found.delivered, found.refused, found.same_bits  # its folder may go
+    return found, tuple(missed)
 
 
 def _expected(legs: Sequence[Leg]) -> list[Expectation]:

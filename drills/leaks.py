@@ -35,7 +35,7 @@ class Footprint:
     @classmethod
     def now(cls) -> Self:
         """Look at this machine: this process and its descendants that execute an actor or esper, actors, folders."""
-        titles = {pid: _title(pid) for pid in _descendants()}
+        titles = {pid: _title(pid) for pid in descendants()}
         working = frozenset((pid, title) for pid, title in titles.items() if _works(title))
         return cls(working, frozenset(_actors()), frozenset(_folders({os.getpid(), *titles})))
 
@@ -54,7 +54,7 @@ def settled(before: Footprint) -> tuple[str, ...]:
     return left
 
 
-def _descendants() -> list[int]:
+def descendants() -> list[int]:
     children: defaultdict[int, list[int]] = defaultdict(list)
     for place in Path("/proc").iterdir():
         if place.name.isdigit() and (parent := _parent(place)) is not None:

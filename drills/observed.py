@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from drills.drill_context import Attempt, DrillContext
+from drills.redone import steps_redone
 from drills.signalling import delivered
 from esper.archive.history import Remains, look_at
 from esper.archive.journal import Entry, RecordKind
@@ -66,9 +67,18 @@ class Observed:
 
     @cached_property
     def recoveries(self) -> list[Recovery]:
-        """Every recovery from the death of an actor that the journal tells of."""
-        told = (json.dumps(entry.body) for entry in self.entries(RecordKind.RECOVERED))
-        return [Recovery.model_validate_json(one) for one in told]
+        """Every recovery from the death of an actor that the journal tells of, in order.
+
+        A recovery is journaled when the actors are up, and again when the first step after it has ended.
+        """
+        if self.context.parts:
+            return [one for part in self.context.parts for one in part.recoveries]
+        kinds = (RecordKind.ACTOR_RESTARTED, RecordKind.RECOVERED)
+        entries = [entry for entry in self.past.entries if entry.kind in kinds] if self.past is not None else []
+        told = [(one.kind, Recovery.model_validate_json(json.dumps(one.body))) for one in entries]
+        again = {(one.generation, one.actors): one for kind, one in told if kind is RecordKind.RECOVERED}
+        first = [one for kind, one in told if kind is RecordKind.ACTOR_RESTARTED]
+        return [again.get((one.generation, one.actors), one) for one in first]
 
     @cached_property
     def delivered(self) -> Counter[str]:
@@ -84,12 +94,16 @@ class Observed:
     @property
     def signals_lost(self) -> int | None:
         """Number of sent signals that the sink did not get, and that were not refused. None: the drill sent none."""
+        if self.context.parts:
+            return _sum(part.signals_lost for part in self.context.parts)
         came = self.delivered.keys() | self.refused
         return sum(one not in came for one in self.context.sent) if self.context.sent else None
 
     @property
     def signals_duplicated(self) -> int | None:
         """Number of deliveries beyond the first of each signal. None: the drill sent none."""
+        if self.context.parts:
+            return _sum(part.signals_duplicated for part in self.context.parts)
         return sum(number - 1 for number in self.delivered.values()) if self.context.sent else None
 
     @property
@@ -108,9 +122,33 @@ class Observed:
     @cached_property
     def same_bits(self) -> bool | None:
         """Whether the run ended with the weights of the undisturbed run. None: it did not reach its end."""
-        ended = self.entries(RecordKind.RUN_ENDED)
-        if not ended:
+        if self.context.parts:
+            return all(part.same_bits for part in self.context.parts)
+        if self.ended is None:
             return None
-        here, there = ended[-1].body, self.context.undisturbed.summary
+        here, there = self.ended, self.context.undisturbed.summary
         pairs = [(here[name], getattr(there, name)) for name in ("weights_sha256", "twin_weights_sha256", "steps")]
         return all(one == other for one, other in pairs)
+
+    @property
+    def ended(self) -> Mapping[str, Any] | None:
+        """The journal's record of the end of the run. None: it did not reach its end."""
+        told = self.entries(RecordKind.RUN_ENDED)
+        return told[-1].body if told else None
+
+    @cached_property
+    def steps_redone(self) -> int | None:
+        """Number of steps that were done more than once. None: the run did not reach its end, or a fault fired at a
+        step that no record names."""
+        if self.context.parts:
+            return _sum(part.steps_redone for part in self.context.parts)
+        if self.ended is None:
+            return None
+        fired = [one.armed[firing.fault_index] for one in self.attempts for firing in one.fired]
+        return steps_redone(self.run_dir, int(self.ended["steps"]), fired, self.context.undisturbed)
+
+
+def _sum(numbers: Iterable[int | None]) -> int | None:
+    """Return the sum of the measured numbers. None: no number was measured."""
+    known = [one for one in numbers if one is not None]
+    return sum(known) if known else None

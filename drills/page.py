@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from drills.report import Mark, Outcome, Span
+from esper.archive.summary import Summary
 
 STYLE = """
 :root { color-scheme: light dark; --good: #1a7f37; --bad: #cf222e; --line: #8884; --run: #6e9bd1; }
@@ -24,7 +25,7 @@ WIDTH, HEIGHT, BAR = 1000.0, 40.0, 14.0
 """Size of a time line in units of its own picture, and the height of a stretch."""
 
 
-def as_html(outcomes: Sequence[Outcome], seed: int) -> str:
+def as_html(outcomes: Sequence[Outcome], seed: int, undisturbed: Summary | None = None) -> str:
     """Return the page."""
     passed = sum(outcome.passed for outcome in outcomes)
     kind = "passed" if passed == len(outcomes) else "failed"
@@ -34,8 +35,19 @@ def as_html(outcomes: Sequence[Outcome], seed: int) -> str:
         f"<title>esper drills: {passed} of {len(outcomes)} passed</title><style>{STYLE}</style></head><body>"
         f'<h1>Drills: <span class="{kind}">{passed} of {len(outcomes)} passed</span></h1>'
         f"<p>Run seed {seed}. A drill breaks one thing at a stated moment. It passes if everything that must follow "
-        f"was found.</p>{''.join(map(_article, outcomes))}</body></html>\n"
+        f"was found.</p>{_comparison(undisturbed)}{''.join(map(_article, outcomes))}</body></html>\n"
     )
+
+
+def _comparison(undisturbed: Summary | None) -> str:
+    if undisturbed is None:
+        return ""
+    told = (
+        f"The undisturbed run of {undisturbed.task}: {undisturbed.steps} steps in {undisturbed.rounds} rounds, "
+        f"{undisturbed.wall_s:.2f} s in one process, test loss {undisturbed.test_loss:.4f}, "
+        f"weights {undisturbed.weights_sha256[:16]}."
+    )
+    return f"<p>{escape(told)}</p>"
 
 
 def _article(outcome: Outcome) -> str:
@@ -47,14 +59,7 @@ def _article(outcome: Outcome) -> str:
         + "</li>"
         for one in outcome.findings
     )
-    facts = {
-        "fault fired": str(outcome.fault_fired),
-        "error": outcome.error,
-        "same bits": {True: "yes", False: "no", None: None}[outcome.same_bits],
-        **{name.replace("_", " "): _seconds(value) for name, value in outcome.phases_s.items()},
-        "trace": outcome.trace_id,
-    }
-    told = "".join(f"<div><dt>{escape(n)}</dt><dd>{escape(v)}</dd></div>" for n, v in facts.items() if v is not None)
+    told = "".join(f"<div><dt>{escape(n)}</dt><dd>{escape(v)}</dd></div>" for n, v in outcome.measured().items())
     return (
         f'<article id="{escape(outcome.drill.name)}"><h2>{number}{escape(outcome.drill.name)}: '
         f'<span class="{word}">{word}</span>, {_seconds(outcome.wall_s)} {escape(outcome.drill.place)}</h2>'

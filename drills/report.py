@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 from xml.etree import ElementTree
 
 from drills.drill import Drill, Finding
 from esper.archive.recovery_record import Recovery
+from esper.archive.summary import Summary
+
+WHY_NO_PHASE = {
+    "detect": "Ray has no record of the time of the death",
+    "decide": "the recovery was interrupted",
+    "stop": "the actor was replaced alone, or another death interrupted the recovery",
+    "restore": "the actor was replaced alone, or another death interrupted the recovery",
+    "first_good_step": "the actor was replaced alone, or no step followed before another restore",
+}
+
+
+COMPARED = ("task", "rounds", "steps", "wall_s", "test_loss", "weights_sha256", "twin_weights_sha256")
+"""Values of the undisturbed run in the report."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,11 @@ class Outcome:
     leaks: tuple[str, ...]
     trace_id: str | None
     wall_s: float
+    recoveries: tuple[Recovery, ...] = ()
+    peak_memory_bytes: int | None = None
+    """Largest private resident memory of this process and all its descendants during the drill."""
+    ended: Mapping[str, Any] | None = None
+    """The record of the end of the run. None: it did not reach its end."""
     spans: tuple[Span, ...] = ()
     marks: tuple[Mark, ...] = ()
     notes: tuple[str, ...] = ()
@@ -60,6 +78,48 @@ class Outcome:
         """Each expectation that was not met, with what was found. "": the drill passed."""
         return "; ".join(f"expected {one.expected}; found {one.found}" for one in self.findings if not one.met)
 
+    @property
+    def not_measured(self) -> dict[str, str]:
+        """Why a value of the report is None, by the name of the value."""
+        if not self.spans:
+            none = ("phases_s", "steps_redone", "signals_lost", "signals_duplicated", "same_bits", "trace_id")
+            return dict.fromkeys((*none, "weights_sha256", "peak_memory_bytes"), "the drill did not run")
+        no_end = "the run did not reach its end, as the drill expects" if self.passed else "no run reached its end"
+        unknown = "a fault broke a round off, and no record names the step"
+        reasons = {
+            "error": (self.error, "no run failed"),
+            "phases_s": (self.recoveries or None, "no process was restarted within a run"),
+            "steps_redone": (self.steps_redone, unknown if self.same_bits is not None else no_end),
+            "signals_lost": (self.signals_lost, "the drill sent no signal"),
+            "signals_duplicated": (self.signals_duplicated, "the drill sent no signal"),
+            "same_bits": (self.same_bits, no_end),
+            "weights_sha256": (self.ended, "the drill has several runs" if self.same_bits is not None else no_end),
+            "trace_id": (self.trace_id, "the drill has no severe event and no failure with a trace"),
+        }
+        told = {name: why for name, (value, why) in reasons.items() if value is None}
+        return told | {
+            f"phases_s.{name}": WHY_NO_PHASE[name]
+            for name, value in self.phases_s.items()
+            if self.recoveries and value is None
+        }
+
+    def measured(self) -> dict[str, str]:
+        """Return what was measured, in words, by name."""
+        facts: dict[str, object] = {
+            "fault fired": self.fault_fired,
+            "error": self.error,
+            "same bits": {True: "yes", False: "no", None: None}[self.same_bits],
+            **{f"{name.replace('_', ' ')} (s)": _rounded(value) for name, value in self.phases_s.items()},
+            "recoveries": len(self.recoveries) or None,
+            "steps redone": self.steps_redone,
+            "signals lost": self.signals_lost,
+            "signals duplicated": self.signals_duplicated,
+            "left behind": len(self.leaks),
+            "peak memory (MiB)": self.peak_memory_bytes and self.peak_memory_bytes >> 20,
+            "trace": self.trace_id,
+        }
+        return {name: str(value) for name, value in facts.items() if value is not None}
+
     def as_json(self) -> dict[str, Any]:
         """Return JSON values."""
         return {
@@ -72,13 +132,20 @@ class Outcome:
             "fault_fired": self.fault_fired,
             "error": self.error,
             "phases_s": self.phases_s,
+            "recoveries": [
+                {"actors": one.actors, "alone": one.alone, "from_memory": one.from_memory, "phases_s": phases([one])}
+                for one in self.recoveries
+            ],
             "steps_redone": self.steps_redone,
             "signals_lost": self.signals_lost,
             "signals_duplicated": self.signals_duplicated,
             "same_bits": self.same_bits,
+            "weights_sha256": self.ended["weights_sha256"] if self.ended is not None else None,
             "leaks": list(self.leaks),
+            "peak_memory_bytes": self.peak_memory_bytes,
             "trace_id": self.trace_id,
             "wall_s": self.wall_s,
+            "not_measured": self.not_measured,
             "notes": list(self.notes),
             "findings": [asdict(finding) for finding in self.findings],
         }
@@ -99,19 +166,24 @@ def phases(recoveries: Sequence[Recovery]) -> dict[str, float | None]:
     }
 
 
-def as_json(outcomes: Sequence[Outcome], seed: int) -> dict[str, Any]:
-    """Return the report as JSON values."""
+def as_json(outcomes: Sequence[Outcome], seed: int, undisturbed: Summary | None = None) -> dict[str, Any]:
+    """Return the report as JSON values.
+
+    Args:
+        undisturbed: The run without faults with which the drills are compared. None: it was not made.
+    """
     passed = sum(outcome.passed for outcome in outcomes)
     return {
         "passed": passed,
         "failed": len(outcomes) - passed,
         "seed": seed,
         "wall_s": sum(outcome.wall_s for outcome in outcomes),
+        "undisturbed": {name: getattr(undisturbed, name) for name in COMPARED} if undisturbed is not None else None,
         "drills": [outcome.as_json() for outcome in outcomes],
     }
 
 
-def as_junit(outcomes: Sequence[Outcome], seed: int) -> str:
+def as_junit(outcomes: Sequence[Outcome], seed: int, undisturbed: Summary | None = None) -> str:
     """Return the report as JUnit XML: a test case for each drill."""
     suite = ElementTree.Element(
         "testsuite",
@@ -124,14 +196,25 @@ def as_junit(outcomes: Sequence[Outcome], seed: int) -> str:
     )
     properties = ElementTree.SubElement(suite, "properties")
     ElementTree.SubElement(properties, "property", name="seed", value=str(seed))
+    if undisturbed is not None:
+        for name in COMPARED:
+            value = str(getattr(undisturbed, name))
+            ElementTree.SubElement(properties, "property", name=f"undisturbed.{name}", value=value)
     for outcome in outcomes:
         case = ElementTree.SubElement(
             suite, "testcase", classname="esper.drills", name=outcome.drill.name, time=f"{outcome.wall_s:.3f}"
         )
+        own = ElementTree.SubElement(case, "properties")
+        for name, measured in outcome.measured().items():
+            ElementTree.SubElement(own, "property", name=name, value=_printable(measured))
         if not outcome.passed:
             ElementTree.SubElement(case, "failure", message=_printable(outcome.why)).text = _printable(outcome.why)
     ElementTree.indent(suite)
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)
+
+
+def _rounded(seconds: float | None) -> str | None:
+    return None if seconds is None else f"{seconds:.3f}"
 
 
 def _printable(text: str) -> str:

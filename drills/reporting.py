@@ -7,12 +7,13 @@ from pathlib import Path
 
 from drills.page import as_html
 from drills.report import Outcome, as_json, as_junit
+from esper.archive.summary import Summary
 from esper.durable.files import atomic_write
 from esper.errors import ConfigError
 from esper.ground.strict_json import strict_json
 
 FORMATS = {
-    ".json": lambda outcomes, seed: strict_json(as_json(outcomes, seed), indent=1),
+    ".json": lambda outcomes, seed, undisturbed: strict_json(as_json(outcomes, seed, undisturbed), indent=1),
     ".xml": as_junit,
     ".html": as_html,
 }
@@ -28,7 +29,12 @@ def checked_report(file: Path | None) -> None:
         raise ConfigError("--report", str(file), "its folder does not exist")
 
 
-def write(file: Path | None, outcomes: Sequence[Outcome], seed: int) -> None:
-    """Write the report, atomically. None: no report was asked for."""
+def write(file: Path | None, outcomes: Sequence[Outcome], seed: int, undisturbed: Summary | None = None) -> None:
+    """Write the report, atomically.
+
+    Args:
+        file: The file. None: no report was asked for.
+        undisturbed: The run with which the drills were compared. None: it was not made.
+    """
     if file is not None:
-        atomic_write(file, FORMATS[file.suffix](outcomes, seed).encode())
+        atomic_write(file, FORMATS[file.suffix](outcomes, seed, undisturbed).encode())

@@ -26,8 +26,8 @@ def act(drill: DrillContext) -> None:
         drawn = episode(seed, number, drill.undisturbed)
         drill.note(f"{drawn} (repeat it: --seed {seed} --episode {number})")
         part, began, before = drill.part(f"episode-{number}"), time.monotonic(), Footprint.now()
-        missed = carry_out(drawn, part, partial(settled, before))
-        drill.take(part)
+        left, missed = carry_out(drawn, part, partial(settled, before))
+        drill.take(part, left)
         if missed:
             drill.note(f"{FAILED}episode {number}: {'; '.join(missed)}")
         else:

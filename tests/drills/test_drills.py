@@ -16,10 +16,13 @@ import typer
 from drills import Drill, DrillContext, breaking, expect
 from drills.catalogue import CATALOGUE
 from drills.choosing import chosen
+from drills.damaging import flip
 from drills.drill_commands import app, line, total
 from drills.drill_runner import DrillRunner
 from drills.reporting import checked_report, write
 from drills.task_under_drill import TaskUnderDrill
+from esper.archive.history import look_at
+from esper.archive.run_directory import checkpoints_folder
 from esper.errors import ConfigError
 from esper.faults import Fault
 from esper.tamiyo.service import Tamiyo
@@ -43,12 +46,16 @@ def test_a_drill_passes_and_its_report_has_what_was_found(runner: DrillRunner, t
     outcome = runner.run_one(named("no-candidates"))
     assert (outcome.passed, outcome.why, outcome.leaks) == (True, "", ())
     for ending in ("json", "xml", "html"):
-        write(tmp_path / f"report.{ending}", [outcome], seed=3)
+        write(tmp_path / f"report.{ending}", [outcome], 3, runner.compared_with)
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["passed"], report["failed"], report["seed"]) == (1, 0, 3)
     (told,) = report["drills"]
     assert (told["name"], told["error"], told["same_bits"]) == ("no-candidates", "NoSeedCandidates", None)
     assert len(told["trace_id"]) == 32
+    assert told["peak_memory_bytes"] > 50 << 20
+    assert (report["undisturbed"]["steps"], len(report["undisturbed"]["weights_sha256"])) == (320, 64)
+    empty = {name for name, value in told.items() if value is None}
+    assert empty < set(told["not_measured"]) == {*empty, "phases_s"}
     suite = ElementTree.parse(tmp_path / "report.xml").getroot()
     assert (suite.get("tests"), suite.get("failures"), suite[1].get("name")) == ("1", "0", "no-candidates")
     page = (tmp_path / "report.html").read_text()
@@ -66,6 +73,24 @@ def test_a_drill_fails_if_the_policys_silence_is_answered_by_a_pause(
     assert "expected NoSeedCandidates" in outcome.why
     assert "FAILED" in line(outcome)
     assert total([outcome]) == "0 of 1 drills passed; failed: no-candidates"
+
+
+def step_lost_and_checkpoint_damaged(drill: DrillContext) -> None:
+    drill.run(breaking.fail("tolaria.step", step=130))
+    flip(checkpoints_folder(drill.run_dir) / look_at(drill.run_dir).commits[-1].file)
+    drill.resume()
+
+
+@pytest.mark.slow
+def test_the_steps_that_were_done_again_are_counted(runner: DrillRunner) -> None:
+    """Round 6 ends at step 120, and is lost with its checkpoint. Ten steps of round 7 are lost with the error."""
+    outcome = runner.run_one(broken(step_lost_and_checkpoint_damaged, expect.exit_codes(3, 0), expect.same_bits()))
+    assert (outcome.why, outcome.steps_redone) == ("", 30)
+    assert "steps_redone" not in outcome.not_measured
+
+    outcome = runner.run_one(broken(lambda drill: [drill.run(breaking.fail("tolaria.step")), drill.resume()]))
+    assert outcome.steps_redone is None
+    assert "no record names the step" in outcome.not_measured["steps_redone"]
 
 
 def broken(act: Any, *follows: Any) -> Drill:
