@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -12,13 +12,15 @@ from esper.archive.run_directory import summary_file
 from esper.durable.files import atomic_write
 from esper.errors import all_notes, in_a_line, text_of
 from esper.ground.strict_json import strict_json
-from esper.leyline.base import Message
+from esper.leyline.base import GrownMessage
 from esper.leyline.state import SeedState
 from esper.setup.growth_log import GrowthLog
 
 
-class SeedFate(Message):
+class SeedFate(GrownMessage):
     """The outcome of one seed. `gain` and `z` were measured at gate G2. They are None if G2 did not judge the seed."""
+
+    LATER: ClassVar = frozenset({"copies"})
 
     seed_id: str
     slot: str
@@ -28,6 +30,8 @@ class SeedFate(Message):
     z: float | None
     replica_of: str | None
     parameters: int
+    copies: int = 1
+    """Number of modules of the blueprint in the seed."""
 
 
 class Summary(BaseModel):
@@ -103,6 +107,7 @@ def fate(seed: SeedState) -> SeedFate:
         z=seed.z,
         replica_of=seed.replica_of,
         parameters=seed.parameters,
+        copies=seed.copies,
     )
 
 

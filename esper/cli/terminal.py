@@ -255,12 +255,18 @@ def heading(survey: Survey, path: Path | None) -> list[str]:
     units = "samples" if survey.data.slice("gate", 0).groups is None else "groups"
     return [
         *lines,
-        f"  {len(survey.options)} candidates; a seed must beat its control by {percent(growth.margin)} of the loss"
+        f"  {len(survey.options)} candidates{of_copies(growth.copies)}; a seed must beat its control by"
+        f" {percent(growth.margin)} of the loss"
         f" and z > {survey.g2_limit():.2f} on {survey.judged_units} {units} (strict, because a run may test"
         f" {growth.max_tests} candidates)",
         "  stages of a seed: incubation > BLENDING (alpha rises) > SHADOWING (compared with the twin) > PROBATIONARY >"
         " FOSSILIZED (stays)",
     ]
+
+
+def of_copies(copies: int) -> str:
+    """Return words for the number of modules in each seed. The text is empty for one module."""
+    return f", {copies} copies each" if copies > 1 else ""
 
 
 def left_out(modules: Mapping[str, str]) -> list[str]:
@@ -295,7 +301,9 @@ def _judged(judged: Sequence[SeedFate], tried: str) -> Table:
         name = seed.seed_id[:8] + (" replica" if seed.replica_of else "")
         fate = seed.stage if seed.stage in IN_HOST else "not kept"
         figures = gain_and_z(seed.gain, seed.z)
-        seeds.add_row(*cells(name, seed.slot, seed.blueprint, fate, *figures, f"{seed.parameters:,}"))
+        seeds.add_row(
+            *cells(name, seed.slot, seed.blueprint + of_copies(seed.copies), fate, *figures, f"{seed.parameters:,}")
+        )
     return seeds
 
 

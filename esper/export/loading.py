@@ -160,7 +160,7 @@ def _grow(
     seeds = []
     for plan in topology:
         spec = specs[plan.slot]
-        module = blueprints.get(plan.blueprint_id).build(spec, seed_key=0)
+        module = blueprints.get(plan.blueprint_id).build(spec, seed_key=0, copies=plan.copies)
         alpha, blend = torch.zeros((), dtype=dtype_of(spec)), blend_of(plan.blend)
         seeds.append((plan.slot, plan.ordinal, Seed(module, alpha, blend.formula, blend.vector(plan.blend, spec))))
     try:

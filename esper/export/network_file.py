@@ -15,6 +15,7 @@ from esper.errors import CannotBeWritten, ConfigError
 from esper.export.definitions import FUTURE, Definitions
 from esper.kasmina.blueprints.catalogue import Blueprint, BlueprintRegistry, Called
 from esper.kasmina.blueprints.precision import parameter_dtype
+from esper.kasmina.blueprints.seed_copies import SeedCopies
 from esper.kasmina.host.blending import blend_of
 from esper.kasmina.host.rebuilt import rebuild
 from esper.leyline.reports import GraftPlan
@@ -74,7 +75,7 @@ def network_file(
     for plan, blueprint in zip(topology, made, strict=True):
         spec = specs[plan.slot]
         try:
-            call = _call(wanted, blueprint, spec)
+            call = _several(wanted, plan.copies, _call(wanted, blueprint, spec))
         except CannotBeWritten as error:
             raise ConfigError("blueprint", blueprint.name, f"it cannot be written into a file: {error}") from error
         blend = blend_of(plan.blend)
@@ -90,6 +91,14 @@ def network_file(
     tail = TAIL.format(seeds="".join(rows), modules=modules, rebuild=rebuild.__name__, **names)
     head = HEAD.format(run=ascii(run), fence=fence, torch=torch.__version__, build=names["build"])
     return f"{head}{FUTURE}\n{wanted}\n\n\n{tail}"
+
+
+def _several(wanted: Definitions, copies: int, call: str) -> str:
+    """Return the expression that makes a seed of some copies. `call` makes one of them."""
+    if copies == 1:
+        return call
+    wanted.add(SeedCopies.__module__, SeedCopies.__name__)
+    return f"{SeedCopies.__name__}([{call} for _ in range({copies})])"
 
 
 def _call(wanted: Definitions, blueprint: Blueprint, spec: SlotSpec) -> str:

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from esper.archive.journal import Entry, RecordKind
 from esper.kasmina.registry.registry_state import RegistryState
 from esper.kasmina.registry.seed_record import Graft, SeedRecord
-from esper.leyline.commands import Command, Operation
+from esper.leyline.commands import Candidate, Command, Operation
 from esper.leyline.incubation import Answer, ForkResult, IncubationOrder
 from esper.leyline.reports import (
     ConfidencePlan,
@@ -197,10 +197,9 @@ def _germinated_fence(story: Story, seed: SeedRecord) -> int:
     return next(report.fence for report in gates if report.seed_id == seed.seed_id)
 
 
-def _candidate(story: Story, seed: SeedRecord) -> dict[str, str]:
-    """Return the slot and the blueprint of a seed, as its command named them."""
-    candidates = story.germinated[seed.seed_id].candidates
-    return next(one.model_dump() for one in candidates if one.seed_id == seed.seed_id)
+def _candidate(story: Story, seed: SeedRecord) -> Candidate:
+    """Return the candidate of a seed, as its command named it."""
+    return next(one for one in story.germinated[seed.seed_id].candidates if one.seed_id == seed.seed_id)
 
 
 def _mesh(story: Story, seed: SeedRecord) -> tuple[str, ...]:
@@ -224,9 +223,10 @@ def _rate(story: Story, seed: SeedRecord) -> float:
 Derived = Callable[[Story, SeedRecord], Any]  # Any: a field of the record
 
 OF_COMMANDS: Mapping[str, Derived] = {
-    "seed_id": lambda story, seed: _candidate(story, seed)["seed_id"],
-    "slot": lambda story, seed: _candidate(story, seed)["slot"],
-    "blueprint_id": lambda story, seed: _candidate(story, seed)["blueprint_id"],
+    "seed_id": lambda story, seed: _candidate(story, seed).seed_id,
+    "slot": lambda story, seed: _candidate(story, seed).slot,
+    "blueprint_id": lambda story, seed: _candidate(story, seed).blueprint_id,
+    "copies": lambda story, seed: _candidate(story, seed).copies,
     "command_id": lambda story, seed: story.germinated[seed.seed_id].command_id,
     "policy_version": lambda story, seed: story.germinated[seed.seed_id].policy_version,
     "replica_of": lambda story, seed: story.germinated[seed.seed_id].replica_of,

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, Strict
 
 from esper.leyline.base import PositiveInt, Settings
+from esper.leyline.commands import MAX_COPIES
 
 MOST_MANAGERS = 512
 """Upper limit of `growth.managers`. Each manager is a process. Many more processes would exhaust a machine."""
@@ -63,6 +64,9 @@ class GrowthConfig(Settings):
     blueprints: Choices = Field(
         default_factory=dict,
         description="by slot or pattern: a list of blueprints to try, or { exclude = [...] }; default: all that fit",
+    )
+    copies: Annotated[int, Field(ge=1, le=MAX_COPIES)] = Field(
+        1, description="number of modules of the blueprint in each seed; all of them get one verdict"
     )
     candidates: PositiveInt = Field(18, description="largest number of candidates in one tournament")
     due_rounds: PositiveInt = Field(1, description="rounds between the snapshot of a tournament and its verdict")

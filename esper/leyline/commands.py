@@ -21,6 +21,8 @@ MAX_CHANNELS = 4096
 """Largest number of entries of the vector v in the mode CHANNEL."""
 MAX_LOGITS = 4096
 MAX_CANDIDATES = 256
+MAX_COPIES = 64
+"""Largest number of modules in one seed."""
 MAX_RATE_SCALE = 16.0
 """Largest allowed `rate_scale`. A value in a wrong unit would be far larger, and is refused."""
 
@@ -112,12 +114,16 @@ class BlendSpec(PublicMessage, GrownMessage):
         return self.mode in USE_LOGITS
 
 
-class Candidate(Message):
+class Candidate(GrownMessage):
     """One seed to try: a blueprint in a slot."""
+
+    LATER: ClassVar = frozenset({"copies"})
 
     slot: ShortText
     blueprint_id: ShortText
     seed_id: ShortText
+    copies: Annotated[int, Field(ge=1, le=MAX_COPIES)] = 1
+    """Number of modules of the blueprint in the seed."""
 
 
 class Command(Message):

@@ -5,11 +5,11 @@ becomes an answer.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from esper.leyline.base import Message, PublicMessage
+from esper.leyline.base import GrownMessage, Message, PublicMessage
 from esper.leyline.commands import MAX_LOGITS, BlendSpec, Command
 
 
@@ -35,8 +35,10 @@ class Hold(Message):
     limit: float | None = None
 
 
-class Pair(PublicMessage):
+class Pair(PublicMessage, GrownMessage):
     """A slot and a blueprint that may be tried in it, with measurements from the dry run."""
+
+    LATER: ClassVar = frozenset({"copies"})
 
     slot: str
     blueprint_id: str
@@ -46,6 +48,8 @@ class Pair(PublicMessage):
     risk: float
     mesh: tuple[str, ...]
     """Host layers on which the seed depends in this slot."""
+    copies: int = 1
+    """Number of modules of the blueprint in the seed. Parameters and FLOPs are those of all of them."""
 
 
 class RateScale(PublicMessage):

@@ -107,7 +107,7 @@ class HostChange(Message):
 class GraftPlan(GrownMessage, HostChange):
     """Plan to attach a seed. The weights of the seed are sent separately, as `Weights`."""
 
-    LATER: ClassVar = frozenset({"confidence", "rate_scale"})
+    LATER: ClassVar = frozenset({"confidence", "rate_scale", "copies"})
 
     slot: str
     ordinal: int
@@ -129,6 +129,8 @@ class GraftPlan(GrownMessage, HostChange):
     """Confidence of a CONFIDENCE blend, 0..1, computed from the command's logits. None: the blend has another mode."""
     rate_scale: float = 1.0
     """Factor on the learning rates of the seed's schedule."""
+    copies: int = 1
+    """Number of modules of the blueprint in the seed."""
 
 
 Weights = Mapping[str, bytes]
@@ -198,8 +200,10 @@ class Outcome(StrEnum):
     ABORTED = "ABORTED"
 
 
-class FieldReport(PublicMessage):
+class FieldReport(PublicMessage, GrownMessage):
     """Result of a command for one seed. Later decisions of the policy use it."""
+
+    LATER: ClassVar = frozenset({"copies"})
 
     report_id: str
     command_id: str
@@ -220,3 +224,5 @@ class FieldReport(PublicMessage):
     """First and last fence of the observation."""
     issued_at: AwareDatetime
     policy_version: str
+    copies: int = 1
+    """Number of modules of the blueprint in the seed."""

@@ -54,8 +54,10 @@ class TrainingState(PublicMessage, GrownMessage):
     which an audit has found something."""
 
 
-class SeedState(PublicMessage):
+class SeedState(PublicMessage, GrownMessage):
     """One seed as Kasmina records it."""
+
+    LATER: ClassVar = frozenset({"copies"})
 
     seed_id: str
     slot: str
@@ -79,6 +81,8 @@ class SeedState(PublicMessage):
     blend: BlendSpec | None = None
     """The blend that was commanded for the seed. None: the seed was germinated by a version without this field, and was
     never grafted."""
+    copies: int = 1
+    """Number of modules of the blueprint in the seed. All of them have one id, one alpha and one verdict."""
 
 
 class SlotState(PublicMessage):

@@ -53,6 +53,7 @@ def candidate_rows(survey: Survey, tried: tuple[Pair, ...]) -> list[dict[str, An
             "parameters": pair.parameters,
             "cost_ratio": pair.flops / survey.host_flops,
             "risk": pair.risk,
+            "copies": pair.copies,
             "in_first_tournament": pair in tried,
             "place": _place(survey, pair, tried),
         }

@@ -45,16 +45,16 @@ def check_seed_states(survey: Survey) -> None:
     for pair in kinds.values():
         made = survey.blueprints.get(pair.blueprint_id)
         if not isinstance(made.factory, Called):
-            check_seed_state(made, specs[pair.slot])
+            check_seed_state(made, specs[pair.slot], pair.copies)
 
 
-def check_seed_state(made: Blueprint, spec: SlotSpec) -> None:
+def check_seed_state(made: Blueprint, spec: SlotSpec, copies: int = 1) -> None:
     """Run a seed, copy its state into a second seed, and compare both after one more forward pass on the same input.
 
     Raises: see `check_seed_states`.
     """
     name = f"{SEED}{made.name} at {spec.path}"
-    first, second = (made.build(spec, seed_key=0) for _ in range(2))
+    first, second = (made.build(spec, seed_key=0, copies=copies) for _ in range(2))
     before = _attributes(first)
     try:
         with their_code(f"blueprint {made.name}", f"forward at {spec.path}"):

@@ -262,7 +262,7 @@ def _measured(
         data=data,
         specs=found.specs,
         left_out=found.left_out,
-        options=tuple(pair for spec in found.specs for pair in _pairs(spec, made[spec.path], data.batch_size)),
+        options=tuple(pair for spec in found.specs for pair in _pairs(spec, made[spec.path], data, config)),
         blueprints=blueprints,
         fence_steps=fence_steps,
         host_parameters=sum(p.numel() for p in parameters),
@@ -378,15 +378,17 @@ def _check_names(host: nn.Module, specs: tuple[SlotSpec, ...]) -> None:
         raise TaskError("task.model", type(host).__name__, f"{error}; rename it") from error
 
 
-def _pairs(spec: SlotSpec, blueprints: Sequence[Blueprint], batch: int) -> list[Pair]:
+def _pairs(spec: SlotSpec, blueprints: Sequence[Blueprint], data: TaskData, config: RunConfig) -> list[Pair]:
+    copies = config.growth.copies
     return [
         Pair(
             slot=spec.path,
             blueprint_id=made.name,
-            parameters=made.parameters(spec),
-            flops=made.flops(spec, batch),
+            parameters=made.parameters(spec, copies),
+            flops=made.flops(spec, data.batch_size, copies),
             risk=made.risk,
             mesh=made.mesh(spec.path),
+            copies=copies,
         )
         for made in blueprints
     ]

@@ -150,7 +150,9 @@ def cheapest_plans(survey: Survey) -> Iterator[tuple[GraftPlan, bytes]]:
             continue
         pair = min(there, key=lambda pair: (pair.flops, pair.parameters, pair.blueprint_id))
         yield plan_seed(
-            Candidate(slot=spec.path, blueprint_id=pair.blueprint_id, seed_id=f"trial of {spec.path}"),
+            Candidate(
+                slot=spec.path, blueprint_id=pair.blueprint_id, seed_id=f"trial of {spec.path}", copies=pair.copies
+            ),
             spec,
             survey.blueprints.get(pair.blueprint_id),
             run_id="",
@@ -166,7 +168,7 @@ def cheapest_plans(survey: Survey) -> Iterator[tuple[GraftPlan, bytes]]:
 
 
 def _fits(survey: Survey, pair: Pair, spec: SlotSpec) -> bool:
-    module = survey.blueprints.get(pair.blueprint_id).build(spec, seed_key=0)
+    module = survey.blueprints.get(pair.blueprint_id).build(spec, seed_key=0, copies=pair.copies)
     h = torch.zeros(2, *spec.shape, dtype=parameter_dtype(spec), device=spec.device)
     with torch.no_grad():
         output = module(h)

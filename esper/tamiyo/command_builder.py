@@ -39,6 +39,7 @@ class CommandBuilder:
                 slot=pair.slot,
                 blueprint_id=pair.blueprint_id,
                 seed_id=derive_id(state.run_id, Purpose.SEED, fence=fence, step=step, slot=pair.slot, ordinal=place),
+                copies=pair.copies,
             )
             for place, pair in enumerate(decision.pairs)
         )

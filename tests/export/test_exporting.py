@@ -187,11 +187,15 @@ def written(plans: list[GraftPlan], specs: list[SlotSpec], registry: BlueprintRe
 def test_every_built_in_blueprint_is_written_down_and_is_the_same_without_esper() -> None:
     specs = [slot(Kind.NCHW), slot(Kind.NTC), slot(Kind.NTC, causal=True), slot(Kind.NC)]
     pairs = [(spec, one) for spec in specs for one in BLUEPRINTS.for_kind(spec.kind)]
-    plans = [plan(spec, ordinal, one.name) for ordinal, (spec, one) in enumerate(pairs)]
+    copies = [1 + ordinal % 3 for ordinal in range(len(pairs))]
+    plans = [
+        plan(spec, ordinal, one.name).model_copy(update={"copies": count})
+        for ordinal, ((spec, one), count) in enumerate(zip(pairs, copies, strict=True))
+    ]
     made = written(plans, specs)["made"]
     assert len(made) == len(pairs) >= 30
-    for (spec, blueprint), module in zip(pairs, made, strict=True):
-        known = blueprint.build(spec, seed_key=1)
+    for (spec, blueprint), count, module in zip(pairs, copies, made, strict=True):
+        known = blueprint.build(spec, seed_key=1, copies=count)
         for parameter in known.parameters():
             nn.init.uniform_(parameter, -1, 1)
         module.load_state_dict(known.state_dict())

@@ -25,12 +25,14 @@ import torch
 from torch import nn
 
 from esper.errors import ConfigError, SeedBuildFailed
+from esper.ground.random_streams import stream_key
 from esper.ground.suggest import existing_names
 from esper.ground.temporary_rng import temporary_rng
 from esper.kasmina.blueprints import nc, nchw, ntc
 from esper.kasmina.blueprints.fallbacks import heard_while_built
 from esper.kasmina.blueprints.flops import flop_counter
 from esper.kasmina.blueprints.precision import parameter_dtype
+from esper.kasmina.blueprints.seed_copies import SeedCopies
 from esper.leyline.slots import Kind, SlotSpec
 from esper.user_code.their_code import their_code
 
@@ -74,21 +76,24 @@ class Blueprint:
             if not callable(function):
                 raise ConfigError(f"blueprint.{self.name}.{field}", function, "give a function")
 
-    def build(self, spec: SlotSpec, seed_key: int) -> nn.Module:
+    def build(self, spec: SlotSpec, seed_key: int, copies: int = 1) -> nn.Module:
         """Return a new module on the slot's device, in its `parameter_dtype`.
 
         The same key always returns the same bits. The global random states are unchanged afterwards.
 
         Args:
             seed_key: Seed of the random numbers, 0 to 2^64 - 1.
+            copies: Number of modules in the seed, 1 or more. Each draws its weights from a stream of its own. If there
+                are several, the result is a `SeedCopies`.
 
         Raises:
             SeedBuildFailed: the factory raised, or its result cannot be moved to the device. `__cause__` is the error.
         """
-        with self._raising_build_failed(spec, "build"), temporary_rng(seed_key):
-            return self._make(spec, torch.device("cpu")).to(spec.device)
+        keys = [seed_key, *(stream_key(seed_key, "copy", place) for place in range(1, copies))]
+        with self._raising_build_failed(spec, "build"):
+            return _joined([self._drawn(spec, key) for key in keys]).to(spec.device)
 
-    def parameters(self, spec: SlotSpec) -> int:
+    def parameters(self, spec: SlotSpec, copies: int = 1) -> int:
         """Return the number of parameters of a seed in this slot. No memory is allocated, because the meta device is
         used.
 
@@ -96,9 +101,9 @@ class Blueprint:
             SeedBuildFailed: the factory does not run on the meta device.
         """
         with self._raising_build_failed(spec, "count parameters"):
-            return sum(p.numel() for p in self._make(spec, torch.device("meta")).parameters())
+            return sum(p.numel() for p in self._several(spec, copies).parameters())
 
-    def flops(self, spec: SlotSpec, batch: int) -> int:
+    def flops(self, spec: SlotSpec, batch: int, copies: int = 1) -> int:
         """Return the modelled FLOPs of forward and backward for `batch` samples, including the gradient of the input.
 
         The multiplications and additions of matrix products and convolutions are counted, as in torch's counter. Other
@@ -107,16 +112,22 @@ class Blueprint:
         Raises:
             SeedBuildFailed: the module does not run on the meta device.
         """
-        meta = torch.device("meta")
         with (
             self._raising_build_failed(spec, "count FLOPs"),
             flop_counter() as counter,
         ):
-            module = self._make(spec, meta)
+            module = self._several(spec, copies)
             dtype = parameter_dtype(spec)
-            h = torch.empty(batch, *spec.shape, dtype=dtype, device=meta, requires_grad=True)
+            h = torch.empty(batch, *spec.shape, dtype=dtype, device="meta", requires_grad=True)
             module(h).sum().backward()
         return int(counter.get_total_flops())
+
+    def _several(self, spec: SlotSpec, copies: int) -> nn.Module:
+        return _joined([self._make(spec, torch.device("meta")) for _ in range(copies)])
+
+    def _drawn(self, spec: SlotSpec, key: int) -> nn.Module:
+        with temporary_rng(key):
+            return self._make(spec, torch.device("cpu"))
 
     def _make(self, spec: SlotSpec, device: torch.device) -> nn.Module:
         if spec.kind not in self.kinds:
@@ -131,6 +142,10 @@ class Blueprint:
                 yield
         except Exception as error:
             raise SeedBuildFailed(self.name, spec.path, doing) from error
+
+
+def _joined(modules: list[nn.Module]) -> nn.Module:
+    return modules[0] if len(modules) == 1 else SeedCopies(modules)
 
 
 class BlueprintRegistry:

@@ -110,7 +110,7 @@ class SeedEditor:
             raise DependencyViolationError(f"seed {plan.seed_id}", "weights not given", plan.weights_digest)
         spec = self._specs[plan.slot]
         before = self.record(plan)
-        module = self._blueprints.get(plan.blueprint_id).build(spec, seed_key=0)
+        module = self._blueprints.get(plan.blueprint_id).build(spec, seed_key=0, copies=plan.copies)
         own = [*module.parameters(), *module.buffers()]
         if shared := sharing_memory(own, {**self.tensors(), **tensors_of(self._host)}):
             raise _violation(plan, shared)  # loading the weights of the seed would overwrite the host

@@ -173,8 +173,8 @@ class Incubator:
         activation: Any,  # Any: torch.Tensor
     ) -> CandidateProbe:
         spec, blueprint, before = self._specs[plan.slot], self._blueprints.get(plan.blueprint_id), fork.held()
-        module = blueprint.build(spec, seed_key=0)
-        shared = _shared(module, blueprint.build(spec, seed_key=0))
+        module = blueprint.build(spec, seed_key=0, copies=plan.copies)
+        shared = _shared(module, blueprint.build(spec, seed_key=0, copies=plan.copies))
         if shared:
             module = deepcopy(module)  # the candidate's weights must not be loaded into shared memory
         load_weights(module, weights[plan.weights_digest])

@@ -12,13 +12,14 @@ from esper.leyline.slots import SlotSpec
 
 
 def draw_weights(candidate: Candidate, spec: SlotSpec, blueprint: Blueprint, *, run_seed: int, fence: int) -> bytes:
-    """Return a candidate's initial weights, serialized. They depend only on run seed, slot, blueprint and fence.
+    """Return a candidate's initial weights, serialized. They depend only on run seed, slot, blueprint, number of copies
+    and fence.
 
     Raises:
         SeedBuildFailed: the blueprint's factory raised.
     """
     key = stream_key(run_seed, "seed", candidate.slot, candidate.blueprint_id, fence)
-    return weights_of(blueprint.build(spec, seed_key=key))
+    return weights_of(blueprint.build(spec, seed_key=key, copies=candidate.copies))
 
 
 def plan_seed(
@@ -62,5 +63,6 @@ def plan_seed(
         warmup_steps=warmup_steps,
         asked_device=spec.device,
         weights_digest=blob_digest(weights),
+        copies=candidate.copies,
     )
     return plan, weights

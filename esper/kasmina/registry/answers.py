@@ -57,6 +57,7 @@ def record_of(
         flops=pair.flops if pair is not None else 0,
         germinated_fence=fence,
         since_fence=fence,
+        copies=candidate.copies,
     )
 
 
@@ -171,6 +172,7 @@ def field_report(
         window_fences=(seed.germinated_fence, fence),
         issued_at=now,
         policy_version=seed.policy_version,
+        copies=seed.copies,
     )
 
 

@@ -36,7 +36,7 @@ def sanity_evidence(
     probe = measured.sanity if measured is not None else None
     return SanityEvidence(
         marks=_marks(command, probe.told if probe is not None else None),
-        blueprint_known=roster.known(candidate.slot, candidate.blueprint_id),
+        blueprint_known=roster.known(candidate),
         probe=probe,
         spec=roster.specs.get(candidate.slot),
         added_parameters=roster.added_parameters() + (probe.parameters if probe is not None else 0),

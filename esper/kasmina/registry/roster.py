@@ -9,7 +9,7 @@ from esper.kasmina.registry.registry_state import RosterState
 from esper.kasmina.registry.run_facts import RunFacts
 from esper.kasmina.registry.seed_record import Graft, SeedRecord
 from esper.kasmina.settings import GrowthConfig
-from esper.leyline.commands import BlendSpec
+from esper.leyline.commands import BlendSpec, Candidate
 from esper.leyline.decisions import Pair
 from esper.leyline.reports import GraftPlan, Transition
 from esper.leyline.slots import SlotSpec
@@ -92,9 +92,10 @@ class Roster:
     def __getitem__(self, seed_id: str) -> SeedRecord:
         return self._seeds[seed_id]
 
-    def known(self, slot: str, blueprint_id: str) -> bool:
-        """Return whether the pair is among the options that the survey found."""
-        return (slot, blueprint_id) in self.options
+    def known(self, candidate: Candidate) -> bool:
+        """Return whether the pair is among the options that the survey found, with this number of copies."""
+        pair = self.options.get((candidate.slot, candidate.blueprint_id))
+        return pair is not None and pair.copies == candidate.copies
 
     def stages(self) -> dict[str, Stage]:
         """Return every seed's stage, by seed id."""
@@ -204,6 +205,7 @@ class Roster:
             z=judged.z if judged is not None else None,
             rate_scale=seed.rate_scale,
             blend=seed.blend,
+            copies=seed.copies,
         )
 
     def _alpha(self, seed: SeedRecord, fence: int) -> float | None:

@@ -165,6 +165,7 @@ class RunRecords:
     def _draw_weights_again(self, plan: GraftPlan) -> bytes:
         """Draw a plan's weights again. The seed's pair and the fence of its germination determine the bits."""
         seed = self.roster[plan.seed_id]
-        candidate = Candidate(slot=seed.slot, blueprint_id=seed.blueprint_id, seed_id=seed.seed_id)
+        named = {"slot": seed.slot, "blueprint_id": seed.blueprint_id, "seed_id": seed.seed_id}
+        candidate = Candidate(**named, copies=seed.copies)
         spec, blueprint = self.roster.specs[seed.slot], self._blueprints.get(seed.blueprint_id)
         return draw_weights(candidate, spec, blueprint, run_seed=self.facts.run_seed, fence=seed.germinated_fence)

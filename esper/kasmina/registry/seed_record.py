@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from esper.kasmina.registry.lifecycle import check_edge
-from esper.leyline.base import Message
+from esper.leyline.base import GrownMessage, Message
 from esper.leyline.commands import BlendSpec
 from esper.leyline.evidence import PairedLosses
 from esper.leyline.incubation import ForkResult
@@ -36,11 +38,13 @@ class Graft(Message):
     """The applied confidence of a CONFIDENCE blend, 0..1. None: the mode has no confidence."""
 
 
-class SeedRecord(Message):
+class SeedRecord(GrownMessage):
     """The history of one seed. The record is immutable: a change replaces it.
 
     A checkpoint contains the whole record.
     """
+
+    LATER: ClassVar = frozenset({"copies"})
 
     seed_id: str
     slot: str
@@ -67,6 +71,8 @@ class SeedRecord(Message):
     embargo_until: int = 0
     rate_scale: float = 1.0
     """Factor that multiplies the learning rates of the seed's optimizer."""
+    copies: int = 1
+    """Number of modules of the blueprint in the seed."""
 
     @property
     def judged(self) -> PairedLosses | None:

@@ -121,7 +121,7 @@ class SeedRegistry:
         admitted = admit(command, ledger, key=self._key, now=self._clock.now())
         if command.command_id in ledger.bodies:
             return records.book.plans(command.command_id)
-        known = [c for c in command.candidates if records.roster.known(c.slot, c.blueprint_id)]
+        known = [c for c in command.candidates if records.roster.known(c)]
         drawn = [records.fork_plan(command, c, fence) for c in known]
         plans = tuple(plan for plan, _ in drawn)
         records.forget_weights()

@@ -68,6 +68,26 @@ def test_a_newborn_seed_is_exactly_zero_and_can_learn(built_in, shapes, causal):
     assert any(gradient.count_nonzero() for gradient in gradients)
 
 
+def test_a_seed_of_three_copies_is_three_seeds_in_a_row_each_with_its_own_weights(built_in):
+    kind, one = built_in
+    spec = make_spec(kind)
+    seed, alone = one.build(spec, seed_key=3, copies=3), one.build(spec, seed_key=3)
+    assert torch.equal(flat(seed.copies[0]), flat(alone))
+    drawn = [flat(copy) for copy in seed.copies]
+    draws_nothing = torch.equal(flat(alone), flat(one.build(spec, seed_key=4)))
+    assert draws_nothing or not any(torch.equal(drawn[place], drawn[place - 1]) for place in range(3))
+    h = torch.randn(4, *spec.shape)
+    assert not seed(h).count_nonzero()
+    for parameter in seed.parameters():
+        nn.init.uniform_(parameter, -0.5, 0.5)
+    stacked = h
+    for copy in seed.copies:
+        stacked = stacked + copy(stacked)
+    assert torch.allclose(h + seed(h), stacked, atol=1e-4)
+    assert one.parameters(spec, 3) == 3 * one.parameters(spec) == sum(p.numel() for p in seed.parameters())
+    assert one.flops(spec, 4, 3) == 3 * one.flops(spec, 4)
+
+
 def test_a_whole_block_learns_in_both_of_its_branches_from_the_first_step():
     seed = BLUEPRINTS.get("block").build(make_spec(Kind.NTC, causal=True), seed_key=0)
     (seed(torch.randn(2, 11, 8)) * torch.randn(2, 11, 8)).sum().backward()
