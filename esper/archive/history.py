@@ -80,6 +80,11 @@ class Past(Remains):
 
     identity: Identity
 
+    @property
+    def fence(self) -> int:
+        """The fence from which the run is resumed: that of the last committed checkpoint. 0: the run has none."""
+        return self.commits[-1].fence if self.commits else 0
+
 
 def check_sound(path: Path, past: Remains) -> None:
     """Raises: StoreCorrupt: a journal has damage other than an incomplete last record."""

@@ -129,8 +129,8 @@ def resume(
         if isinstance(found, Ended):
             deliver_the_rest(fixed(run_dir), found.identity, found.config, progress or Quiet())
             return Result.of(found.summary, fixed(run_dir), task=task)
-        job = _Job(found.task, found.config, found.reference)
         directory, past = found.directory, found.past
+        job = _Job(found.task, found.config, found.reference, fence=past.fence)
         return _carry_out(job, used, progress, drain, lambda one, survey: one.resume(survey, directory, past))
 
 
@@ -164,6 +164,8 @@ class _Job:
     reference: Reference
     signals: tuple[Entry, ...] = ()
     """Signals of an earlier run whose levels are in force again."""
+    fence: int = 0
+    """The fence at which the run stands."""
 
 
 def _carry_out(
@@ -186,7 +188,7 @@ def _carry_out(
         progress = progress or Quiet()
         if job.config.run.compile:
             progress.found(announced(job.config.run.compile_backend))
-        with drain.starting():
+        with drain.starting(job.fence):
             survey = survey_of(job.task, job.config)
             bring_up = used.prepare(survey, job.reference)
         name = used.conductor_name

@@ -194,13 +194,15 @@ class OpenRun:
         """Bring the components up, run the line, and journal how the run ended."""
         clock, progress, drain = self.conductor.clock, self.conductor.progress, self.conductor.drain
         began, line, trace, above = clock.monotonic(), None, "", ""
+        stands = self.past.fence if self.past is not None else 0
         try:
             if self.past is not None:
                 with span("esper resume", role="conductor", generation=self.key.generation):
                     trace, above = trace_id(), traceparent()
                     self._take_over(self.past)
+                stands = (self.saved.fence or 0) if self.saved is not None else 0
             with any_of_their_code, ExitStack() as up:
-                with drain.starting(), continue_from(above), span("esper start", role="conductor"):
+                with drain.starting(stands), continue_from(above), span("esper start", role="conductor"):
                     trace = trace_id()
                     faults.point("conductor.start")
                     components = up.enter_context(self.conductor.bring_up(self.survey, self.key, self.path))
@@ -213,9 +215,10 @@ class OpenRun:
             self._tell_undelivered()
         except BaseException as error:
             self.checkpoints.close()  # the components are down now, so no COMMIT can follow the record below
-            fence, trace = (line.at.fence, line.trace_id) if line is not None else (None, trace)
+            if line is not None:
+                stands, trace = stands if line.at.fence is None else line.at.fence, line.trace_id
             with noted_on(error, "journaling that the run failed"):
-                told = {**failure(error), "trace_id": trace, "fence": fence or 0}
+                told = {**failure(error), "trace_id": trace, "fence": stands}
                 self.journal.write(RecordKind.RUN_FAILED, **told, **self._faults())
             with noted_on(error, "reading the queue of emergency signals"):
                 self._tell_undelivered()

@@ -35,20 +35,23 @@ class Drain:
             raise KeyboardInterrupt
 
     @contextmanager
-    def starting(self) -> Iterator[None]:
-        """Return the context for the start of a run, before its first fence. A request ends the block at once.
+    def starting(self, fence: int) -> Iterator[None]:
+        """Return the context for the start of a run, before its next fence. A request ends the block at once.
+
+        Args:
+            fence: The fence at which the run stands: 0 in a new run, the last committed fence in a resumed run.
 
         Raises:
-            Drained: a stop was requested, before the block or inside it.
+            Drained: a stop was requested, before the block or inside it. The error names `fence`.
         """
         try:
             self._interruptible = True
             if self.requested:
-                raise Drained(0)
+                raise Drained(fence)
             yield
         except KeyboardInterrupt as interrupt:
             if not self._interrupted:  # not raised by `ask`: the user pressed Ctrl-C
                 raise
-            raise Drained(0) from interrupt
+            raise Drained(fence) from interrupt
         finally:
             self._interruptible = False

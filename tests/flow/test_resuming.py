@@ -530,6 +530,28 @@ def test_a_run_from_before_policies_were_named_is_resumed(stopped: Callable[...,
     assert json.loads(run_file(path).read_text())["policy"] == "HeuristicPolicy, version heuristic-1"
 
 
+@pytest.mark.parametrize("when", ["before", "as it starts", "after a damaged checkpoint"])
+def test_a_resume_that_is_drained_before_it_goes_on_names_the_fence_at_which_it_stands(
+    stopped: Callable[..., Path], when: str
+) -> None:
+    class AtTheStart(Quiet):
+        def started(self, *_: object) -> None:
+            if when != "before":
+                drain.ask()
+
+    path, drain = stopped(), Drain()
+    *_, earlier, last = read_past(path).commits
+    if when == "before":
+        drain.ask()
+    if when == "after a damaged checkpoint":
+        flip(checkpoints_folder(path) / last.file)
+        last = earlier
+    with pytest.raises(Drained, match=f"fence {last.fence}$"):
+        resume(path, drain=drain, progress=AtTheStart())
+    failed = read_past(path).entries[-1]
+    assert (failed.kind, failed.body["error"], failed.body["fence"]) == (RecordKind.RUN_FAILED, "Drained", last.fence)
+
+
 @pytest.mark.slow
 def test_a_drain_between_two_checkpoints_makes_one(tmp_path: Path, undisturbed: Result) -> None:
     class Late(Quiet):
