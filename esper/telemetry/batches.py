@@ -66,7 +66,12 @@ class Ledger:
         self._count(items)
         if not self._told:
             self._told = True
-            print(f"esper: {self._what} are being lost: {why}", file=sys.stderr, flush=True)
+            print(f"esper: {self._what} are being lost: {_in_one_line(why)}", file=sys.stderr, flush=True)
+
+
+def _in_one_line(text: str) -> str:
+    """Return a text of a collector, which may be a stranger, without control characters, in at most 500 characters."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text[:500])
 
 
 class _Counted(Generic[Item]):
@@ -79,19 +84,27 @@ class _Counted(Generic[Item]):
         shutdown: Callable[[], object],
         ledger: Ledger,
         reason: Callable[[], str],
+        rejected: Callable[[], tuple[int, str]],
     ) -> None:
         self._export, self._success, self._shutdown = export, success, shutdown
-        self._ledger, self._reason = ledger, reason
+        self._ledger, self._reason, self._rejected = ledger, reason, rejected
 
     def arrived(self, items: Sequence[Item]) -> bool:
         """Export items, and return whether they have arrived. If not, they are counted as lost."""
         failure: str | None = None
+        rejected, why = 0, ""
         try:
             if self._export(items) is not self._success:
                 failure = self._reason()
+            rejected, why = self._rejected()
         except Exception as error:  # telemetry must not stop training; the items are counted and the error is told
             failure = f"{type(error).__name__}: {text_of(error)}"
-        self._ledger.settle(len(items), failure)
+        if failure is None and rejected:
+            refused = min(rejected, len(items))
+            self._ledger.settle(len(items) - refused, None)
+            self._ledger.settle(refused, why)
+        else:
+            self._ledger.settle(len(items), failure)
         return failure is None
 
     def shutdown(self) -> None:
@@ -102,8 +115,10 @@ class _Counted(Generic[Item]):
 class CountedSpans(_Counted[ReadableSpan], SpanExporter):
     """An exporter of spans whose losses are counted."""
 
-    def __init__(self, exporter: SpanExporter, ledger: Ledger, reason: Callable[[], str]) -> None:
-        super().__init__(exporter.export, SpanExportResult.SUCCESS, exporter.shutdown, ledger, reason)
+    def __init__(
+        self, exporter: SpanExporter, ledger: Ledger, reason: Callable[[], str], rejected: Callable[[], tuple[int, str]]
+    ) -> None:
+        super().__init__(exporter.export, SpanExportResult.SUCCESS, exporter.shutdown, ledger, reason, rejected)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """See `_Counted.arrived`."""
@@ -113,8 +128,14 @@ class CountedSpans(_Counted[ReadableSpan], SpanExporter):
 class CountedLogs(_Counted[ReadableLogRecord], LogRecordExporter):
     """An exporter of log records whose losses are counted."""
 
-    def __init__(self, exporter: LogRecordExporter, ledger: Ledger, reason: Callable[[], str]) -> None:
-        super().__init__(exporter.export, LogRecordExportResult.SUCCESS, exporter.shutdown, ledger, reason)
+    def __init__(
+        self,
+        exporter: LogRecordExporter,
+        ledger: Ledger,
+        reason: Callable[[], str],
+        rejected: Callable[[], tuple[int, str]],
+    ) -> None:
+        super().__init__(exporter.export, LogRecordExportResult.SUCCESS, exporter.shutdown, ledger, reason, rejected)
 
     def export(self, batch: Sequence[ReadableLogRecord]) -> LogRecordExportResult:
         """See `_Counted.arrived`."""

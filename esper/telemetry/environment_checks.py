@@ -10,6 +10,7 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from esper.errors import ConfigError
+from esper.telemetry.otlp_headers import header_fault
 
 Check = Callable[[str, str], None]
 """A function of a variable's name and value. Raises: ConfigError: the value is unknown or cannot be used."""
@@ -125,10 +126,15 @@ def _propagators(name: str, value: str) -> None:
 
 
 def _pairs(name: str, value: str) -> None:
-    for number, pair in enumerate(value.split(","), 1):
+    for pair in value.split(","):
         if "=" not in pair or not pair.split("=")[0].strip():
-            which = f"pair {number}" if hides(name) else repr(pair)
-            raise wrong(name, value, f"{which} is not a pair: give key=value,key=value")
+            raise wrong(name, value, f"{pair!r} is not a pair: give key=value,key=value")
+
+
+def _headers(name: str, value: str) -> None:
+    for number, pair in enumerate(value.split(","), 1):
+        if fault := header_fault(pair):
+            raise wrong(name, value, f"pair {number} {fault}")
 
 
 def _address(name: str, value: str) -> None:
@@ -159,7 +165,7 @@ _timeout = _whole(LEAST_TIMEOUT_MS, " of milliseconds")  # a smaller number is p
 _OTLP: dict[str, Check] = {
     "ENDPOINT": _address,
     "PROTOCOL": _one_of(*PROTOCOLS),
-    "HEADERS": _pairs,
+    "HEADERS": _headers,
     "TIMEOUT": _timeout,
     "COMPRESSION": _one_of("none", "gzip"),
     "INSECURE": _one_of("true", "false"),

@@ -9,8 +9,10 @@ import logging
 import os
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from types import ModuleType
+from typing import Any, Final, NamedTuple
 
 from opentelemetry.sdk._logs.export import LogRecordExporter
 from opentelemetry.sdk.trace.export import SpanExporter
@@ -18,64 +20,73 @@ from opentelemetry.sdk.trace.export import SpanExporter
 from esper.telemetry.batches import CountedLogs, CountedSpans, Ledger, LogBatches, SpanBatches
 from esper.telemetry.otlp_settings import Otlp
 
-_LOGGER = "opentelemetry.exporter.otlp"
+_PACKAGE: Final = "opentelemetry.exporter.otlp"
+"""Name of the package, and of its logger."""
 _CREDENTIALS = re.compile(r"[^\s/@]+@")
 
 
 def span_batches(settings: Otlp, lost: Callable[[int], None]) -> SpanBatches:
     """Return the processor that exports spans. `lost` is called with the number of spans at each loss."""
     ledger = Ledger("spans to the OTLP collector", settings.queue, lost)
-    _prepare()
-    exporter = _grpc_spans(settings) if settings.protocol == "grpc" else _http_spans(settings)
-    return SpanBatches(CountedSpans(exporter, ledger, _said), settings, ledger)
+    exporter, rejected = _exporter(settings)
+    assert isinstance(exporter, SpanExporter), "the table names an exporter of spans"
+    return SpanBatches(CountedSpans(exporter, ledger, _said, rejected), settings, ledger)
 
 
 def log_batches(settings: Otlp, lost: Callable[[int], None]) -> LogBatches:
     """Return the processor that exports log records. `lost` is called with the number of records at each loss."""
     ledger = Ledger("log records to the OTLP collector", settings.queue, lost)
-    _prepare()
-    exporter = _grpc_logs(settings) if settings.protocol == "grpc" else _http_logs(settings)
-    return LogBatches(CountedLogs(exporter, ledger, _said), settings, ledger)
+    exporter, rejected = _exporter(settings)
+    assert isinstance(exporter, LogRecordExporter), "the table names an exporter of log records"
+    return LogBatches(CountedLogs(exporter, ledger, _said, rejected), settings, ledger)
 
 
-def _grpc_spans(settings: Otlp) -> SpanExporter:
-    from grpc import Compression
-    from opentelemetry.exporter.otlp.proto.grpc import exporter
-    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+class _Kit(NamedTuple):
+    """What a protocol needs to export."""
 
-    _own_random(exporter)
-    compression = Compression.Gzip if settings.gzip else Compression.NoCompression
-    return OTLPSpanExporter(timeout=settings.timeout_s, compression=compression)
-
-
-def _http_spans(settings: Otlp) -> SpanExporter:
-    from opentelemetry.exporter.otlp.common import http
-    from opentelemetry.exporter.otlp.proto.http import Compression
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-
-    _own_random(http)
-    compression = Compression.Gzip if settings.gzip else Compression.NoCompression
-    return OTLPSpanExporter(timeout=settings.timeout_s, compression=compression)
+    exporters: Mapping[str, Any]
+    """Signal -> class of its exporter."""
+    compression: Any
+    draws: ModuleType
+    """The module of the exporters that draws random numbers."""
 
 
-def _grpc_logs(settings: Otlp) -> LogRecordExporter:
+def _grpc() -> _Kit:
     from grpc import Compression
     from opentelemetry.exporter.otlp.proto.grpc import exporter
     from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
-    _own_random(exporter)
-    compression = Compression.Gzip if settings.gzip else Compression.NoCompression
-    return OTLPLogExporter(timeout=settings.timeout_s, compression=compression)
+    return _Kit({"TRACES": OTLPSpanExporter, "LOGS": OTLPLogExporter}, Compression, exporter)
 
 
-def _http_logs(settings: Otlp) -> LogRecordExporter:
+def _http() -> _Kit:
     from opentelemetry.exporter.otlp.common import http
     from opentelemetry.exporter.otlp.proto.http import Compression
     from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-    _own_random(http)
-    compression = Compression.Gzip if settings.gzip else Compression.NoCompression
-    return OTLPLogExporter(timeout=settings.timeout_s, compression=compression)
+    return _Kit({"TRACES": OTLPSpanExporter, "LOGS": OTLPLogExporter}, Compression, http)
+
+
+_KITS: Final = {"grpc": _grpc, "http/protobuf": _http}
+
+
+def _exporter(settings: Otlp) -> tuple[object, Callable[[], tuple[int, str]]]:
+    """Return an exporter, and a function that returns how many items of its last export were rejected, and why."""
+    from esper.telemetry.otlp_answers import Answers
+
+    _prepare()
+    kit, answers = _KITS[settings.protocol](), Answers(settings.signal)
+    _own_random(kit.draws)
+    compression = kit.compression.Gzip if settings.gzip else kit.compression.NoCompression
+    make = partial(kit.exporters[settings.signal], timeout=settings.timeout_s, compression=compression)
+    if settings.protocol != "grpc":
+        return make(session=answers.session()), answers.take
+    exporter: Any = make()
+    exporter._stub = answers.watched(exporter._stub)  # used at each new connection
+    exporter._client = exporter._stub(exporter._channel)
+    return exporter, answers.take
 
 
 def _prepare() -> None:
@@ -85,7 +96,7 @@ def _prepare() -> None:
     """
     for name in [name for name, value in os.environ.items() if name.startswith("OTEL_EXPORTER_") and not value.strip()]:
         del os.environ[name]
-    logger = logging.getLogger(_LOGGER)
+    logger = logging.getLogger(_PACKAGE)
     if _last not in logger.handlers:
         logger.addHandler(_last)
         logger.propagate = False

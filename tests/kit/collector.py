@@ -7,9 +7,10 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import StreamRequestHandler, ThreadingTCPServer
 from typing import Any
 
 import grpc
@@ -33,6 +34,8 @@ class Collector:
     logs: list[Any] = field(default_factory=list)
     headers: dict[str, str] = field(default_factory=dict)
     resources: list[Any] = field(default_factory=list)
+    rejects: int = 0
+    """Number of items of each request that are not kept, as the answer says."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self, request: Any, headers: dict[str, str]) -> str:
@@ -49,10 +52,18 @@ class Collector:
                 for group in groups:
                     self.resources.append(group.resource)
                     if kind.name == "resource_spans":
-                        self.spans += [span for scope in group.scope_spans for span in scope.spans]
+                        self.spans += [span for scope in group.scope_spans for span in scope.spans][self.rejects :]
                     else:
                         self.logs += [record for scope in group.scope_logs for record in scope.log_records]
             return ""
+
+    def answer(self) -> Any:
+        """The answer to an export of spans."""
+        told = trace_service_pb2.ExportTraceServiceResponse()
+        if self.rejects:
+            told.partial_success.rejected_spans = self.rejects
+            told.partial_success.error_message = "too \x1b[2Jmany"
+        return told
 
 
 @contextmanager
@@ -61,6 +72,29 @@ def collecting(protocol: str, **behaviour: Any) -> Iterator[Collector]:
     kept = Collector(**behaviour)
     with _grpc(kept) if protocol == "grpc" else _http(kept):
         yield kept
+
+
+@contextmanager
+def saying(*parts: bytes) -> Iterator[str]:
+    """The address of a receiver that answers each request with the same bytes. The last part is repeated for ever."""
+
+    class Handler(StreamRequestHandler):
+        def handle(self) -> None:
+            with suppress(OSError):  # the exporter goes away
+                self.request.recv(65536)
+                for part in parts[:-1]:
+                    self.wfile.write(part)
+                while parts[-1]:
+                    self.wfile.write(parts[-1])
+
+    server = ThreadingTCPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 @contextmanager
@@ -93,9 +127,7 @@ def _grpc(kept: Collector) -> Iterator[None]:
         return type("Service", (), {"Export": export})()
 
     server = grpc.server(ThreadPoolExecutor(4))
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(
-        service(trace_service_pb2.ExportTraceServiceResponse), server
-    )
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(service(kept.answer), server)
     logs_service_pb2_grpc.add_LogsServiceServicer_to_server(service(logs_service_pb2.ExportLogsServiceResponse), server)
     kept.address = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
@@ -121,8 +153,11 @@ def _http(kept: Collector) -> Iterator[None]:
                 return
             try:
                 self.send_response({"": 200, "failing": 503, "refusing": 403}[outcome])
-                self.send_header("content-length", "0")
+                answer = kept.answer().SerializeToString() if not outcome else b""
+                self.send_header("content-type", "application/x-protobuf")
+                self.send_header("content-length", str(len(answer)))
                 self.end_headers()
+                self.wfile.write(answer)
             except OSError:  # the exporter did not wait for the answer
                 self.close_connection = True
 

@@ -8,13 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from opentelemetry.sdk import environment_variables
+from opentelemetry.util.re import parse_env_headers
 
 from esper import run
 from esper.errors import ConfigError
 from esper.telemetry import Telemetry, otlp_settings, span, use
 from esper.telemetry.environment import TelemetryEnvironment, read_environment
 from esper.telemetry.environment_checks import CHECKS
+from esper.telemetry.otlp_headers import header_fault
 from esper.telemetry.otlp_settings import Otlp
 from esper.testing import telling, tiny_config, tiny_task
 
@@ -75,6 +79,16 @@ def test_every_variable_of_the_sdk_is_obeyed_refused_or_meant_for_others() -> No
     ("name", "value", "mend"),
     [
         ("OTEL_EXPORTER_OTLP_HEADERS", "a=b,sesame", "pair 2 is not a pair"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "a=b,k=sesame\u00e9", "pair 2 has a value with a character outside ASCII"),
+        (
+            "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+            "k=sesame%C3%A9",
+            "pair 1 has a value with a character that no header can",
+        ),
+        ("OTEL_EXPORTER_OTLP_LOGS_HEADERS", "k=sesame%0d%0ax:y", "pair 1 has a value"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", 'k="sesame"', "pair 1 has a value"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "k%0a=sesame", "pair 1 has a name that no header can have"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "x-bin=sesame", "pair 1 has a name for binary values"),
         ("OTEL_EXPORTER_OTLP_HEADER", "key=sesame", "did you mean OTEL_EXPORTER_OTLP_HEADERS?"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "me:sesame@localhost:4317", "an address such as http://localhost:4317"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://[sesame", "an address such as http://localhost:4317"),
@@ -89,6 +103,16 @@ def test_no_error_shows_a_value_that_may_be_a_secret(name: str, value: str, mend
     with pytest.raises(ConfigError, check=telling(mend, field=name)) as refused:
         read_environment({name: value})
     assert "sesame" not in f"{refused.value}{vars(refused.value)}"
+
+
+@given(st.text(st.sampled_from('aZ=%2C é0A;\\"\t\n\x7f,-./:[]~\u2028'), max_size=12))
+def test_every_header_that_is_accepted_is_one_that_the_sdk_reads_and_a_transport_sends(text: str) -> None:
+    text = f"a={text}"
+    assume(not any(map(header_fault, text.split(","))))
+    read = parse_env_headers(text, liberal=True)
+    names = {pair.partition("=")[0].strip().lower() for pair in text.split(",") if pair.strip()}
+    assert read.keys() == names
+    assert all(value.isascii() and value.isprintable() for value in read.values())
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])

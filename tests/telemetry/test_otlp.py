@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from collector import closed, collecting, silent
+from collector import closed, collecting, saying, silent
 from span_files import ended
 
 from esper.telemetry import Severity, Telemetry, batches, severe, span, use
@@ -119,6 +119,49 @@ def test_each_lost_span_is_counted_once_and_none_is_waited_for(
     said = capfd.readouterr().err
     assert said.count("\n") == 1
     assert said.startswith("esper: spans to the OTLP collector are being lost: ")
+
+
+def http(content_type: str, body: bytes, status: str = "200 OK", length: int | None = None) -> bytes:
+    told = len(body) if length is None else length
+    return f"HTTP/1.1 {status}\r\ncontent-type: {content_type}\r\ncontent-length: {told}\r\n\r\n".encode() + body
+
+
+PROTOBUF = "application/x-protobuf"
+GARBAGE: dict[str, tuple[bytes, ...]] = {
+    "a page of a web server": (http("text/html", b"<html>Welcome"), b""),
+    "a redirection": (b"HTTP/1.1 302 Found\r\nlocation: /login\r\ncontent-length: 0\r\n\r\n", b""),
+    "not HTTP": (b"SSH-2.0-OpenSSH_9.2\r\n", b""),
+    "nothing": (b"",),
+    "wrong protobuf": (http(PROTOBUF, b"\xff\xff\xff\xff\x0f"), b""),
+    "wrong JSON": (http("application/json", b'{"partialSuccess": 7}'), b""),
+    "a body that is cut": (http(PROTOBUF, b"\x0a", length=100), b""),
+    "a body without an end": (http(PROTOBUF, b"", length=10**12), b"\x00" * 65536),
+    "a status of a stranger": (http("text/plain", b"", "400 \x1b[2J\x07"), b""),
+}
+
+
+@pytest.mark.usefixtures("protocol")
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_an_answer_that_is_none_of_a_collector_is_a_loss_of_every_span(
+    garbage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with saying(*GARBAGE[garbage]) as address:
+        telemetry, longest = send(tmp_path, address, monkeypatch)
+    assert (lost(telemetry), len(ended(tmp_path))) == (N, N)
+    assert longest < 0.2
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith("esper: spans to the OTLP collector are being lost: ")
+    assert said.strip().isprintable()
+
+
+def test_the_spans_that_a_collector_rejects_are_lost_and_the_others_are_not(
+    protocol: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with collecting(protocol, rejects=1) as kept:
+        telemetry, _ = send(tmp_path, kept.address, monkeypatch)
+    assert 4 <= lost(telemetry) == N - len(kept.spans) < N
+    assert "the collector rejected them: too \\x1b[2Jmany" in capfd.readouterr().err
 
 
 def test_a_full_queue_loses_the_newest_spans_and_counts_each(
