@@ -112,9 +112,9 @@ class HostedForks:
         """See `Fork.train_to`."""
         return self._forks[name].train_to(step)
 
-    def sample_losses(self, name: str, shard: str, fence: int) -> SampleLosses:
+    def sample_losses(self, name: str, shard: str, fence: int, units: int | None = None) -> SampleLosses:
         """See `Fork.sample_losses`."""
-        return self._forks[name].sample_losses(shard, fence)
+        return self._forks[name].sample_losses(shard, fence, units)
 
     def observe(self, name: str, fence: int, stages: Mapping[str, Stage]) -> HostObservation:
         """See `Fork.observe`."""

@@ -55,9 +55,9 @@ class RemoteFork:
             self.make()
         return cast("tuple[float, ...]", self._ask("train_to", step))
 
-    def sample_losses(self, shard: str, fence: int) -> SampleLosses:
+    def sample_losses(self, shard: str, fence: int, units: int | None = None) -> SampleLosses:
         """See `Fork`."""
-        return cast(SampleLosses, self._ask("sample_losses", shard, fence))
+        return cast(SampleLosses, self._ask("sample_losses", shard, fence, units))
 
     def observe(self, fence: int, stages: Mapping[str, Stage]) -> HostObservation:
         """See `Fork`."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, Strict
+from pydantic import BeforeValidator, Field, Strict, ValidationInfo, field_validator
 
 from esper.leyline.base import PositiveInt, Settings
 from esper.leyline.commands import MAX_COPIES
@@ -54,6 +55,9 @@ def _with_key(value: object) -> object:
 Choices = Annotated[dict[str, Annotated[BlueprintChoice, BeforeValidator(_with_key)]], BeforeValidator(_table)]
 
 
+Rungs = Annotated[tuple[PositiveInt, ...], Strict(False), Field(min_length=1, max_length=16)]
+
+
 class GrowthConfig(Settings):
     """[growth]"""
 
@@ -74,6 +78,14 @@ class GrowthConfig(Settings):
         None, description="optimizer steps of a fork; default: those of due_rounds rounds"
     )
     halving_step: PositiveInt = Field(18, description="step of the forks after which only the better half continues")
+    rungs: Rungs | None = Field(
+        None,
+        description="steps of the forks at which they are judged, such as [20, 60, 120]; the last is the end of the"
+        " tournament, at most 0.4 of the run; replaces due_rounds, probe_steps and halving_step",
+    )
+    rung_samples: Rungs | None = Field(
+        None, description="number of samples, or of groups, that each rung judges on; default: judge_samples"
+    )
     probe_ramp_steps: PositiveInt = Field(20, description="steps in which alpha rises from 0 to 1 in a fork")
     probe_warmup_steps: PositiveInt = Field(10, description="steps of warm-up of a seed's learning rate in a fork")
     first_fence: PositiveInt = Field(
@@ -114,3 +126,18 @@ class GrowthConfig(Settings):
     )
     cost_budget: Ratio = Field(2.0, description="largest modelled FLOPs of one seed, over the host's")
     memory_budget: Ratio = Field(4.0, description="largest number of parameter bytes of one seed, over the host's")
+
+    @field_validator("rungs")
+    @classmethod
+    def _ascending(cls, rungs: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if rungs is not None and any(before >= after for before, after in pairwise(rungs)):
+            raise ValueError("give ascending steps, such as [20, 60, 120]")
+        return rungs
+
+    @field_validator("rung_samples")
+    @classmethod
+    def _one_per_rung(cls, samples: tuple[int, ...] | None, info: ValidationInfo) -> tuple[int, ...] | None:
+        rungs = info.data.get("rungs")
+        if samples is not None and (rungs is None or len(rungs) != len(samples)):
+            raise ValueError(f"give one number for each of the {len(rungs or ())} rungs in growth.rungs")
+        return samples

@@ -117,8 +117,13 @@ class Fork(Protocol):
         """Train up to optimizer step `step` of the run. Return the loss of each step."""
         ...
 
-    def sample_losses(self, shard: str, fence: int) -> SampleLosses:
-        """Return the losses on the slice of a shard that belongs to a fence."""
+    def sample_losses(self, shard: str, fence: int, units: int | None = None) -> SampleLosses:
+        """Return the losses on the slice of a shard that belongs to a fence.
+
+        Args:
+            units: Number of samples, or of groups, in the slice. A smaller slice is the first part of a larger one.
+                None: the number that a fence draws.
+        """
         ...
 
     def observe(self, fence: int, stages: Mapping[str, Stage]) -> HostObservation:

@@ -11,9 +11,11 @@ from esper.leyline.reports import FieldReport, GateReport, GraftPlan, HostPlan, 
 from esper.leyline.state import RegistryView
 
 
-class IncubationOrder(Message):
+class IncubationOrder(GrownMessage):
     """Order to train a control and one fork per plan. Each starts from the snapshot of `fence`. The result is due at
     `due_fence`."""
+
+    LATER: ClassVar = frozenset({"rungs", "rung_units"})
 
     order_id: str
     """Id of the command that requested the incubation."""
@@ -23,7 +25,8 @@ class IncubationOrder(Message):
     first_step: int
     last_step: int
     halving_step: int | None
-    """Step after which only the better half of the forks continues. None: all forks are trained to the end."""
+    """Step after which only the better half of the forks continues. None: all forks are trained to the end, or the
+    order has `rungs`."""
     plans: tuple[GraftPlan, ...]
     """The graft of each candidate, one per fork."""
     batch_size: int
@@ -31,6 +34,17 @@ class IncubationOrder(Message):
     """Modelled FLOPs of one optimizer step of the control."""
     seed_flops: tuple[int, ...]
     """Modelled FLOPs that each candidate adds per step, in the order of `plans`."""
+    rungs: tuple[int, ...] = ()
+    """Steps of the run at which the forks are judged, ascending. The last is `last_step`. Empty: see `halving_step`."""
+    rung_units: tuple[int, ...] = ()
+    """Number of samples, or of groups, that each rung judges on. The gate shard is judged on as many as the last rung.
+    Empty: the number that a fence draws."""
+
+    @property
+    def stops(self) -> tuple[tuple[int, int | None], ...]:
+        """Return the step of each rung and its number of samples, or of groups. None: the number that a fence draws."""
+        steps = self.rungs or tuple(step for step in (self.halving_step, self.last_step) if step is not None)
+        return tuple(zip(steps, self.rung_units or (None,) * len(steps), strict=True))
 
 
 class CandidateProbe(Message):

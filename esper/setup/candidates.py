@@ -80,11 +80,16 @@ def why_nothing_grows(survey: Survey) -> str | None:
     enough = settings_that_suffice(survey)
     return (
         f"the run has {rounds} rounds; a seed that germinates at fence {growth.first_fence} (growth.first_fence) needs"
-        f" {survey.fences_to_fossil} more to become a part of the network: growth.due_rounds {growth.due_rounds},"
+        f" {survey.fences_to_fossil} more to become a part of the network: {_rounds(survey)},"
         f" growth.ramp_steps {growth.ramp_steps} in rounds of {length} steps"
         f" {math.ceil(growth.ramp_steps / length)}, beside the twin 1, growth.probation_rounds"
         f" {growth.probation_rounds}; {'each of these is enough alone: ' + ', '.join(enough) if enough else NO_SETTING}"
     )
+
+
+def _rounds(survey: Survey) -> str:
+    rungs = survey.config.growth.rungs
+    return f"growth.due_rounds {survey.due_rounds}" if rungs is None else f"growth.rungs {survey.due_rounds} rounds"
 
 
 def settings_that_suffice(survey: Survey) -> list[str]:

@@ -5,7 +5,6 @@ their modelled FLOPs suggest.
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Iterable, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 from esper.ground.clock import SystemClock
 from esper.kasmina.incubation.incubator import PROBE_BATCHES
+from esper.kasmina.incubation.rungs import Course, course, field_sizes
 from esper.leyline.decisions import Hold
 from esper.leyline.ids import new_run_id
 from esper.leyline.incubation import Received
@@ -82,41 +82,43 @@ def _twin_steps(survey: Survey) -> int:
     growth = survey.config.growth
     if not (growth.twin and survey.can_grow):
         return 0
-    return survey.total_steps - survey.fence_steps[growth.first_fence + growth.due_rounds]
+    return survey.total_steps - survey.fence_steps[growth.first_fence + survey.due_rounds]
 
 
 def _tournament_flops(survey: Survey, seeds: list[int]) -> float:
-    """Return the FLOPs of probes, heats and evaluations of a tournament. The half of the seeds with fewer FLOPs is
-    assumed to reach the second heat.
+    """Return the FLOPs of probes, heats and evaluations of a tournament. The seeds with fewer FLOPs are assumed to
+    reach the next heat.
     """
     step, heats = survey.host_flops, _heats(survey, len(seeds))
     if not seeds:
         return 0.0
-    evaluation = len(survey.data.slice("pick", 0).indices) / survey.data.batch_size / 3
     running = sorted(seeds)
     cost: float = sum(PROBE_BATCHES * (step + seed) for seed in running)
-    for steps in heats:
-        cost += sum((steps + evaluation) * (step + seed) for seed in running)
-        running = running[: math.ceil(len(running) / 2)]
-    return cost + (sum(heats) + 3 * evaluation) * step
+    units = _course(survey, len(seeds)).units or (None,) * len(heats)
+    evaluations = [len(survey.data.slice("pick", 0, one).indices) / survey.data.batch_size / 3 for one in units]
+    for steps, evaluation, size in zip(heats, evaluations, field_sizes(len(seeds), len(heats)), strict=True):
+        cost += sum((steps + evaluation) * (step + seed) for seed in running[:size])
+    return cost + (sum(heats) + sum(evaluations) + evaluations[-1]) * step
 
 
 def _heats(survey: Survey, seeds: int) -> tuple[int, ...]:
-    """Return the steps of each heat of a first tournament between `seeds` seeds. There are two heats if half of the
-    seeds are dropped.
-    """
-    growth, length = survey.config.growth, _incubating_steps(survey)
-    steps = min(length, growth.probe_steps or length)
-    if seeds > 2 and growth.halving_step < steps:
-        return growth.halving_step, steps - growth.halving_step
-    return (steps,)
+    """Return the steps of each heat of a first tournament between `seeds` seeds. A heat ends at a rung."""
+    return tuple(after - before for before, after in pairwise((0, *_course(survey, seeds).steps)))
+
+
+def _course(survey: Survey, seeds: int) -> Course:
+    """Return the rungs of a first tournament. If the run is too short for one, they are those of its last fences."""
+    growth, last = survey.config.growth, len(survey.fence_steps) - 1
+    begin = min(growth.first_fence, last - survey.due_rounds)
+    steps = survey.fence_steps if begin >= 0 else (*survey.fence_steps, *[survey.total_steps] * -begin)
+    return course(growth, steps, max(0, begin), seeds)
 
 
 def _incubating_steps(survey: Survey) -> int:
     """Return the steps that the live host takes during a first tournament."""
     growth, last = survey.config.growth, len(survey.fence_steps) - 1
-    due = min(growth.first_fence + growth.due_rounds, last)
-    return survey.fence_steps[due] - survey.fence_steps[max(0, due - growth.due_rounds)]
+    due = min(growth.first_fence + survey.due_rounds, last)
+    return survey.fence_steps[due] - survey.fence_steps[max(0, due - survey.due_rounds)]
 
 
 # -- seconds -----------------------------------------------------------------------------------------------------
@@ -205,8 +207,8 @@ def tournament_s(measured: Timings, heats: Sequence[int], managers: int) -> floa
     """
     forks = (measured.host, *measured.forks)
     whole = busiest([(number, work.making_s + work.heat(heats[0])) for number, work in enumerate(forks)], managers)
-    kept = [measured.host, *[measured.fork] * math.ceil(len(measured.forks) / 2)]
-    for steps in heats[1:]:
+    for steps, size in zip(heats[1:], [*field_sizes(len(measured.forks), len(heats))][1:], strict=True):
+        kept = [measured.host, *[measured.fork] * size]
         whole += busiest([(number, work.heat(steps)) for number, work in enumerate(kept)], managers)
     # evaluated on the gate shard, one after the other
     return whole + measured.host.evaluation_s + measured.fork.evaluation_s

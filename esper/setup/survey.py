@@ -24,6 +24,7 @@ from esper.kasmina.host.dry_run import dry_run
 from esper.kasmina.host.host_editor import SeedEditor
 from esper.kasmina.host.rebuilt import structure_digest
 from esper.kasmina.incubation.choices import chosen
+from esper.kasmina.incubation.rungs import rounds_of
 from esper.kasmina.judging.statistics import z_limit
 from esper.leyline.decisions import Pair
 from esper.leyline.slots import SlotSpec
@@ -124,12 +125,17 @@ class Survey:
         return GrowthWindow(
             first_fence=growth.first_fence,
             round_steps=self.fence_steps[1],
-            fences_beside_ramp=growth.due_rounds + 1 + growth.probation_rounds,
+            fences_beside_ramp=self.due_rounds + 1 + growth.probation_rounds,
             shortest_ramp=shortest_ramp,
             stack=growth.stack,
             seed_parameters=int(growth.memory_budget * self.host_parameters),
             seed_flops=int(growth.cost_budget * self.host_flops),
         )
+
+    @property
+    def due_rounds(self) -> int:
+        """Rounds between the snapshot of a tournament and its verdict."""
+        return rounds_of(self.config.growth, self.fence_steps)
 
     @property
     def can_grow(self) -> bool:
@@ -182,7 +188,7 @@ class Survey:
         """Number of samples in one slice of the gate shard, or of groups if samples are correlated. The number is the
         same at all fences.
         """
-        part = self.data.slice("gate", 0)
+        part = self.data.slice("gate", 0, (self.config.growth.rung_samples or (None,))[-1])
         return len(part.indices) if part.groups is None else len(set(part.groups))
 
 
@@ -196,6 +202,9 @@ def open_data(task: Task, config: RunConfig) -> TaskData:
     if growth.enabled and growth.judge_samples < growth.min_samples:
         mend = f"draw at least growth.min_samples = {growth.min_samples}"
         raise ConfigError("growth.judge_samples", growth.judge_samples, mend)
+    if growth.enabled and growth.rung_samples is not None and growth.rung_samples[-1] < growth.min_samples:
+        mend = f"the last rung must draw at least growth.min_samples = {growth.min_samples}"
+        raise ConfigError("growth.rung_samples", list(growth.rung_samples), mend)
     minimum = growth.min_samples if growth.enabled else 0
     rule = SliceRule(units=growth.judge_samples, per_group=growth.group_samples, minimum=minimum)
     return TaskData(task, run.seed, run.batch_size or task.batch_size, rule)

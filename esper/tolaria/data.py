@@ -161,18 +161,23 @@ class TaskData:
         seed_process(self._run_seed, "probe")
         return self._batch(samples)
 
-    def slice(self, shard: str, fence: int) -> Slice:
+    def slice(self, shard: str, fence: int, units: int | None = None) -> Slice:
         """Draw the samples of `shard` on which fence `fence` judges.
 
         The draw depends only on run seed, shard and fence. All networks that are judged at a fence get the same slice.
         The draws of fences are independent.
+
+        Args:
+            units: Number of samples, or of groups. A smaller slice is the first part of a larger one. None: the number
+                in the rule.
         """
+        most = self._rule.units if units is None else units
         draw = generator(self._run_seed, "slice", shard, fence)
         chosen, groups = self.shards[shard], self._groups[shard]
         if groups is None:
-            at = draw.permutation(len(chosen))[: self._rule.units]
+            at = draw.permutation(len(chosen))[:most]
             return Slice(shard, fence, tuple(int(chosen.indices[i]) for i in at), None)
-        names = draw.permutation(np.unique(groups))[: self._rule.units]
+        names = draw.permutation(np.unique(groups))[:most]
         picked: list[int] = []
         for name in names:
             members = np.flatnonzero(groups == name)

@@ -110,11 +110,14 @@ class MeasuredHost(GrownHost):
 
     # -- the task's loss and metrics -----------------------------------------------------------------------------
 
-    def sample_losses(self, shard: str, fence: int) -> SampleLosses:
+    def sample_losses(self, shard: str, fence: int, units: int | None = None) -> SampleLosses:
         """Return the share of each sample in the loss of a slice of a shard. The fence judges on this slice. The mean
         of the shares is the loss.
+
+        Args:
+            units: Number of samples, or of groups, in the slice. None: the number that a fence draws.
         """
-        part: Slice = self._data.slice(shard, fence)
+        part: Slice = self._data.slice(shard, fence, units)
         with self._evaluating():
             where = f"the samples of task.{shard} at fence {fence}"
             batches = self._outputs_of(self._data.batches_of(part), len(part.indices), where)

@@ -104,6 +104,8 @@ def sound(info: FieldInfo) -> st.SearchStrategy[Any]:
         return st.floats(low, high, exclude_min=low is not None, exclude_max=high == 1, allow_nan=False)
     if get_origin(annotation) is dict:  # growth.blueprints
         return st.sampled_from([{}, {"body": ["mlp", "norm"]}, {"*": {"exclude": ["norm"]}}, {"\0": ["mlp"]}])
+    if get_origin(annotation) is tuple and getattr(get_args(annotation)[0], "__origin__", None) is int:
+        return st.sampled_from([[2], [2, 5], [3, 3], [], [20, 60, 120]])  # growth.rungs
     if get_origin(annotation) is tuple:  # emergency.sinks
         return st.sampled_from([[], [{"name": "log", "kind": "file"}], [{"name": "log"}], [{"kind": "webhook"}]])
     if options := [one for one in get_args(annotation) if isinstance(one, str)]:

@@ -20,6 +20,7 @@ from esper.kasmina.blueprints.catalogue import BlueprintRegistry
 from esper.kasmina.blueprints.seed_weights import load_weights
 from esper.kasmina.host.isolation import sharing_memory
 from esper.kasmina.incubation.live_guard import LiveGuard, LiveHost
+from esper.kasmina.incubation.rungs import survivors
 from esper.kasmina.judging.sanity import probe_seed
 from esper.kasmina.judging.statistics import paired
 from esper.leyline.evidence import GradientProbe, PairedLosses, SampleLosses, SanityProbe
@@ -65,8 +66,8 @@ class _Entry(Generic[F]):
             except IsolationViolation as violation:
                 self.leaks = violation.leaves
 
-    def train_and_measure(self, step: int, fence: int) -> SampleLosses:
-        """Train up to a step. Return the losses on the slice of the pick shard for the fence.
+    def train_and_measure(self, step: int, fence: int, units: int | None) -> SampleLosses:
+        """Train up to a step. Return the losses on the slice of the pick shard for the fence, of `units` samples.
 
         A fork that diverges stops and gets no rank, because a bad candidate must not end the run.
 
@@ -81,7 +82,7 @@ class _Entry(Generic[F]):
                 if self.plan is None:
                     raise
                 self.diverged = True
-        found = self.sample_losses("pick", fence)
+        found = self.sample_losses("pick", fence, units)
         self.observe(fence)
         return found
 
@@ -95,9 +96,9 @@ class _Entry(Generic[F]):
                 if seen.fallbacks is not None:
                     self.fallbacks = tuple(dict.fromkeys((*(self.fallbacks or ()), *seen.fallbacks)))
 
-    def sample_losses(self, shard: str, fence: int) -> SampleLosses:
+    def sample_losses(self, shard: str, fence: int, units: int | None) -> SampleLosses:
         with self.guard.around(self.plan):
-            found = self.fork.sample_losses(shard, fence)
+            found = self.fork.sample_losses(shard, fence, units)
         self.evaluated += len(found.losses)
         return found
 
@@ -284,7 +285,7 @@ def run_tournament(
     together: Together = one_by_one,
     live: LiveHost | None = None,
 ) -> tuple[IncubationResult, F]:
-    """Train the control and all forks, drop the worse half at the halving step, rank the rest, and test the best fork.
+    """Train the control and all forks, drop some forks at each rung, rank the rest, and test the best fork.
 
     Args:
         together: Function that runs independent pieces, perhaps in parallel. The choice of this function changes no
@@ -299,14 +300,14 @@ def run_tournament(
     entries = [_Entry(fork(snapshot), guard, plan, cost) for plan, cost in zip(order.plans, costs, strict=True)]
     together([partial(entry.graft, weights) for entry in entries])
     running = [entry for entry in entries if not entry.leaks]
-    if order.halving_step is not None:
-        running = _train_and_order(control, running, order.halving_step, order.due_fence, together)
-        running = running[: math.ceil(len(running) / 2)]
-    running = _train_and_order(control, running, order.last_step, order.due_fence, together)
+    for rung, (step, units) in enumerate(order.stops):
+        running = _train_and_order(control, running, step, order.due_fence, units, together)
+        if step < order.last_step:
+            running = list(survivors(running, rung))
     for place, entry in enumerate(running, start=1):
         entry.rank = place
     forks = tuple(
-        _result(entry, plan.seed_id, control, order.due_fence) for entry, plan in zip(entries, order.plans, strict=True)
+        _result(entry, plan.seed_id, control, order) for entry, plan in zip(entries, order.plans, strict=True)
     )
     result = IncubationResult(
         order_id=order.order_id,
@@ -320,25 +321,26 @@ def run_tournament(
 
 
 def _train_and_order(
-    control: _Entry[F], entries: list[_Entry[F]], step: int, fence: int, together: Together
+    control: _Entry[F], entries: list[_Entry[F]], step: int, fence: int, units: int | None, together: Together
 ) -> list[_Entry[F]]:
     """Train the control and all forks up to `step`, and compare each fork with the control on the pick shard.
 
     Returns:
         The forks without divergence and without leaks, the best first.
     """
-    base, *losses = together([partial(entry.train_and_measure, step, fence) for entry in (control, *entries)])
+    base, *losses = together([partial(entry.train_and_measure, step, fence, units) for entry in (control, *entries)])
     for entry, found in zip(entries, losses, strict=True):
         entry.pick = paired(base, found)
     return sorted((entry for entry in entries if not (entry.diverged or entry.leaks)), key=_Entry.place)
 
 
-def _result(entry: _Entry[F], seed_id: str, control: _Entry[F], fence: int) -> ForkResult:
+def _result(entry: _Entry[F], seed_id: str, control: _Entry[F], order: IncubationOrder) -> ForkResult:
     assert entry.pick is not None or entry.leaks, "every fork is measured at the halving or the end"
     first = entry.rank == 1
-    gate = paired(control.sample_losses("gate", fence), entry.sample_losses("gate", fence)) if first else None
+    where = "gate", order.due_fence, order.stops[-1][1]
+    gate = paired(control.sample_losses(*where), entry.sample_losses(*where)) if first else None
     if first:
-        entry.observe(fence)
+        entry.observe(order.due_fence)
     return ForkResult(
         seed_id=seed_id,
         steps=len(entry.losses),

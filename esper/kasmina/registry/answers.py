@@ -9,6 +9,7 @@ from typing import TypedDict
 from esper.kasmina.blueprints.catalogue import Blueprint
 from esper.kasmina.host.blending import next_confidence
 from esper.kasmina.incubation.planning import plan_seed
+from esper.kasmina.incubation.rungs import course
 from esper.kasmina.registry.roster import Roster
 from esper.kasmina.registry.run_facts import RunFacts
 from esper.kasmina.registry.seed_record import SeedRecord
@@ -66,21 +67,22 @@ def make_order(
 ) -> IncubationOrder:
     """Return the order to incubate candidates that passed G0 and G1.
 
-    An order for one or two candidates has no halving.
+    An order for one or two candidates has no rung but the last.
     """
-    due = fence + limits.due_rounds
-    first, last = facts.fence_steps[fence], facts.fence_steps[due]
-    if limits.probe_steps is not None:
-        last = min(last, first + limits.probe_steps)
-    halving = first + limits.halving_step
+    first = facts.fence_steps[fence]
+    found = course(limits, facts.fence_steps, fence, len(plans))
+    stops = tuple(first + step for step in found.steps)
+    by_rungs = limits.rungs is not None
     return IncubationOrder(
         order_id=command.command_id,
         generation=facts.generation,
         fence=fence,
-        due_fence=due,
+        due_fence=fence + found.rounds,
         first_step=first,
-        last_step=last,
-        halving_step=halving if len(plans) > 2 and halving < last else None,
+        last_step=stops[-1],
+        halving_step=stops[0] if len(stops) > 1 and not by_rungs else None,
+        rungs=stops if by_rungs else (),
+        rung_units=found.units,
         plans=tuple(plans),
         batch_size=facts.batch_size,
         base_flops=roster.step_flops(),

@@ -246,10 +246,10 @@ class GradedFork:
         self.step = step
         return done
 
-    def sample_losses(self, shard: str, fence: int) -> SampleLosses:
+    def sample_losses(self, shard: str, fence: int, units: int | None = None) -> SampleLosses:
         self.asked.append((shard, fence, self.step))
         gain = self.gains.get(self.name, 0.0)
-        losses = tuple(2.0 - gain * (1 + 0.5 * (-1) ** place) for place in range(16))
+        losses = tuple(2.0 - gain * (1 + 0.5 * (-1) ** place) for place in range(units or 16))
         return SampleLosses(shard=shard, fence=fence, losses=losses)
 
     def observe(self, fence: int, stages: Mapping[str, Stage]) -> HostObservation:
@@ -316,6 +316,19 @@ def test_at_the_halving_the_worse_part_leaves():
     assert {found.seed_id: found.steps for found in result.forks} == {"a": 8, "b": 20, "c": 20, "d": 8, "e": 20}
     assert by_id(result, "d").pick.mean == pytest.approx(-0.3)  # as it stood when it left
     assert result.fork_steps == 20 + 3 * 20 + 2 * 8
+
+
+def test_after_each_of_three_rungs_the_worse_leave_and_more_samples_are_judged():
+    names = "abcdefghij"
+    ground = Ground({name: 0.1 * place for place, name in enumerate(names)})
+    order = make_order([graded_plan(name) for name in names], first=0, last=20)
+    result = ground.run(order.model_copy(update={"rungs": (5, 9, 20), "rung_units": (4, 8, 16)}))
+    steps = {found.seed_id: found.steps for found in result.forks}
+    assert steps == dict.fromkeys("abcde", 5) | dict.fromkeys("fg", 9) | dict.fromkeys("hij", 20)
+    assert ranks(result) == dict.fromkeys("abcdefg") | {"j": 1, "i": 2, "h": 3}
+    counts = {found.seed_id: found.pick.count for found in result.forks}
+    assert counts == dict.fromkeys("abcde", 4) | dict.fromkeys("fg", 8) | dict.fromkeys("hij", 16)
+    assert by_id(result, "j").gate.count == 16
 
 
 @pytest.mark.parametrize("order", ["abc", "cab", "bca"])

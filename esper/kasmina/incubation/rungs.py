@@ -1,0 +1,98 @@
+"""The rungs of a tournament: the steps at which its forks are judged, and the forks that continue after each rung."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from esper.kasmina.settings import GrowthConfig
+
+T = TypeVar("T")
+
+MOST_OF_A_RUN = 2, 5
+"""Largest share of a run that the rungs of a tournament may take, as a fraction. A graft that comes later gains less
+(docs/growth.md)."""
+FEW = 3
+"""Number of forks that continue after the second and each later rung."""
+SOFT = 7, 10
+"""Share of the forks that continue while the best fork is not better than the placebos, as a fraction."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """The rungs of one tournament. The last rung is its end."""
+
+    rounds: int
+    """Number of rounds between the snapshot and the verdict."""
+    steps: tuple[int, ...]
+    """Optimizer steps of a fork up to each rung, ascending."""
+    units: tuple[int, ...]
+    """Number of samples, or of groups, that each rung judges on. Empty: `growth.judge_samples` at each rung."""
+
+
+def rounds_of(limits: GrowthConfig, fence_steps: Sequence[int]) -> int:
+    """Return the number of rounds between the snapshot of a tournament and its verdict.
+
+    Without `growth.rungs`, this is `growth.due_rounds`. With rungs, the rounds hold the last rung, but at most
+    `MOST_OF_A_RUN` of the run, and at least one round.
+
+    Args:
+        fence_steps: The optimizer step of each fence.
+    """
+    if limits.rungs is None:
+        return limits.due_rounds
+    length = fence_steps[1]
+    most = _share(fence_steps[-1], MOST_OF_A_RUN)
+    rounds = math.ceil(min(limits.rungs[-1], most) / length)
+    return max(1, rounds if rounds * length <= most else most // length)
+
+
+def course(limits: GrowthConfig, fence_steps: Sequence[int], fence: int, seeds: int) -> Course:
+    """Return the rungs of a tournament that begins at a fence.
+
+    With `growth.rungs`, the last rung is the due fence. If n rungs do not fit, rung i is at most i/n of the whole, so a
+    run of 150 steps has 20, 40 and 60 for 20, 60 and 120. A tournament of one or two seeds has only the last rung.
+
+    Args:
+        seeds: Number of seeds in the tournament.
+    """
+    rounds = rounds_of(limits, fence_steps)
+    length = fence_steps[fence + rounds] - fence_steps[fence]
+    if limits.rungs is None:
+        length = min(length, limits.probe_steps or length)
+        early = seeds > 2 and limits.halving_step < length
+        return Course(rounds, (limits.halving_step, length) if early else (length,), ())
+    count, units = len(limits.rungs), limits.rung_samples or ()
+    fitted = [min(step, length * place // count) for place, step in enumerate(limits.rungs[:-1], 1)]
+    kept = [place for place, step in enumerate(fitted) if step > max((0, *fitted[:place]))] if seeds > 2 else []
+    steps = (*(fitted[place] for place in kept if fitted[place] < length), length)
+    return Course(rounds, steps, (*(units[place] for place in kept[: len(steps) - 1]), units[-1]) if units else ())
+
+
+def survivors(ranked: Sequence[T], rung: int, *, within: bool = False) -> Sequence[T]:
+    """Return the forks that continue after a rung, the best first: half after the first rung, `FEW` after later ones.
+
+    Args:
+        ranked: The forks, the best first.
+        rung: Number of the rung, from 0. The last rung of a tournament drops no fork, so it is not asked.
+        within: True if the best fork is not better than the placebos. Then the share `SOFT` continues, because the rank
+            shows little.
+    """
+    count = len(ranked)
+    if within:
+        return ranked[: -(-count * SOFT[0] // SOFT[1])]
+    return ranked[: math.ceil(count / 2) if rung == 0 else FEW]
+
+
+def field_sizes(seeds: int, rungs: int) -> Iterator[int]:
+    """Yield the number of forks that train up to each rung, if the best fork is always better than the placebos."""
+    running: Sequence[int] = range(seeds)
+    for rung in range(rungs):
+        yield len(running)
+        running = survivors(running, rung)
+
+
+def _share(whole: int, of: tuple[int, int]) -> int:
+    return whole * of[0] // of[1]
