@@ -39,7 +39,7 @@ ALLOWED: dict[str, str] = {
     "tests/actors/test_clean_ends.py "
     "test_without_a_loopback_device_a_run_ends_at_the_deadline_of_its_start: pytest.skip": "no rights",
     "tests/durable/kit/full_disk.py mount_when_claimed: says type: ignore": "a process of its own",
-    "tests/durable/test_full_disk.py on_a_disk_of: pytest.skip": "no rights",
+    "tests/durable/test_full_disk.py told_and_printed: pytest.skip": "no rights",
     "actors/leftovers.py end_users_of: suppress": "gone by itself is what was wanted",
     "esper/cli/run_command.py in_child: answers OSError": "said as a failure of the run, which ends with its exit code",
     "actors/witness.py Witness.leave: suppress": "standard error is closed; the exit code tells what it can",
@@ -260,6 +260,7 @@ ALLOWED: dict[str, str] = {
     "esper/telemetry/file_exporter.py FileSpanExporter._write: answers Exception": "lost spans are counted and told",
     "esper/telemetry/batches.py _Counted.arrived: answers Exception": "lost spans and log records are counted and told",
     "tests/kit/collector.py saying.Handler.handle: suppress": "the exporter has gone away; what it counted is asserted",
+    "esper/telemetry/events.py severe: answers OSError": "the event is counted as lost and printed",
     "esper/telemetry/otlp_settings.py _installed: answers ModuleNotFoundError": "False; the run is refused by name",
     "esper/archive/inspection.py _metrics_url: answers (FileNotFoundError, NotADirectoryError, ValidationError)": "no endpoint, or not to be trusted; the state of the run is shown",
     "esper/telemetry/event_tally.py EventTally._read_on: answers OSError": "what the processes reported counts",

@@ -200,6 +200,20 @@ OTHERS = (
         "spans could not be written in {{ $labels.instance }}",
     ),
     Alert(
+        "EsperLogRecordsLost",
+        any_recent(prometheus_name("esper.log_records.lost")),
+        W,
+        "spans",
+        "severe events could not be exported in {{ $labels.instance }}",
+    ),
+    Alert(
+        "EsperSevereEventsLost",
+        any_recent(prometheus_name("esper.severe_events.lost")),
+        C,
+        "spans",
+        "severe events could not be written in {{ $labels.instance }}",
+    ),
+    Alert(
         "EsperStepsSlow",
         burning("step_in_time", "5m", "1h", STEP_SLO, 1.0),
         W,
@@ -293,6 +307,8 @@ def cases() -> Iterator[Case]:
         "EsperActorRestarts": prometheus_name("esper.actor.restarts") + '{role="kasmina"}',
         "EsperLoadErrors": prometheus_name("esper.load.errors") + '{store="field_reports"}',
         "EsperSpansLost": prometheus_name("esper.spans.lost"),
+        "EsperLogRecordsLost": prometheus_name("esper.log_records.lost"),
+        "EsperSevereEventsLost": prometheus_name("esper.severe_events.lost"),
         "EsperFallback": prometheus_name("esper.fallbacks") + '{source="status"}',
     }
     for name, series in ups.items():
@@ -421,6 +437,8 @@ PANELS: Mapping[str, tuple[str, Mapping[str, str]]] = {
             "{{store}}": grown("esper.load.errors", "store"),
             "guard": grown("esper.guard.trips", "instance"),
             "lost spans": grown("esper.spans.lost", "instance"),
+            "lost log records": grown("esper.log_records.lost", "instance"),
+            "lost severe events": grown("esper.severe_events.lost", "instance"),
             "injected faults": grown("esper.faults.fired", "instance"),
         },
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -15,7 +16,6 @@ from opentelemetry._logs import LogRecord, SeverityNumber
 from opentelemetry.context import get_current
 from opentelemetry.util.types import AnyValue
 
-from esper.errors import StoreWriteFailed
 from esper.ground.closing import noted_on
 from esper.telemetry.context import current, current_role, plain, span_id, trace_id
 from esper.telemetry.file_exporter import append_line, open_for_append
@@ -90,7 +90,8 @@ def severe(name: str, /, severity: Severity, **fields: object) -> None:
     """Report a severe event. On return it is counted, added to the current span, and written to the log.
 
     A caller reports an event before it acts on the event. Without telemetry, only the name is checked. If the telemetry
-    writes no files, the event is not logged.
+    writes no files, the event is not logged. If the log cannot be written, the event is printed on standard error and
+    counted in `esper.severe_events.lost`, because telemetry must not stop training.
 
     Args:
         name: One of `NAMES`.
@@ -99,7 +100,6 @@ def severe(name: str, /, severity: Severity, **fields: object) -> None:
 
     Raises:
         ValueError: `name` is not in `NAMES`, because of a bug in the caller. Nothing was reported.
-        StoreWriteFailed: the log cannot be written. The event was counted and is on the span.
     """
     if name not in NAMES:
         raise ValueError(f"no severe event is named {name!r}: add it to esper/telemetry/events.py or mend the name")
@@ -120,7 +120,13 @@ def severe(name: str, /, severity: Severity, **fields: object) -> None:
             "role": current_role(),
             "fields": told,
         }
-        _log(telemetry.directory / LOG, json.dumps(record, allow_nan=False))
+        line = json.dumps(record, allow_nan=False)
+        try:
+            _log(telemetry.directory / LOG, line)
+        except OSError as error:
+            telemetry.counters.add("esper.severe_events.lost")
+            why = f"{LOG} cannot be written ({error.strerror})"
+            print(f"esper: a severe event is only here, because {why}: {line}", file=sys.stderr, flush=True)
 
 
 def reported(error: E, name: str, /, severity: Severity, **fields: object) -> E:
@@ -148,11 +154,9 @@ def _record(name: str, severity: Severity, told: dict[str, AnyValue]) -> LogReco
 
 
 def _log(path: Path, line: str) -> None:
+    """Raises: OSError: the line was not written, or only a part of it."""
+    descriptor = open_for_append(path)
     try:
-        descriptor = open_for_append(path)
-        try:
-            append_line(descriptor, line)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise StoreWriteFailed(str(path), "writing a severe event") from error
+        append_line(descriptor, line)
+    finally:
+        os.close(descriptor)

@@ -98,6 +98,7 @@ COUNTERS: Mapping[str, Metric] = {
     "esper.fallbacks": Metric("fallbacks that a gate saw; must stay 0", {"source": ("command", "evidence", "status")}),
     "esper.faults.fired": Metric("faults that were injected on purpose"),
     "esper.severe_events": Metric("severe events", {"event": tuple(sorted(NAMES))}),
+    "esper.severe_events.lost": Metric("severe events that are not in the log, because it could not be written"),
     "esper.spans.lost": Metric("spans that could not be written or exported"),
     "esper.log_records.lost": Metric("log records that could not be exported"),
 }

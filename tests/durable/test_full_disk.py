@@ -22,6 +22,10 @@ def weights(undisturbed: Result) -> str:
 
 
 def on_a_disk_of(folder: Path, store: str, size: int, *more: str) -> dict[str, Any]:
+    return told_and_printed(folder, store, size, *more)[0]
+
+
+def told_and_printed(folder: Path, store: str, size: int, *more: str) -> tuple[dict[str, Any], str]:
     script = Path(__file__).parent / "kit" / "full_disk.py"
     command = [sys.executable, str(script), str(folder), store, str(size), *more]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -30,7 +34,7 @@ def on_a_disk_of(folder: Path, store: str, size: int, *more: str) -> dict[str, A
     assert done.returncode == 0, done.stderr
     told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     print(store, size, told)
-    return told
+    return told, done.stderr
 
 
 def ends_well(told: dict[str, Any], weights: str) -> None:
@@ -52,6 +56,23 @@ def test_a_run_on_a_full_disk_ends_typed_and_is_resumed_to_the_same_bits(
     ends_well(told, weights)
     assert (told["code"], told["began"]) == (3, True)
     assert f"then esper resume {tmp_path}/run" in told["next"]
+
+
+@pytest.mark.slow
+def test_a_full_telemetry_folder_stops_no_training_and_each_severe_event_is_logged_or_printed(
+    tmp_path: Path, undisturbed: Result
+) -> None:
+    told, printed = told_and_printed(tmp_path, "telemetry", 4096)
+    assert (told["code"], told["weights"]) == (0, undisturbed.weights_sha256)
+    assert printed.count("spans are being lost") == 1
+    lost = [line for line in printed.splitlines() if line.startswith("esper: a severe event is only here")]
+    expected = (Path(undisturbed.run_dir) / "telemetry" / "severe-events.jsonl").read_text().splitlines()
+    assert lost
+    assert sorted([*map(name_of, lost), *told["logged"]]) == sorted(map(name_of, expected))
+
+
+def name_of(line: str) -> str:
+    return str(json.loads(line[line.index("{") :])["name"])
 
 
 @pytest.mark.torture

@@ -121,6 +121,8 @@ def main(folder: Path, store: str) -> dict[str, Any]:
     done = subprocess.run([sys.executable, *sys.argv, RUN], stdout=subprocess.PIPE, text=True, check=False)
     ended_s = time.monotonic()
     full_s = min((int(file.name.split("-")[1]) / 1e9 for file in folder.glob("full-*")), default=None)
+    log = run_dir / "telemetry" / "severe-events.jsonl"
+    lines = log.read_text().splitlines() if log.exists() else []
     if store != "limit" and place.exists():
         mount(place, ROOM, MS_REMOUNT)
     began = (run_dir / "run.json").exists()
@@ -132,6 +134,7 @@ def main(folder: Path, store: str) -> dict[str, Any]:
         "run_s": ended_s - began_s,
         "to_the_end_s": ended_s - full_s if full_s is not None else None,
         "began": began,
+        "logged": [json.loads(line)["name"] for line in lines if line.endswith("}}")],
         "weights": last["weights_sha256"] if done.returncode == 0 else resumed,
     }
 
