@@ -42,8 +42,8 @@ def fault_points(config: RunConfig) -> dict[str, set[str]]:
     points["tolaria"] |= {"tolaria.round", "tolaria.step", "tolaria.save"}
     if config.growth.enabled:
         points["tolaria"] |= {"tolaria.apply"}
-        points["tamiyo"] |= {"tamiyo.decide"}
-        points["kasmina"] |= {"kasmina.receive"}
+        points["tamiyo"] |= {"tamiyo.command", "tamiyo.decide"}
+        points["kasmina"] |= {"kasmina.evidence", "kasmina.receive"}
         for name in manager_names(config):
             points[name] |= {"kasmina.step"}
     return points

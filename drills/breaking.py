@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from esper.faults import Fault, FaultSpec
 
 
@@ -18,6 +20,11 @@ def fail(point: str, error: str = "FaultInjected", **when: object) -> FaultSpec:
 def hang(point: str, *, in_c: bool = False, **when: object) -> FaultSpec:
     """An endless loop at a point, in Python or in C."""
     return spec(point, Fault.HANG_C if in_c else Fault.HANG, **when)
+
+
+def alter(point: str, fields: Mapping[str, object], **when: object) -> FaultSpec:
+    """Give a message that passes a point other values of some fields."""
+    return spec(point, Fault.ALTER, fields=dict(fields), **when)
 
 
 def spec(point: str, fault: Fault, **when: object) -> FaultSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from esper.archive.journal import RecordKind
 from esper.archive.recovery_record import Recovery
 from esper.archive.run_directory import run_file
 from esper.config.joined import RunConfig, as_toml
-from esper.errors import DrillImpossible, text_of
+from esper.errors import DrillImpossible
 from esper.faults import Fault, FaultSpec, Firing, Firings
 from esper.flow.progress import Progress
 from esper.flow.result import Result
@@ -324,4 +325,6 @@ def _toml(fault: FaultSpec) -> str:
 
 
 def _value(value: Any) -> str:
-    return f'"{value}"' if isinstance(value, str) else text_of(value)
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{name} = {_value(one)}' for name, one in value.items())} }}"
+    return json.dumps(value, ensure_ascii=False)  # the texts, numbers and lists of a fault are the same in TOML

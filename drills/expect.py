@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from drills.drill import Expectation, Finding
 from drills.observed import Observed
+from esper.archive.journal import Entry, RecordKind
 from esper.errors import in_a_line
 from esper.ground.exit_codes import DONE
+from esper.leyline.reports import GateReport
+from esper.leyline.stages import Stage
 from esper.trace.paths import find
+
+CHANGES = frozenset({"GATE", "TRANSITION", "PLAN_APPLIED", "INCUBATION_BEGUN", "INCUBATION_ENDED", "FIELD_REPORT"})
+"""Kinds of records of a journal that tell of a change of the registry or of the host."""
 
 
 def exit_codes(*wanted: int) -> Expectation:
@@ -21,15 +28,19 @@ def exit_codes(*wanted: int) -> Expectation:
     return judge
 
 
-def error(name: str, *, cause: str = "", attempt: int = 0) -> Expectation:
-    """Expect a class of error of an attempt, and the class of its direct cause. "": any cause, or none."""
+def error(name: str, *, cause: str = "", says: str = "", attempt: int = 0) -> Expectation:
+    """Expect a class of error of an attempt, the class of its direct cause, and words in its text. "": any cause or
+    none, and any text.
+    """
 
     def judge(found: Observed) -> Finding:
         wanted = f"{name} caused by {cause}" if cause else name
+        wanted += f" that says {says!r}" if says else ""
         raised = found.attempts[attempt].error
         if raised is None:
             return Finding(wanted, "no error", False)
         met = type(raised).__name__ == name and (not cause or type(raised.__cause__).__name__ == cause)
+        met = met and says in in_a_line(raised)
         why = f", caused by {in_a_line(raised.__cause__)}" if raised.__cause__ is not None else ""
         return Finding(wanted, f"{in_a_line(raised)}{why}", met)
 
@@ -47,6 +58,37 @@ def journalled(name: str) -> Expectation:
         return Finding(f"a journalled {name} with its trace", f"{failure['error']}, trace {failure['trace_id']}", met)
 
     return judge
+
+
+def nothing_changed() -> Expectation:
+    """Expect that the run changed neither its registry nor its host after the last command of its first generation."""
+
+    def judge(found: Observed) -> Finding:
+        after = list[str]()
+        for entry in found.first_generation:
+            after = [] if entry.kind is RecordKind.COMMAND else [*after, entry.kind.name]
+        changes = sorted(CHANGES & set(after))
+        return Finding("no change after the last command", f"records {listed(changes)}", not changes)
+
+    return judge
+
+
+def culled(gate: str, reason: str) -> Expectation:
+    """Expect that a seed failed a gate for a reason, and was removed at the same fence."""
+
+    def judge(found: Observed) -> Finding:
+        bodies = [json.dumps(entry.body) for entry in found.entries(RecordKind.GATE)]
+        failed = [one for one in map(GateReport.model_validate_json, bodies) if not one.passed]
+        ends = {(one.body["seed_id"], one.body["fence"]) for one in found.entries(RecordKind.TRANSITION) if _culls(one)}
+        told = [f"{one.gate} {', '.join(one.reasons)}" for one in failed if (one.seed_id, one.fence) in ends]
+        wanted = f"{gate} {reason}"
+        return Finding(f"a seed culled by {wanted}", f"seeds culled by {listed(told)}", wanted in told)
+
+    return judge
+
+
+def _culls(entry: Entry) -> bool:
+    return bool(entry.body["after"] == Stage.CULLED)
 
 
 def events(**wanted: int) -> Expectation:

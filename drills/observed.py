@@ -14,9 +14,9 @@ from drills.drill_context import Attempt, DrillContext
 from drills.redone import steps_redone
 from drills.signalling import delivered
 from esper.archive.history import Remains, look_at
-from esper.archive.journal import Entry, RecordKind
+from esper.archive.journal import FIRST_GENERATION, Entry, RecordKind, read
 from esper.archive.recovery_record import Recovery
-from esper.archive.run_directory import emergency_folder, run_file, telemetry_folder
+from esper.archive.run_directory import emergency_folder, journal_file, run_file, telemetry_folder
 from esper.emergency.sinks import DEFAULT_FILE
 from esper.faults import Firing
 from esper.telemetry.events import LOG
@@ -60,6 +60,11 @@ class Observed:
     def firings(self) -> list[Firing]:
         """The faults that fired, in all runs and resumes."""
         return [firing for attempt in self.attempts for firing in attempt.fired]
+
+    @cached_property
+    def first_generation(self) -> Sequence[Entry]:
+        """The records of the first generation of the run, also those that a resume has made invalid."""
+        return read(journal_file(self.run_dir, FIRST_GENERATION))[0]
 
     def entries(self, kind: RecordKind) -> list[Entry]:
         """Return the valid records of a kind, in order."""

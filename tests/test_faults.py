@@ -10,8 +10,10 @@ import signal
 import subprocess
 import sys
 import time
+import timeit
 import tomllib
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,10 @@ import pytest
 
 from esper import errors, faults
 from esper.errors import ConfigError, EmergencyQueueFull, FaultInjected, PolicyFailed, StoreWriteFailed
-from esper.faults import POINTS, Fault, FaultSpec, Firings
+from esper.faults import POINTS, Fault, FaultSpec, Firings, missed
+from esper.faults.altered_messages import ANY_COMMAND, ANY_OBSERVATION, ANY_SEED
+from esper.ground.clock import SystemClock
+from esper.leyline.commands import Command, sign
 from esper.testing import telling
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,6 +63,12 @@ def test_a_point_at_which_nothing_is_armed_does_nothing() -> None:
     faults.point(POINT)
     faults.point("no such point")
     assert faults.fired() == 0
+
+
+def test_a_point_at_which_nothing_is_armed_takes_less_than_100_ns() -> None:
+    names = {"point": faults.point, "message": faults.message, "passed": ANY_COMMAND}
+    for words in ("point('tolaria.step', round=3, step=4)", "message('kasmina.receive', passed, round=3)"):
+        assert min(timeit.repeat(words, globals=names, number=2000, repeat=50)) / 2000 < 100e-9
 
 
 @pytest.mark.parametrize(
@@ -156,7 +167,7 @@ PASSED = {
         ({"role": "tamiyo"}, "faults.role = 'tamiyo': it does not pass tolaria.step; these pass it: tolaria"),
         ({"role": "kasmina", "point": "kasmina.step"}, "it does not pass kasmina.step; these pass it: manager-0"),
         ({"point": "emergency.publish"}, "faults.point = 'emergency.publish': no process of this run passes it"),
-        ({"rank": 1}, "faults.rank = 1: .* the only rank is 0"),
+        ({"rank": 1}, "faults.rank = 1: it needs several ranks; the only rank is 0"),
         ({"rank": 0, "point": "tamiyo.decide"}, "faults.rank = 0: only points of tolaria"),
         ({"step": 3, "point": "tamiyo.decide"}, "faults.step = 3: only these points know it: .*tolaria.step"),
         ({"round": 3, "point": "emergency.pending"}, "faults.round = 3: only these points know it: conductor.commit"),
@@ -262,6 +273,79 @@ def test_hang_c_keeps_the_interpreter_from_every_thread(child: Callable[[Fault],
     assert process.poll() is None
 
 
+@pytest.mark.slow
+def test_a_pause_ends_by_itself(child: Callable[[Fault], subprocess.Popen[bytes]]) -> None:
+    process = child(Fault.PAUSE)  # of a second
+    began = time.monotonic()
+    _, status = os.waitpid(process.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    assert process.stdout is not None
+    assert process.stdout.read(2) == b"on"
+    assert time.monotonic() - began >= 0.5
+
+
+def test_a_skewed_clock_is_wrong_until_faults_are_armed_anew() -> None:
+    clock = SystemClock()
+    for seconds in (-120.0, 3600.0):
+        faults.arm([armed(fault="skew", seconds=seconds)])
+        faults.point(POINT)
+        assert (clock.now() - datetime.now(UTC)).total_seconds() == pytest.approx(seconds, abs=1)
+    faults.arm([])
+    assert clock.now() - datetime.now(UTC) < timedelta(seconds=1)
+
+
+KEY = b"k" * 32
+
+
+def signed(number: int) -> Command:
+    command = ANY_COMMAND.model_copy(update={"command_id": f"c{number}"})
+    return command.model_copy(update={"signature": sign(command, KEY)})
+
+
+def received(*numbers: int) -> list[Command]:
+    return [faults.message("kasmina.receive", signed(number), round=number) for number in numbers]
+
+
+def test_a_command_is_altered_forged_or_replayed_in_its_round_alone() -> None:
+    at = {"point": "kasmina.receive", "round": 2}
+    faults.arm([armed(fault="alter", fields={"mesh_host_layers": ["a"], "policy_version": "x"}, **at)])
+    first, altered, last = received(1, 2, 3)
+    assert (first, last) == (signed(1), signed(3))
+    assert (altered.mesh_host_layers, altered.policy_version) == (("a",), "x")
+    assert altered.signature == signed(2).signature
+    faults.arm([armed(fault="forge", **at)])
+    _, forged, _ = received(1, 2, 3)
+    assert forged.signature not in ("", signed(2).signature)
+    assert forged.model_copy(update={"signature": signed(2).signature}) == signed(2)
+    faults.arm([armed(fault="replay", **at)])
+    assert received(1, 2, 3) == [signed(1), signed(1), signed(3)]
+    assert received(2) == [signed(2)]
+
+
+def test_a_command_without_an_earlier_one_is_not_replayed() -> None:
+    faults.arm([armed(fault="replay", point="kasmina.receive")])
+    assert received(1) == [signed(1)]
+    assert faults.fired() == 0
+
+
+def test_an_observation_is_altered_in_each_seed() -> None:
+    seen = ANY_OBSERVATION.model_copy(update={"seeds": (ANY_SEED, ANY_SEED)})
+    faults.arm([armed(fault="alter", point="kasmina.evidence", fields={"registered_layers": ["a"], "alpha": 0.5})])
+    altered = faults.message("kasmina.evidence", seen, round=1)
+    assert (altered.fence, altered.registered_layers) == (0, ("a",))
+    assert [seed.alpha for seed in altered.seeds] == [0.5, 0.5]
+
+
+def test_faults_that_fired_less_often_than_asked_are_named(tmp_path: Path) -> None:
+    specs = [armed(), armed(times=3), armed(point="tamiyo.decide", fault="kill")]
+    faults.arm(specs, "", record := tmp_path / "faults.jsonl")
+    assert passages(3) == [1, 2, 3]
+    assert missed(specs, Firings(record).all()) == (
+        "fault 2, raise at tolaria.step: fired 2 of 3 times",
+        "fault 3, kill at tamiyo.decide: fired 0 of 1 times",
+    )
+
+
 # -- what can be armed -------------------------------------------------------------------------------------------
 
 
@@ -293,7 +377,35 @@ def test_a_refusal_leaves_armed_what_was() -> None:
     assert passages(3) == [2]
 
 
-@pytest.mark.parametrize("entry", [{"passage": 0}, {"times": 0}, {"seconds": 0}, {"fault": "explode"}, {"when": 1}])
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"fault": "forge"}, "faults.fault = 'forge': .* only these points pass one for it: kasmina.receive"),
+        ({"fault": "forge", "point": "tamiyo.command"}, "faults.fault = 'forge'"),  # it is not signed yet
+        ({"fault": "alter", "fields": {"run_id": ""}}, "faults.fault = 'alter'"),
+        ({"fault": "alter", "point": "tamiyo.command", "fields": {"run": ""}}, "faults.fields = 'run': .*run_id"),
+        ({"fault": "alter", "point": "kasmina.receive", "fields": {"generation": -1}}, "faults.fields.generation = -1"),
+        ({"fault": "alter", "point": "kasmina.evidence", "fields": {"seeds": []}}, "faults.fields = 'seeds'"),
+        ({"fault": "alter", "point": "kasmina.evidence", "fields": {"alpha": "high"}}, "faults.fields.alpha = 'high'"),
+    ],
+)
+def test_a_message_that_could_not_be_altered_so_is_refused(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        faults.check([armed(**values)])
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"passage": 0},
+        {"times": 0},
+        {"seconds": 0},
+        {"seconds": -1},
+        {"fault": "explode"},
+        {"when": 1},
+        {"fields": {"run_id": ""}},
+    ],
+)
 def test_a_fault_that_means_nothing_is_no_fault(entry: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(entry))):
         armed(**entry)
@@ -303,7 +415,7 @@ def test_every_point_in_the_source_is_on_the_list_and_the_other_way_round() -> N
     named = set()
     for path in [*ROOT.glob("esper/**/*.py"), *ROOT.glob("actors/**/*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "faults.point":
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("faults.point", "faults.message"):
                 named.add(ast.unparse(node.args[0]))
     roles = {"emergency", "kasmina", "tamiyo", "tolaria"}
     dynamic = {"f'{spec.role}.start'": roles, "self._fault_point": {"kasmina", "tolaria"}}

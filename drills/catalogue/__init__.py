@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from drills.catalogue.blend_incomplete import NO_CHANNEL_VECTOR, NO_LOGITS
 from drills.catalogue.checkpoint_damaged import CHECKPOINT_DAMAGED
+from drills.catalogue.command_incomplete import NO_CHANNEL_VECTOR, NO_COMMAND_ID, NO_LOGITS, NO_MESH
+from drills.catalogue.command_refused import (
+    COMMAND_ALTERED,
+    COMMAND_FORGED,
+    COMMAND_FROM_THE_FUTURE,
+    COMMAND_REPLAYED,
+    COMMAND_STALE,
+)
 from drills.catalogue.driver_killed import DRIVER_KILLED
 from drills.catalogue.emergency import EMERGENCY_KILLED, QUEUE_CAPPED, QUEUE_FULL, SINK_DOWN
+from drills.catalogue.fallback_rejected import FALLBACK_MARKED, FALLBACK_STATUS, MESH_INCOMPLETE
 from drills.catalogue.interrupted import INTERRUPTED
 from drills.catalogue.manager_killed import MANAGER_KILLED
 from drills.catalogue.no_candidates import NO_CANDIDATES
@@ -36,6 +44,11 @@ CATALOGUE: tuple[Drill, ...] = (
     NO_CANDIDATES,
     NO_CHANNEL_VECTOR,
     NO_LOGITS,
+    NO_COMMAND_ID,
+    NO_MESH,
+    FALLBACK_MARKED,
+    FALLBACK_STATUS,
+    MESH_INCOMPLETE,
     QUEUE_CAPPED,
     QUEUE_FULL,
     EMERGENCY_KILLED,
@@ -47,6 +60,11 @@ CATALOGUE: tuple[Drill, ...] = (
     _waiting(16, "normaliser-flush-fails", "The normaliser cannot be written.", "the learned policy"),
     _waiting(17, "profiler-refused", "The folder of the profiler is missing.", "the profiler"),
     _waiting(18, "loss-on-another-device", "The outputs of the model lie on another device.", "a second device"),
+    COMMAND_FORGED,
+    COMMAND_ALTERED,
+    COMMAND_REPLAYED,
+    COMMAND_STALE,
+    COMMAND_FROM_THE_FUTURE,
     MANAGER_KILLED,
     _waiting(21, "rank-hangs", "A rank hangs in a collective call.", "several ranks"),
     _waiting(22, "node-lost", "A node with a rank is lost.", "several nodes"),

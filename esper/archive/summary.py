@@ -86,10 +86,14 @@ class Summary(BaseModel):
     """Recoveries from deaths of actors, in the process that finished the run."""
     fault_fired: bool | None = None
     """True if every armed fault has fired. None: no fault was armed, and the JSON does not have this field."""
+    faults_missed: tuple[str, ...] | None = None
+    """A line for each armed fault that fired less often than its `times`. None: no fault was armed, and the JSON does
+    not have this field."""
 
     def as_json(self) -> dict[str, Any]:
         """Return JSON values for the journal, `--json` and `summary.json`. A figure may be infinite or NaN."""
-        return self.model_dump(mode="json", exclude={"fault_fired"} if self.fault_fired is None else None)
+        unarmed = {name for name in ("fault_fired", "faults_missed") if getattr(self, name) is None}
+        return self.model_dump(mode="json", exclude=unarmed)
 
     def save(self, path: Path) -> None:
         """Write `summary.json`, atomically. For infinite figures and NaN see `esper.ground.strict_json`."""

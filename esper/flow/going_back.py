@@ -16,6 +16,7 @@ from esper import faults
 from esper.archive.journal import Journal, RecordKind
 from esper.archive.recovery_record import Stopwatch
 from esper.errors import EsperError, RestoreImpossible, RollbackDeadlineExceeded, StageConflict
+from esper.flow.answered import check_answered
 from esper.flow.checkpoints import Checkpoints, FenceState, HostCopy
 from esper.flow.crew import Components
 from esper.flow.death_log import DeathLog
@@ -230,7 +231,7 @@ class GoingBack:
             count("esper.command.rejections", reason=refusal.reason)
             told = {"command_id": command.command_id, "reason": refusal.reason}
             raise reported(refusal, "command_rejected", Severity.ERROR, **told)
-        self.components.kasmina.permit(command, fence, self.checkpoints.fences)
+        check_answered(command, self.components.kasmina.permit(command, fence, self.checkpoints.fences))
         to = command.to_fence
         assert to is not None, "admission requires it"
         self.progress.working(f"going back from fence {fence} to fence {to}")

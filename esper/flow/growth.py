@@ -9,11 +9,13 @@ from dataclasses import dataclass
 
 from esper.archive.journal import Journal, RecordKind
 from esper.errors import IsolationViolation
+from esper.flow.answered import check_answered
 from esper.flow.crew import Components
 from esper.flow.position import Position
 from esper.flow.progress import Progress
 from esper.leyline.commands import Command, Operation
 from esper.leyline.decisions import Hold
+from esper.leyline.evidence import HostObservation
 from esper.leyline.incubation import Changed
 from esper.leyline.reports import HostPlan, Weights
 from esper.leyline.state import TrainingState
@@ -74,7 +76,7 @@ class Growth:
         remove other seeds."""
         observation = self.components.trainer.observe(fence, self.at.registry.stages)
         while (command := self.components.tamiyo.advance(self.at.round_state(training))) is not None:
-            self._take(self.components.kasmina.advance(self._sent(command), fence, observation))
+            self._carry_out(command, fence, observation)
 
     def _reset(self, fence: int) -> None:
         if seeds := self.at.registry.resetting:
@@ -85,7 +87,7 @@ class Growth:
         if verdict.decision is not None:
             self.journal.write(RecordKind.DECISION, verdict.decision)
         for change in verdict.rates:
-            self._take(self.components.kasmina.advance(self._sent(change), fence, None))
+            self._carry_out(change, fence, None)
         if isinstance(verdict.outcome, Hold):
             self.at.tally.growth = self.at.tally.growth.held(verdict.outcome)
             self.journal.write(RecordKind.HOLD, verdict.outcome)
@@ -98,6 +100,7 @@ class Growth:
 
     def _germinate(self, command: Command, fence: int) -> None:
         received = self.components.kasmina.receive(command, fence)
+        check_answered(command, received.command_id)
         snapshot = self.components.trainer.snapshot()
         with self.at.tally.waiting():
             probes = self.components.incubator.probe_candidates(received.plans, received.weights, snapshot)
@@ -106,6 +109,11 @@ class Growth:
         self._take(changed)
         if changed.answer.order is not None:
             self.components.incubator.begin(changed.answer.order, changed.weights, snapshot)
+
+    def _carry_out(self, command: Command, fence: int, observation: HostObservation | None) -> None:
+        changed = self.components.kasmina.advance(self._sent(command), fence, observation)
+        check_answered(command, changed.command_id)
+        self._take(changed)
 
     def _sent(self, command: Command) -> Command:
         """Journal a command and return it. A command is journaled before Kasmina gets it, so that the journal contains

@@ -32,7 +32,7 @@ from esper.emergency.sinks import check_sinks
 from esper.emergency.undelivered import undelivered
 from esper.emergency.unread_requests import report_unread
 from esper.errors import ConfigError
-from esper.faults import Firings
+from esper.faults import Firings, missed
 from esper.flow.checkpoints import Checkpoints, FenceState
 from esper.flow.command_key import command_key, without_key_file
 from esper.flow.crew import Components
@@ -286,20 +286,30 @@ class OpenRun:
         return saved
 
     def _ended(self, line: Line, wall_s: float) -> partial[Summary]:
-        """Return the summary, while the components are up. Deaths and `fault_fired` are added later."""
+        """Return the summary, while the components are up. Deaths and faults are added later."""
         faults.point("conductor.end")
         fallbacks = self.metrics.now().total("esper.fallbacks")
         return summarise(line, self.survey, self.path, self.identity.task, self.past, fallbacks, wall_s)
 
     def _faults(self) -> dict[str, Any]:
-        """Journal the faults that fired. Return `fault_fired`, which is True if all armed faults fired. Return {} if no
-        fault was armed."""
+        """Journal the faults that fired, and report each that fired less often than asked.
+
+        Returns:
+            `fault_fired`, which is True if all armed faults fired, and `faults_missed`, which has a line for each fault
+            that fired less often than asked. {} if no fault was armed.
+        """
         armed = self.survey.config.faults
         if not armed:
             return {}
         fired = Firings(faults_file(self.path, self.key.generation)).all()
         self.journal.write_many([(RecordKind.FAULT_FIRED, firing) for firing in fired])
-        return {"fault_fired": {firing.fault_index for firing in fired} == set(range(len(armed)))}
+        lines = missed(armed, fired)
+        for line in lines:
+            self.conductor.progress.found(line)
+        return {
+            "fault_fired": {firing.fault_index for firing in fired} == set(range(len(armed))),
+            "faults_missed": list(lines),
+        }
 
     def _line(self, components: Components, trace: str) -> Line:
         line = Line(

@@ -129,6 +129,8 @@ class Received(Message):
     """Weights of these plans; see `esper.leyline.reports.Weights`."""
     flops: int
     """Modelled FLOPs of these measurements."""
+    command_id: str
+    """Id of the command that Kasmina got."""
 
 
 class Changed(Message):
@@ -139,6 +141,8 @@ class Changed(Message):
     """The registry after the change."""
     weights: dict[str, bytes]
     """Weights for the graft plans of the answer and of its order; see `esper.leyline.reports.Weights`."""
+    command_id: str | None = None
+    """Id of the command that Kasmina got. None: the call had no command."""
 
 
 class Compared(Message):

@@ -199,8 +199,9 @@ class Registrar(Protocol):
         """
         ...
 
-    def permit(self, command: Command, fence: int, checkpoints: Sequence[int]) -> None:
-        """Admit a command to go back. The caller then restores every component; the registry is not changed here.
+    def permit(self, command: Command, fence: int, checkpoints: Sequence[int]) -> str:
+        """Admit a command to go back, and return its id. The caller then restores every component; the registry is not
+        changed here.
 
         Args:
             checkpoints: The earlier fences that have a checkpoint.

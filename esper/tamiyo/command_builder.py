@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from esper import faults
 from esper.errors import DependencyViolationError
 from esper.ground.clock import Clock
 from esper.leyline.commands import BlendMode, BlendSpec, Candidate, Command, CommandKind, Operation, sign
@@ -158,6 +159,7 @@ class CommandBuilder:
             nonce=named(Purpose.NONCE),
             traceparent=traceparent(),
         )
+        command = faults.message("tamiyo.command", command, round=state.fence)
         return command.model_copy(update={"signature": sign(command, self.key)})
 
 

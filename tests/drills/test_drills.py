@@ -17,14 +17,18 @@ from drills import Drill, DrillContext, breaking, expect
 from drills.catalogue import CATALOGUE
 from drills.choosing import chosen
 from drills.damaging import flip
+from drills.drill import Finding
 from drills.drill_commands import app, line, total
 from drills.drill_runner import DrillRunner
+from drills.observed import Observed
 from drills.reporting import checked_report, write
 from drills.task_under_drill import TaskUnderDrill
 from esper.archive.history import look_at
 from esper.archive.run_directory import checkpoints_folder
+from esper.archive.journal import RecordKind
 from esper.errors import ConfigError
 from esper.faults import Fault
+from esper.flow.progress import Quiet
 from esper.tamiyo.service import Tamiyo
 from esper.testing import telling, until
 
@@ -97,10 +101,32 @@ def broken(act: Any, *follows: Any) -> Drill:
     return Drill("broken", "A drill that must fail.", act, follows, place="in process")
 
 
+LINE = "fault 1, raise at conductor.fence: fired 0 of 1 times"
+
+
+class Told(Quiet):
+    def __init__(self) -> None:
+        self.found_lines: list[str] = []
+
+    def found(self, message: str) -> None:
+        self.found_lines.append(message)
+
+
+def _missed(found: Observed) -> Finding:
+    """The result, `summary.json` and the journal have the line."""
+    result = found.attempts[0].result
+    assert result is not None
+    kept = json.loads((found.run_dir / "summary.json").read_text())["faults_missed"]
+    journalled = found.entries(RecordKind.RUN_ENDED)[0].body["faults_missed"]
+    told = [list(result.faults_missed or ()), kept, journalled]
+    return Finding(LINE, str(told), told == [[LINE]] * 3)
+
+
 @pytest.mark.slow
-def test_a_fault_that_never_fires_fails_its_drill(runner: DrillRunner) -> None:
-    late = breaking.fail("conductor.fence", round=3, passage=2)
-    outcome = runner.run_one(broken(lambda drill: drill.run(late), expect.same_bits()))
+def test_a_fault_that_never_fires_is_told_and_fails_its_drill(runner: DrillRunner) -> None:
+    late, told = breaking.fail("conductor.fence", round=3, passage=2), Told()
+    outcome = runner.run_one(broken(lambda drill: drill.run(late, progress=told), expect.same_bits(), _missed))
+    assert told.found_lines[-1] == LINE
     assert outcome.why == "expected faults fired 1 times; found 0 times"
     assert (outcome.same_bits, outcome.fault_fired) == (True, 0)
 
@@ -126,6 +152,13 @@ def test_a_drill_that_cannot_be_made_has_failed_and_says_why(runner: DrillRunner
     outcome = runner.run_one(broken(lambda drill: drill.undisturbed.first_entry("TERMINATED")))
     assert not outcome.passed
     assert "no seed of the undisturbed run becomes TERMINATED" in outcome.why
+
+
+def test_the_page_of_drills_has_the_catalogue() -> None:
+    page = (ROOT / "docs" / "drills.md").read_text()
+    rows = [f"| {one.number} | `{one.name}` | {one.what} |" for one in CATALOGUE if not one.needs]
+    table = page.partition("|---|---|---|\n")[2].partition("\n\n")[0]
+    assert table.splitlines() == rows
 
 
 def test_the_catalogue_has_each_name_once_in_the_order_of_its_numbers() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from esper import faults
 from esper.kasmina.registry.seed_registry import SeedRegistry
 from esper.leyline.commands import Command
 from esper.leyline.evidence import HostObservation, ResetProbe, SampleLosses
@@ -28,25 +29,36 @@ class KasminaRegistrar:
 
     def advance(self, command: Command, fence: int, observation: HostObservation | None) -> Changed:
         """See `Registrar`."""
-        self._registry.receive(command, fence)
-        return self._changed(self._registry.carry_out(command.command_id, fence, (), observation), fence)
+        got = faults.message("kasmina.receive", command, round=fence)
+        self._registry.receive(got, fence)
+        if observation is not None:
+            observation = faults.message("kasmina.evidence", observation, round=fence)
+        return self._carried_out(got.command_id, fence, (), observation)
 
     def not_attached(self, seed_id: str, leaks: tuple[str, ...], fence: int) -> Changed:
         """See `Registrar`."""
         return self._changed(self._registry.not_attached(seed_id, leaks, fence), fence)
 
-    def permit(self, command: Command, fence: int, checkpoints: Sequence[int]) -> None:
+    def permit(self, command: Command, fence: int, checkpoints: Sequence[int]) -> str:
         """See `Registrar`."""
-        self._registry.receive(command, fence, checkpoints)
+        got = faults.message("kasmina.receive", command, round=fence)
+        self._registry.receive(got, fence, checkpoints)
+        return got.command_id
 
     def receive(self, command: Command, fence: int) -> Received:
         """See `Registrar`."""
-        plans = self._registry.receive(command, fence)
-        return Received(plans=plans, weights=self._registry.weights_of(plans), flops=self._registry.probe_flops(plans))
+        got = faults.message("kasmina.receive", command, round=fence)
+        plans = self._registry.receive(got, fence)
+        return Received(
+            plans=plans,
+            weights=self._registry.weights_of(plans),
+            flops=self._registry.probe_flops(plans),
+            command_id=got.command_id,
+        )
 
     def carry_out(self, command_id: str, fence: int, probes: Sequence[CandidateProbe]) -> Changed:
         """See `Registrar`."""
-        return self._changed(self._registry.carry_out(command_id, fence, probes, None), fence)
+        return self._carried_out(command_id, fence, probes, None)
 
     def conclude(self, result: IncubationResult, fence: int) -> Changed:
         """See `Registrar`."""
@@ -72,6 +84,12 @@ class KasminaRegistrar:
         """See `Registrar`."""
         order = self._registry.order()
         return InFlight(order=order, weights=self._registry.weights_of(order.plans)) if order is not None else None
+
+    def _carried_out(
+        self, command_id: str, fence: int, probes: Sequence[CandidateProbe], observation: HostObservation | None
+    ) -> Changed:
+        changed = self._changed(self._registry.carry_out(command_id, fence, probes, observation), fence)
+        return changed.model_copy(update={"command_id": command_id})
 
     def _changed(self, answer: Answer, fence: int) -> Changed:
         forks = answer.order.plans if answer.order is not None else ()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from esper import faults
 from esper.ground.clock import Clock
 from esper.kasmina.blueprints.catalogue import BlueprintRegistry
 from esper.kasmina.incubation.incubator import PROBE_BATCHES
@@ -116,7 +115,6 @@ class SeedRegistry:
             CommandRejected, DependencyViolationError: the command was refused.
             SeedBuildFailed: a candidate could not be built; the command was not recorded.
         """
-        faults.point("kasmina.receive", round=fence)
         records, ledger = self._records, self._records.ledger(fence, checkpoints)
         admitted = admit(command, ledger, key=self._key, now=self._clock.now())
         if command.command_id in ledger.bodies:

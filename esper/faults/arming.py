@@ -1,0 +1,127 @@
+"""Arms faults in this process, and fires them where their points are passed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from esper.faults.acts import act
+from esper.faults.altered_messages import M, altered, forged
+from esper.faults.fault_checks import check
+from esper.faults.fault_spec import Fault, FaultSpec
+from esper.faults.firings import Firing, Firings
+from esper.ground.clock import skew
+from esper.leyline.base import Message
+from esper.telemetry.events import Severity, severe
+from esper.telemetry.metrics import count
+
+
+@dataclass
+class _Armed:
+    index: int
+    spec: FaultSpec
+    actor: str
+    passages: int = 0
+    earlier: Message | None = None
+    """The message that passed the point last. None: none did."""
+
+    def due(self) -> Firing | None:
+        """Return the firing of this passage. The caller must claim it before the fault may fire. None: the fault does
+        not fire at this passage, because it comes too early, or because there is no earlier command to replay.
+        """
+        spec = self.spec
+        if self.passages < spec.passage or (spec.fault is Fault.REPLAY and self.earlier is None):
+            return None
+        return Firing(
+            fault_index=self.index,
+            point=spec.point,
+            fault=spec.fault,
+            actor=self.actor,
+            pid=os.getpid(),
+            passage=self.passages,
+        )
+
+
+_armed: dict[str, list[_Armed]] = {}
+_firings = Firings()
+
+
+def arm(specs: Sequence[FaultSpec], actor: str = "", record: Path | None = None, generation: int | None = None) -> None:
+    """Arm faults in this process and disarm all others. An empty list disarms all.
+
+    Args:
+        actor: Name of this process. Faults for another name are left out.
+        record: File of the firings of the whole run. None: firings are counted in this process only.
+        generation: Generation in which this process is started. None: faults of all generations are armed.
+
+    Raises:
+        ConfigError: see `check`; nothing was armed.
+    """
+    global _firings
+    check(specs)
+    skew(0.0)
+    _armed.clear()
+    _firings = Firings(record)
+    for index, spec in enumerate(specs):
+        if spec.role in (None, actor) and (generation is None or spec.generation in (None, generation)):
+            _armed.setdefault(spec.point, []).append(_Armed(index, spec, actor))
+
+
+@contextmanager
+def armed(specs: Sequence[FaultSpec], actor: str, record: Path) -> Iterator[None]:
+    """Arm faults in this process until the block ends; see `arm`."""
+    arm(specs, actor, record)
+    try:
+        yield
+    finally:
+        arm(())
+
+
+def fired() -> int:
+    """Return the number of firings in this process."""
+    return _firings.here()
+
+
+def point(name: str, *, round: int | None = None, step: int | None = None) -> None:
+    """Pass a fault point. If no fault is armed there, do nothing."""
+    if _armed:
+        for due in _due(name, round, step):
+            act(due.spec)
+
+
+def message(name: str, passed: M, *, round: int) -> M:
+    """Pass a fault point with a message. Return the message, or what a fault makes of it."""
+    return _changed(name, passed, round) if _armed else passed
+
+
+def _changed(name: str, passed: M, round: int) -> M:
+    got: Any = passed  # Any: each fault returns a message of the same class
+    for due in _due(name, round, None):
+        if due.spec.fault is Fault.ALTER:
+            got = altered(got, due.spec.fields)
+        elif due.spec.fault is Fault.FORGE:
+            got = forged(got)
+        elif due.spec.fault is Fault.REPLAY:
+            got = due.earlier
+        else:
+            act(due.spec)
+    for one in _armed.get(name, ()):
+        one.earlier = passed
+    return cast(M, got)
+
+
+def _due(name: str, round: int | None, step: int | None) -> Iterator[_Armed]:
+    """Count a passage, and yield each fault that fires there, after its firing was recorded."""
+    group = [armed for armed in _armed.get(name, ()) if armed.spec.counts(round, step)]
+    for armed in group:  # each fault counts the passage, even if an earlier fault raises
+        armed.passages += 1
+    for armed in group:
+        firing = armed.due()
+        if firing is not None and _firings.claim(firing, armed.spec.times):
+            count("esper.faults.fired")
+            severe("fault_fired", Severity.WARNING, **firing.model_dump(mode="json"))
+            yield armed
