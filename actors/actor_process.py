@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ray
@@ -39,6 +39,21 @@ def actor_environment(threads: int) -> dict[str, str]:
     An actor's process reads them when it starts.
     """
     return {THREADS: str(threads), hash_seed.VARIABLE: str(hash_seed.seed_for_actors())}
+
+
+def check_room(specs: Iterable[ActorSpec]) -> None:
+    """Check that Ray has the CPUs and GPUs that some actors need together, free or not.
+
+    Raises:
+        PlacementUnavailable: it has fewer, so that the actors could never all be up.
+    """
+    there, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
+    wanted = tuple(specs)
+    asked = {"CPU": sum(spec.cpus for spec in wanted), "GPU": sum(spec.gpus for spec in wanted)}
+    if any(amount > there.get(name, 0.0) for name, amount in asked.items()):
+        together = ", ".join(f"{name} {amount:g}" for name, amount in asked.items() if amount)
+        detail = f"no room: the actors ask for {together} together; there: {_room(there, free)}"
+        raise PlacementUnavailable("ray", f"{detail}; lower growth.managers, or start Ray with more")
 
 
 def spawn(spec: ActorSpec, attempt: int = 1) -> ActorHandle[Shell]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from ray.actor import ActorHandle
 
-from actors.actor_process import await_ready, end, spawn
+from actors.actor_process import await_ready, check_room, end, spawn
 from actors.embedded_ray import RAY
 from actors.end_signals import uninterrupted
 from actors.remote import Remote
@@ -48,12 +48,15 @@ class ActorStart:
 
         Raises:
             EsperError: the error of an actor's constructor. Every actor of this call was ended.
-            PlacementUnavailable: an actor was not up within the start deadline. Every actor of this call was ended.
+            PlacementUnavailable: an actor was not up within the start deadline. Every actor of this call was ended. Or
+                Ray does not have the CPUs and GPUs of all these actors; none was started.
             ActorLost: an actor died after `give_up`, or one of Ray's own processes has died.
         """
         began_s, up, died = time.monotonic(), dict[str, Remote](), dict[str, ActorLost]()
         begun = self._begun = list[ActorHandle[Shell]]()
         try:
+            self._look()
+            check_room(wanted.values())
             for spec in wanted.values():
                 self._attempts[spec.name, spec.generation] += 1
                 attempt = self._attempts[spec.name, spec.generation]

@@ -27,6 +27,11 @@ def alter(point: str, fields: Mapping[str, object], **when: object) -> FaultSpec
     return spec(point, Fault.ALTER, fields=dict(fields), **when)
 
 
+def disk(fault: Fault, file: str, point: str, **when: object) -> FaultSpec:
+    """Break the next write to a file after a point. `file`: pattern of its path in the run directory."""
+    return spec(point, fault, file=file, **when)
+
+
 def spec(point: str, fault: Fault, **when: object) -> FaultSpec:
     """Return a fault with further fields."""
     return FaultSpec.model_validate({"point": point, "fault": fault, **when})

@@ -22,7 +22,7 @@ def chosen(names: Sequence[str], *, every: bool, file: str | None) -> list[Drill
     """
     if every and (names or file):
         raise ConfigError("--all", " ".join([*names, file or ""]).strip(), "give names, or --all")
-    found = [one for one in CATALOGUE if not one.needs] if every else [_named(name) for name in names]
+    found = [one for one in CATALOGUE if not one.needs] if every else [one for name in names for one in _named(name)]
     if file is not None:
         found.append(_own(file))
     if not found:
@@ -30,11 +30,12 @@ def chosen(names: Sequence[str], *, every: bool, file: str | None) -> list[Drill
     return list(dict.fromkeys(found))
 
 
-def _named(name: str) -> Drill:
-    for one in CATALOGUE:
-        if name in (one.name, str(one.number)):
-            return one
-    raise ConfigError("NAME", name, f"no such drill; {existing_names(name, [one.name for one in CATALOGUE])}")
+def _named(name: str) -> list[Drill]:
+    """Return the drill of a name, or all drills of a number."""
+    found = [one for one in CATALOGUE if name in (one.name, str(one.number))]
+    if not found:
+        raise ConfigError("NAME", name, f"no such drill; {existing_names(name, [one.name for one in CATALOGUE])}")
+    return found
 
 
 def _own(text: str) -> Drill:

@@ -115,6 +115,8 @@ class DrillContext:
     """What the parts of a long drill left."""
     sent: list[str] = field(default_factory=list)
     """Ids of the emergency signals that the drill sent."""
+    spans_lost: int | None = None
+    """Number of spans that did not reach their collector, as the run showed it. None: the drill did not ask."""
     began_at: float = field(default_factory=time.time)
     """Unix time at the begin of the drill."""
     _began: float = field(default_factory=time.monotonic)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from drills.drill import Expectation, Finding
 from drills.observed import Observed
 from esper.archive.journal import Entry, RecordKind
+from esper.archive.run_directory import telemetry_folder
 from esper.errors import in_a_line
 from esper.ground.exit_codes import DONE
 from esper.leyline.reports import GateReport
@@ -29,8 +30,8 @@ def exit_codes(*wanted: int) -> Expectation:
 
 
 def error(name: str, *, cause: str = "", says: str = "", attempt: int = 0) -> Expectation:
-    """Expect a class of error of an attempt, the class of its direct cause, and words in its text. "": any cause or
-    none, and any text.
+    """Expect a class of error of an attempt, the class of its direct cause, and words in the text of either. "": any
+    cause or none, and any text.
     """
 
     def judge(found: Observed) -> Finding:
@@ -40,9 +41,9 @@ def error(name: str, *, cause: str = "", says: str = "", attempt: int = 0) -> Ex
         if raised is None:
             return Finding(wanted, "no error", False)
         met = type(raised).__name__ == name and (not cause or type(raised.__cause__).__name__ == cause)
-        met = met and says in in_a_line(raised)
         why = f", caused by {in_a_line(raised.__cause__)}" if raised.__cause__ is not None else ""
-        return Finding(wanted, f"{in_a_line(raised)}{why}", met)
+        told = f"{in_a_line(raised)}{why}"
+        return Finding(wanted, told, met and says in told)
 
     return judge
 
@@ -145,6 +146,28 @@ def signals(number: int, *, some_refused: bool = False) -> Expectation:
         wanted = f"{number} signals sent, none lost, {'some' if some_refused else 'none'} refused"
         met = (sent, lost, refused > 0) == (number, 0, some_refused)
         return Finding(wanted, f"{sent} sent, {lost} lost, {refused} refused", met)
+
+    return judge
+
+
+def spans_lost() -> Expectation:
+    """Expect that the run counted spans that did not reach their collector, and wrote its own files of spans."""
+
+    def judge(found: Observed) -> Finding:
+        lost, kept = found.context.spans_lost, len(list(telemetry_folder(found.run_dir).glob("*spans*")))
+        words = f"{lost} lost spans counted, {kept} files of spans"
+        return Finding("lost spans counted, and files of spans", words, bool(lost) and bool(kept))
+
+    return judge
+
+
+def noted(*words: str) -> Expectation:
+    """Expect a note of the drill that has all these words."""
+
+    def judge(found: Observed) -> Finding:
+        notes = found.context.notes
+        met = any(all(word in note for word in words) for note in notes)
+        return Finding(f"a note with {listed(words)}", listed(notes), met)
 
     return judge
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import os
 import re
 import select
@@ -20,6 +21,7 @@ from typing import Any
 import pytest
 
 from esper import errors, faults
+from esper.durable.files import DISK, atomic_write, write_all
 from esper.errors import ConfigError, EmergencyQueueFull, FaultInjected, PolicyFailed, StoreWriteFailed
 from esper.faults import POINTS, Fault, FaultSpec, Firings, missed
 from esper.faults.altered_messages import ANY_COMMAND, ANY_OBSERVATION, ANY_SEED
@@ -336,6 +338,45 @@ def test_an_observation_is_altered_in_each_seed() -> None:
     assert [seed.alpha for seed in altered.seeds] == [0.5, 0.5]
 
 
+BROKEN = {"no_space": b"abcd", "io_error": b"", "bit_flip": b"abcddfgh", "truncate": b"abcd"}
+"""What is on the disk after a broken write of eight letters, by fault."""
+REFUSED = {"no_space": [errno.ENOSPC], "io_error": [errno.EIO], "bit_flip": [], "truncate": []}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_the_first_write_to_the_file_after_its_point_is_broken_and_no_other(tmp_path: Path, fault: str) -> None:
+    specs = [armed(fault=fault, file="journal-*.log")]
+    faults.arm(specs, "", record := tmp_path / "faults-1.jsonl")
+    written, refused = {}, []
+    for name in ("journal-1.log", "other", "journal-2.log", "journal-3.log"):
+        descriptor = os.open(tmp_path / name, os.O_WRONLY | os.O_CREAT)
+        try:
+            write_all(descriptor, b"abcdefgh", 0, DISK)
+        except OSError as error:
+            refused.append(error.errno)
+        os.close(descriptor)
+        written[name] = (tmp_path / name).read_bytes()
+        faults.point(POINT, step=len(written))
+    whole = b"abcdefgh"
+    assert written == {"journal-1.log": whole, "other": whole, "journal-2.log": BROKEN[fault], "journal-3.log": whole}
+    assert refused == REFUSED[fault]
+    assert [firing.passage for firing in Firings(record).all()] == [1]
+
+
+def test_an_atomic_write_on_a_full_disk_leaves_the_old_file_and_a_fault_without_a_write_has_not_fired(
+    tmp_path: Path,
+) -> None:
+    specs = [armed(fault="no_space", file="run.json"), armed(fault="no_space", file="absent")]
+    atomic_write(tmp_path / "run.json", b"old")
+    faults.arm(specs, "", record := tmp_path / "faults-1.jsonl")
+    faults.point(POINT)
+    with pytest.raises(StoreWriteFailed) as caught:
+        atomic_write(tmp_path / "run.json", b"new one")
+    assert isinstance(caught.value.__cause__, OSError)
+    assert (tmp_path / "run.json").read_bytes() == b"old"
+    assert missed(specs, Firings(record).all()) == ("fault 2, no_space at tolaria.step: fired 0 of 1 times",)
+
+
 def test_faults_that_fired_less_often_than_asked_are_named(tmp_path: Path) -> None:
     specs = [armed(), armed(times=3), armed(point="tamiyo.decide", fault="kill")]
     faults.arm(specs, "", record := tmp_path / "faults.jsonl")
@@ -404,6 +445,7 @@ def test_a_message_that_could_not_be_altered_so_is_refused(values: dict[str, Any
         {"fault": "explode"},
         {"when": 1},
         {"fields": {"run_id": ""}},
+        {"file": "journal-1.log"},
     ],
 )
 def test_a_fault_that_means_nothing_is_no_fault(entry: dict[str, Any]) -> None:

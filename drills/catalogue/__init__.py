@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NoReturn
 
 from drills.catalogue.checkpoint_damaged import CHECKPOINT_DAMAGED
+from drills.catalogue.collector_down import COLLECTOR_REFUSES, COLLECTOR_SILENT
 from drills.catalogue.command_incomplete import NO_CHANNEL_VECTOR, NO_COMMAND_ID, NO_LOGITS, NO_MESH
 from drills.catalogue.command_refused import (
     COMMAND_ALTERED,
@@ -13,12 +14,25 @@ from drills.catalogue.command_refused import (
     COMMAND_REPLAYED,
     COMMAND_STALE,
 )
+from drills.catalogue.disk_fails import (
+    CHECKPOINT_FLIPPED,
+    CHECKPOINT_TRUNCATED,
+    DISK_FULL_CHECKPOINT,
+    DISK_FULL_JOURNAL,
+    DISK_FULL_QUEUE,
+    DISK_FULL_REPORTS,
+    DISK_REALLY_FULL,
+    DISK_REFUSES,
+)
 from drills.catalogue.driver_killed import DRIVER_KILLED
+from drills.catalogue.driver_paused import DRIVER_PAUSED
 from drills.catalogue.emergency import EMERGENCY_KILLED, QUEUE_CAPPED, QUEUE_FULL, SINK_DOWN
 from drills.catalogue.fallback_rejected import FALLBACK_MARKED, FALLBACK_STATUS, MESH_INCOMPLETE
+from drills.catalogue.frozen import EMERGENCY_FROZEN, MANAGER_FROZEN
 from drills.catalogue.interrupted import INTERRUPTED
 from drills.catalogue.manager_killed import MANAGER_KILLED
 from drills.catalogue.no_candidates import NO_CANDIDATES
+from drills.catalogue.no_room import NO_ROOM, ROOM_TAKEN
 from drills.catalogue.policy_fails import POLICY_FAILS
 from drills.catalogue.policy_late import POLICY_LATE, POLICY_LATE_IN_C
 from drills.catalogue.random_schedule import RANDOM_SCHEDULE
@@ -52,10 +66,19 @@ CATALOGUE: tuple[Drill, ...] = (
     QUEUE_CAPPED,
     QUEUE_FULL,
     EMERGENCY_KILLED,
+    EMERGENCY_FROZEN,
     SINK_DOWN,
     _waiting(10, "rollback-on-nan", "A NaN in the loss is rolled back from memory.", "the guard of Tolaria"),
     TRAINER_KILLED,
     CHECKPOINT_DAMAGED,
+    DISK_FULL_CHECKPOINT,
+    DISK_FULL_JOURNAL,
+    DISK_FULL_REPORTS,
+    DISK_FULL_QUEUE,
+    DISK_REFUSES,
+    DISK_REALLY_FULL,
+    CHECKPOINT_FLIPPED,
+    CHECKPOINT_TRUNCATED,
     REPORTS_DAMAGED,
     _waiting(16, "normaliser-flush-fails", "The normaliser cannot be written.", "the learned policy"),
     _waiting(17, "profiler-refused", "The folder of the profiler is missing.", "the profiler"),
@@ -66,12 +89,18 @@ CATALOGUE: tuple[Drill, ...] = (
     COMMAND_STALE,
     COMMAND_FROM_THE_FUTURE,
     MANAGER_KILLED,
+    MANAGER_FROZEN,
     _waiting(21, "rank-hangs", "A rank hangs in a collective call.", "several ranks"),
     _waiting(22, "node-lost", "A node with a rank is lost.", "several nodes"),
     _waiting(23, "network-cut", "The network between two nodes is cut.", "several nodes"),
     DRIVER_KILLED,
+    DRIVER_PAUSED,
     RESTARTS_EXCEEDED,
     NO_PROGRESS,
+    NO_ROOM,
+    ROOM_TAKEN,
+    COLLECTOR_REFUSES,
+    COLLECTOR_SILENT,
     INTERRUPTED,
     RANDOM_SCHEDULE,
 )

@@ -24,6 +24,18 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """Error numbers that mean a full disk or an exhausted quota."""
 
 
+_write_trap: Callable[[int, memoryview, int], int] | None = None
+
+
+def set_write_trap(trap: Callable[[int, memoryview, int], int] | None) -> None:
+    """Let a function with the arguments of `os.pwrite` make every write of this process. None: the system makes them.
+
+    Only injected faults use it.
+    """
+    global _write_trap
+    _write_trap = trap
+
+
 class Disk:
     """The system calls of this room, one per method. Each raises `OSError` if the system call fails."""
 
@@ -73,7 +85,7 @@ class Disk:
 
     def write(self, descriptor: int, data: memoryview, offset: int) -> int:
         """Write at `offset`. Return the number of bytes written, which may be less than all of `data`."""
-        return os.pwrite(descriptor, data, offset)
+        return os.pwrite(descriptor, data, offset) if _write_trap is None else _write_trap(descriptor, data, offset)
 
     def allocated(self, descriptor: int) -> int:
         """Return the number of bytes on the disk that the file has. The holes of a sparse file are not counted."""

@@ -6,13 +6,16 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from esper.durable.files import set_write_trap
 from esper.faults.acts import act
 from esper.faults.altered_messages import M, altered, forged
+from esper.faults.broken_disk import BrokenDisk, Plan
 from esper.faults.fault_checks import check
-from esper.faults.fault_spec import Fault, FaultSpec
+from esper.faults.fault_spec import FILE_FAULTS, Fault, FaultSpec
 from esper.faults.firings import Firing, Firings
 from esper.ground.clock import skew
 from esper.leyline.base import Message
@@ -47,7 +50,7 @@ class _Armed:
 
 
 _armed: dict[str, list[_Armed]] = {}
-_firings = Firings()
+_firings, _disk = Firings(), BrokenDisk()
 
 
 def arm(specs: Sequence[FaultSpec], actor: str = "", record: Path | None = None, generation: int | None = None) -> None:
@@ -61,11 +64,12 @@ def arm(specs: Sequence[FaultSpec], actor: str = "", record: Path | None = None,
     Raises:
         ConfigError: see `check`; nothing was armed.
     """
-    global _firings
+    global _firings, _disk
     check(specs)
     skew(0.0)
+    set_write_trap(None)
     _armed.clear()
-    _firings = Firings(record)
+    _firings, _disk = Firings(record), BrokenDisk(record.parent.resolve() if record is not None else None)
     for index, spec in enumerate(specs):
         if spec.role in (None, actor) and (generation is None or spec.generation in (None, generation)):
             _armed.setdefault(spec.point, []).append(_Armed(index, spec, actor))
@@ -115,13 +119,27 @@ def _changed(name: str, passed: M, round: int) -> M:
 
 
 def _due(name: str, round: int | None, step: int | None) -> Iterator[_Armed]:
-    """Count a passage, and yield each fault that fires there, after its firing was recorded."""
+    """Count a passage, and yield each fault that fires there, after its firing was recorded.
+
+    A fault of a file is planned, and fires at the next write to its file.
+    """
     group = [armed for armed in _armed.get(name, ()) if armed.spec.counts(round, step)]
     for armed in group:  # each fault counts the passage, even if an earlier fault raises
         armed.passages += 1
     for armed in group:
         firing = armed.due()
-        if firing is not None and _firings.claim(firing, armed.spec.times):
-            count("esper.faults.fired")
-            severe("fault_fired", Severity.WARNING, **firing.model_dump(mode="json"))
+        if firing is None:
+            continue
+        if armed.spec.fault in FILE_FAULTS:
+            _disk.plan(Plan(armed.spec.fault, armed.spec.file, partial(_claimed, firing, armed.spec)))
+        elif _claimed(firing, armed.spec):
             yield armed
+
+
+def _claimed(firing: Firing, spec: FaultSpec) -> bool:
+    """Record a firing. Return False if the fault has fired as often as asked."""
+    if not _firings.claim(firing, spec.times):
+        return False
+    count("esper.faults.fired")
+    severe("fault_fired", Severity.WARNING, **firing.model_dump(mode="json"))
+    return True

@@ -31,6 +31,18 @@ class Fault(StrEnum):
     """A command is signed with another key."""
     REPLAY = "replay"
     """An earlier command takes the place of a command."""
+    NO_SPACE = "no_space"
+    """A write fails as on a full disk."""
+    IO_ERROR = "io_error"
+    """A write fails as on a broken disk."""
+    BIT_FLIP = "bit_flip"
+    """A write changes a bit, and reports success."""
+    TRUNCATE = "truncate"
+    """A write writes the first half, and reports success."""
+
+
+FILE_FAULTS = (Fault.NO_SPACE, Fault.IO_ERROR, Fault.BIT_FLIP, Fault.TRUNCATE)
+"""Faults of a file. Such a fault fires at the first write to its file after its point was passed."""
 
 
 class FaultSpec(Settings):
@@ -65,7 +77,9 @@ class FaultSpec(Settings):
     seconds: Annotated[float, Field(ge=-1e8, le=1e8)] = 1.0
     """Duration of `delay` and `pause`; difference of the clock for `skew`, which may be negative."""
     fields: dict[str, JsonValue] = Field(default_factory=dict)
-    """For `alter`: values of fields of the command."""
+    """For `alter`: values of fields of the message."""
+    file: str = "*"
+    """For faults of a file: pattern of its path in the run directory. `*` also matches `/`."""
 
     @model_validator(mode="after")
     def _means_something(self) -> Self:
@@ -74,6 +88,8 @@ class FaultSpec(Settings):
             raise ValueError("seconds must be more than 0; for skew, it may be less, too")
         if bool(self.fields) != (self.fault is Fault.ALTER):
             raise ValueError("fields are needed for the fault alter, and for no other")
+        if self.file != "*" and self.fault not in FILE_FAULTS:
+            raise ValueError(f"file is only for {', '.join(FILE_FAULTS)}")
         return self
 
     def counts(self, round: int | None, step: int | None) -> bool:

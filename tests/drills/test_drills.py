@@ -24,8 +24,8 @@ from drills.observed import Observed
 from drills.reporting import checked_report, write
 from drills.task_under_drill import TaskUnderDrill
 from esper.archive.history import look_at
-from esper.archive.run_directory import checkpoints_folder
 from esper.archive.journal import RecordKind
+from esper.archive.run_directory import checkpoints_folder
 from esper.errors import ConfigError
 from esper.faults import Fault
 from esper.flow.progress import Quiet
@@ -188,6 +188,11 @@ def test_a_drill_that_waits_for_a_part_of_esper_fails_by_name_and_is_no_part_of_
 def test_a_wrong_choice_is_refused(names: list[str], given: dict[str, Any], names_told: list[str]) -> None:
     with pytest.raises(ConfigError, check=telling(*names_told)):
         chosen(names, **{"every": False, "file": None, **given})
+
+
+def test_a_number_means_all_its_drills_each_once() -> None:
+    chosen_ones = [one.name for one in chosen(["2", "policy-late"], every=False, file=None)]
+    assert chosen_ones == ["policy-late", "policy-late-in-c"]
 
 
 def test_a_drill_of_ones_own_is_found() -> None:

@@ -1,0 +1,159 @@
+"""Drill 14: the disk is full, refuses a write, or damages what it writes, in each store of a run."""
+
+from __future__ import annotations
+
+from drills import expect
+from drills.breaking import disk
+from drills.drill import Drill, Expectation
+from drills.drill_context import DrillContext
+from drills.signalling import SINK, SendsSignals
+from drills.small_disk import FILLER, FillsDisk, small_disk
+from drills.stop_at_fence import StopAtFence
+from esper.faults import Fault, FaultSpec
+
+SIGNALS = 8
+
+
+def in_checkpoint(drill: DrillContext, fault: Fault, fence: int | None = None) -> FaultSpec:
+    """Break the write of the checkpoint of a fence. None: the fence in the middle."""
+    return disk(fault, "checkpoints/*", "tolaria.save", round=fence or drill.undisturbed.middle)
+
+
+def in_journal(drill: DrillContext, fault: Fault, fence: int | None = None) -> FaultSpec:
+    """Break the next record of the journal after a fence. None: the fence in the middle."""
+    return disk(fault, "journal-*.log", "conductor.fence", round=fence or drill.undisturbed.middle)
+
+
+def in_reports(drill: DrillContext, fault: Fault) -> FaultSpec:
+    """Break the field report of the first seed that stays."""
+    fence = drill.undisturbed.first_entry("FOSSILIZED") - 1
+    return disk(fault, "field_reports/*", "conductor.fence", round=fence)
+
+
+def full(drill: DrillContext, fault: FaultSpec) -> None:
+    """Let one write find a full disk, and resume."""
+    drill.run(fault)
+    drill.resume()
+
+
+def full_for_the_queue(drill: DrillContext) -> None:
+    """Let the record of an emergency signal find a full disk. The conductor asks the queue once at each fence."""
+    fence = drill.undisturbed.first_tournament
+    fault = disk(Fault.NO_SPACE, "emergency/queue/*", "emergency.pending", passage=fence + 1)
+    progress = SendsSignals(fence, SIGNALS)
+    drill.sent = progress.sent
+    drill.run(fault, progress=progress, settings={"emergency.drain_s": 300.0, "emergency.sinks": [SINK.model_dump()]})
+    drill.resume()
+
+
+def refuses(drill: DrillContext) -> None:
+    """Let the disk refuse a write of the journal, then one of a checkpoint, then one of a field report."""
+    fence = drill.undisturbed.first_tournament
+    drill.run(in_journal(drill, Fault.IO_ERROR, fence))
+    drill.resume(in_checkpoint(drill, Fault.IO_ERROR, fence + 1))
+    drill.resume(in_reports(drill, Fault.IO_ERROR))
+    drill.resume()
+
+
+def really_full(drill: DrillContext) -> None:
+    """Put the run on a small file system, fill it at the fence in the middle, make room and resume."""
+    with small_disk(drill.run_dir):
+        drill.run(progress=FillsDisk(drill.undisturbed.middle))
+        (drill.run_dir / FILLER).unlink(missing_ok=True)
+        drill.resume()
+
+
+def damages(drill: DrillContext, fault: Fault) -> None:
+    """Let the disk damage the last checkpoint before a stop, and resume."""
+    watch = StopAtFence(drill.undisturbed.middle)
+    drill.run(in_checkpoint(drill, fault), progress=watch, drain=watch.drain)
+    drill.resume()
+
+
+def _stopped(store: str) -> tuple[Expectation, ...]:
+    return (
+        expect.exit_codes(3, 0),
+        expect.error("StoreWriteFailed", cause="OSError", says=store),
+        expect.journalled("StoreWriteFailed"),
+        expect.events(),
+        expect.same_bits(),
+    )
+
+
+DISK_FULL_CHECKPOINT = Drill(
+    number=14,
+    name="disk-full-checkpoint",
+    what="The disk is full while a checkpoint is written: the run stops, and a resume has the same bits.",
+    act=lambda drill: full(drill, in_checkpoint(drill, Fault.NO_SPACE)),
+    place="in process",
+    follows=_stopped("checkpoints"),
+)
+DISK_FULL_JOURNAL = Drill(
+    number=14,
+    name="disk-full-journal",
+    what="The disk is full while the journal is written: the run stops, and a resume has the same bits.",
+    act=lambda drill: full(drill, in_journal(drill, Fault.NO_SPACE)),
+    place="in process",
+    follows=_stopped("journal"),
+)
+DISK_FULL_REPORTS = Drill(
+    number=14,
+    name="disk-full-reports",
+    what="The disk is full while a field report is written: the run stops, and a resume has the same bits.",
+    act=lambda drill: full(drill, in_reports(drill, Fault.NO_SPACE)),
+    place="in process",
+    follows=_stopped("field_reports"),
+)
+DISK_FULL_QUEUE = Drill(
+    number=14,
+    name="disk-full-queue",
+    what="The disk is full while a signal is recorded: the run stops, and a resume delivers each signal.",
+    act=full_for_the_queue,
+    place="in process",
+    follows=(
+        expect.exit_codes(3, 0),
+        expect.error("StoreWriteFailed", cause="OSError", says="queue"),
+        expect.signals(SIGNALS, some_refused=True),
+        expect.same_bits(),
+    ),
+)
+DISK_REFUSES = Drill(
+    number=14,
+    name="disk-refuses",
+    what="The disk refuses a write of the journal, a checkpoint and a field report: each stops the run; same bits.",
+    act=refuses,
+    place="in process",
+    follows=(
+        expect.exit_codes(3, 3, 3, 0),
+        *(expect.error("StoreWriteFailed", cause="OSError", attempt=number) for number in range(3)),
+        expect.same_bits(),
+    ),
+)
+DISK_REALLY_FULL = Drill(
+    number=14,
+    name="disk-really-full",
+    what="A small file system is full to the last block: the run stops; with room, it ends with the same bits.",
+    act=really_full,
+    place="in process",
+    follows=(
+        expect.exit_codes(3, 0),
+        expect.error("StoreWriteFailed", cause="OSError", says="No space left on device"),
+        expect.same_bits(),
+    ),
+)
+CHECKPOINT_FLIPPED = Drill(
+    number=14,
+    name="disk-flips-a-bit",
+    what="The disk flips a bit of a checkpoint while it is written: the resume puts it aside; same bits.",
+    act=lambda drill: damages(drill, Fault.BIT_FLIP),
+    place="in process",
+    follows=(expect.exit_codes(143, 0), expect.events(checkpoint_rejected=1), expect.same_bits()),
+)
+CHECKPOINT_TRUNCATED = Drill(
+    number=14,
+    name="disk-loses-a-write",
+    what="The disk loses a part of a checkpoint while it is written: the resume puts it aside; same bits.",
+    act=lambda drill: damages(drill, Fault.TRUNCATE),
+    place="in process",
+    follows=(expect.exit_codes(143, 0), expect.events(checkpoint_rejected=1), expect.same_bits()),
+)

@@ -1,0 +1,49 @@
+"""Drills 8 and 20: an actor stands still for longer than the run is patient. It is killed before its successor begins,
+so it never wakes beside it.
+"""
+
+from __future__ import annotations
+
+from drills import expect
+from drills.breaking import spec
+from drills.catalogue.emergency import MANY, UNCAPPED
+from drills.drill import Drill
+from drills.drill_context import DrillContext
+from drills.signalling import SINK, SendsSignals
+from esper.faults import Fault
+
+PATIENCE_S = 15.0
+PAUSE_S = 30.0
+"""A process that is not killed wakes after this time, beside its successor."""
+
+
+def emergency(drill: DrillContext) -> None:
+    """Stop the emergency actor when the conductor asks it at the second fence after the signals."""
+    fence = drill.undisturbed.first_tournament
+    progress = SendsSignals(fence, MANY)
+    drill.sent = progress.sent
+    settings = {**UNCAPPED, "emergency.sinks": [SINK.model_dump()], "ray.collective_timeout_s": PATIENCE_S}
+    pause = spec("emergency.pending", Fault.PAUSE, passage=fence + 3, seconds=PAUSE_S)
+    drill.run(pause, progress=progress, settings=settings)
+
+
+def manager(drill: DrillContext) -> None:
+    """Stop a manager in a step of a fork."""
+    pause = spec("kasmina.step", Fault.PAUSE, role="manager-0", passage=5, seconds=PAUSE_S)
+    drill.run(pause, settings={"ray.collective_timeout_s": PATIENCE_S})
+
+
+EMERGENCY_FROZEN = Drill(
+    number=8,
+    name="emergency-frozen",
+    what="The emergency actor stands still with a full queue: it is killed and replaced, and no signal is lost.",
+    act=emergency,
+    follows=(expect.exit_codes(0), expect.restarted("emergency"), expect.signals(MANY), expect.same_bits()),
+)
+MANAGER_FROZEN = Drill(
+    number=20,
+    name="manager-frozen",
+    what="A manager stands still while a fork trains: it is killed and replaced, and changes nothing afterwards.",
+    act=manager,
+    follows=(expect.exit_codes(0), expect.restarted("manager-0"), expect.same_bits()),
+)
