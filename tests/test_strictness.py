@@ -171,6 +171,13 @@ ALLOWED: dict[str, str] = {
     "actors/remote.py Remote._wait: answers RayError": "raised as what it really was",
     "actors/remote.py Remote.ask_within: answers RayError": "raised as what it really was",
     "actors/remote.py Process.await_end: answers ProcessLookupError": "gone is what was wanted",
+    "actors/actor_process.py check_room: .get with a default": "a Ray without GPUs names none",
+    "actors/actor_process.py check_room: says type: ignore": "Ray leaves it untyped",
+    "drills/catalogue/driver_paused.py act: answers RunDirectoryError": "the refusal is expected, and noted",
+    "drills/small_disk.py fill: answers OSError": "a full disk is what is wanted; other errors are raised",
+    "tests/test_faults.py test_the_first_write_to_the_file_after_its_point_is_broken_and_no_other: answers OSError": (
+        "the refusal is what is asked"
+    ),
     "esper/faults/arming.py _due: .get with a default": "a point at which nothing is armed",
     "esper/faults/arming.py _changed: .get with a default": "a point at which nothing is armed",
     "esper/faults/fault_checks.py _check_kind: .get with a default": "a fault that any point allows",
