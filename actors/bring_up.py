@@ -37,15 +37,16 @@ several processes in sequence."""
 def fault_points(config: RunConfig) -> dict[str, set[str]]:
     """Return a mapping from the name of each process of a run to the fault points that the process can reach."""
     points = {name: {f"{role}.start"} for name, role in actor_roles(config).items()}
-    points[CONDUCTOR] = {point for point in faults.POINTS if point.startswith("conductor.")}
+    possible = faults.possible(config.growth.enabled and config.growth.entry == "adopt")
+    points[CONDUCTOR] = {point for point in possible if point.startswith("conductor.")}
     points["emergency"] |= {"emergency.pending", "emergency.publish"}
     points["tolaria"] |= {"tolaria.round", "tolaria.step", "tolaria.save"}
     if config.growth.enabled:
-        points["tolaria"] |= {"tolaria.apply"}
+        points["tolaria"] |= {"tolaria.apply", "tolaria.adoption_restored"} & possible
         points["tamiyo"] |= {"tamiyo.command", "tamiyo.decide"}
         points["kasmina"] |= {"kasmina.evidence", "kasmina.receive"}
         for name in manager_names(config):
-            points[name] |= {"kasmina.step"}
+            points[name] |= {"kasmina.step", "kasmina.adoption_snapshot"} & possible
     return points
 
 

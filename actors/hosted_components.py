@@ -15,6 +15,7 @@ import ray
 from actors.policy_transport import SentPolicy
 from actors.shell import SnapshotRef
 from actors.task_transport import SentSurvey
+from esper import faults
 from esper.emergency.word import EmergencyWord
 from esper.ground.clock import SystemClock
 from esper.ground.heartbeat import beat
@@ -23,7 +24,7 @@ from esper.kasmina.registry.registrar import KasminaRegistrar
 from esper.leyline.evidence import HostObservation, SampleLosses
 from esper.leyline.host_ports import Fork
 from esper.leyline.incubation import CandidateProbe
-from esper.leyline.reports import GraftPlan, Weights
+from esper.leyline.reports import AdoptPlan, GraftPlan, GraftReceipt, Weights
 from esper.leyline.stages import Stage
 from esper.setup.assembly import RunKey, make_fork_factory, make_incubator, make_kasmina, make_tamiyo, make_trainer
 from esper.tamiyo.service import Tamiyo
@@ -67,6 +68,10 @@ class HostedTrainer:
         """See `LiveHost`."""
         seen = {name: self._fetch(value[0]) if isinstance(value, list) else value for name, value in incubation.items()}
         self._trainer.save(path, states, seen)
+
+    def adopt(self, plan: AdoptPlan, snapshot: SnapshotRef) -> GraftReceipt:
+        """See `LiveHost`."""
+        return self._trainer.adopt(plan, self._fetch(snapshot[0]))
 
     def restore(self, snapshot: SnapshotRef, generation: int) -> None:
         """See `LiveHost`."""
@@ -136,6 +141,11 @@ class HostedForks:
 
     def snapshot(self, name: str) -> Any:  # Any: a HostSnapshot
         """See `Fork.snapshot`."""
+        return self._forks[name].snapshot()
+
+    def adoptable(self, name: str) -> Any:  # Any: a HostSnapshot
+        """See `Fork.snapshot`. The fork is to be adopted."""
+        faults.point("kasmina.adoption_snapshot")
         return self._forks[name].snapshot()
 
     def close(self, names: Sequence[str]) -> None:

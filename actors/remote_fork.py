@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 from actors.remote import Remote
@@ -25,6 +25,8 @@ class RemoteFork:
         """Make the handle of a fork that will be made from `snapshot`. No message is sent yet."""
         self.manager, self.name, self.process = manager, name, manager.process
         self._snapshot: SnapshotRef | None = snapshot
+        self.plan: GraftPlan | None = None
+        """The plan of the candidate with which the fork was made. None: it has no candidate."""
 
     @property
     def is_lost(self) -> bool:
@@ -47,6 +49,7 @@ class RemoteFork:
     def _make(self, plan: GraftPlan | None, weights: Weights) -> None:
         assert self._snapshot is not None, "a fork is made once"
         self._ask("open", self._snapshot, plan, weights)
+        self.plan = plan
         self._snapshot = None
 
     def train_to(self, step: int) -> tuple[float, ...]:
@@ -80,13 +83,19 @@ class RemoteFork:
             return self._snapshot
         return self.manager.reference("snapshot", self.name, process=self.process)
 
+    def adoptable(self) -> SnapshotRef:
+        """Return a reference to the snapshot of a fork that is to be adopted."""
+        return self.manager.reference("adoptable", self.name, process=self.process)
+
     def _ask(self, method: str, *arguments: object) -> Any:  # Any: the method's result
         return self.manager.ask(method, self.name, *arguments, process=self.process)
 
 
 @dataclass
 class KeptFork:
-    """A fork without a seed that continues after its tournament. If its manager dies, the fork is made again."""
+    """A fork that is kept after its tournament: the twin, its control, or the fork of rank 1. If its manager dies, the
+    fork is made again.
+    """
 
     fork: RemoteFork
     origin: SnapshotRef | None
@@ -94,6 +103,10 @@ class KeptFork:
     restarts the whole run."""
     step: int | None = None
     """Optimizer step to which the fork was trained since `origin`. None: it was not trained."""
+    plan: GraftPlan | None = None
+    """The plan of the fork's candidate. None: it has none."""
+    weights: Weights = field(default_factory=dict)
+    """Weights of `plan`."""
 
     def ask(self, question: Callable[[RemoteFork], T], another: Callable[[SnapshotRef], RemoteFork]) -> T:
         """Call `question` with the fork. If the fork is lost, first make it again by `another`, and train it to `step`.
@@ -104,7 +117,10 @@ class KeptFork:
         if self.fork.is_lost:
             assert self.origin is not None, "a death while the snapshot is made restarts the whole run"
             self.fork = another(self.origin)
-            self.fork.make()
+            if self.plan is not None:
+                self.fork.graft(self.plan, self.weights)
+            else:
+                self.fork.make()
             if self.step is not None:
                 self.fork.train_to(self.step)
         return question(self.fork)

@@ -33,6 +33,8 @@ WAITING = 64
 threads would not help."""
 
 
+Ended = tuple[IncubationResult, RemoteFork, RemoteFork | None]
+"""Result of a tournament, its control, and its first fork if the fork may be adopted."""
 Replace = Callable[[ActorLost], None]
 """Function (death of a manager) -> None. It returns after the manager was replaced, or raises the death if the whole
 run restarts."""
@@ -58,17 +60,19 @@ class RemoteIncubator:
         self._numbers = itertools.count()
         self._open: list[RemoteFork] = []
         """Forks of a tournament. After the tournament, all forks are closed except a control that may become the
-        twin."""
+        twin, and the first fork if it may be adopted."""
         self._pieces: list[Future[Any]] = []
-        self._pending: Future[tuple[IncubationResult, RemoteFork]] | None = None
+        self._pending: Future[Ended] | None = None
         self._control: KeptFork | None = None
+        self._winner: KeptFork | None = None
+        """First fork of the last tournament. None: it is not to be adopted, or it was dropped."""
         self._twin: KeptFork | None = None
         self._twin_ahead: Future[tuple[float, ...]] | None = None
         self._twin_steps = 0
         self._running: list[Future[Any]] = []
         self._running_lock = threading.Lock()
-        self._began: tuple[IncubationOrder, SnapshotRef] | None = None
-        """The order of the running tournament, and the snapshot with which it began."""
+        self._began: tuple[IncubationOrder, Weights, SnapshotRef] | None = None
+        """The order of the running tournament, the weights of its plans, and the snapshot with which it began."""
 
     def probe_candidates(
         self, plans: Sequence[GraftPlan], weights: Weights, snapshot: SnapshotRef
@@ -89,19 +93,23 @@ class RemoteIncubator:
         """See `Incubation`. This call starts the tournament."""
         assert self._pending is None, "one tournament is in flight per run"
         self._pending = self._start(self._order, self._run, order, weights, snapshot)
-        self._began = order, snapshot
+        self._began = order, weights, snapshot
         self._control = None  # `keep_twin` was not called after the last tournament
 
     def collect(self) -> IncubationResult:
         """See `Incubation`."""
         assert self._pending is not None, "nothing was begun"
         assert self._began is not None, "`begin` sets both"
-        (order, origin), pending = self._began, self._pending
+        (order, weights, origin), pending = self._began, self._pending
         self._pending = self._began = None
-        result, control = pending.result()
+        result, control, winner = pending.result()
         is_first = self._twin is None  # the control of the first tournament may become the run's twin
         self._control = KeptFork(control, origin, order.last_step) if is_first else None
         kept = [control] if self._control is not None else []
+        if winner is not None and winner.plan is not None:
+            own = weights_of([winner.plan], weights)
+            self._winner = KeptFork(winner, origin, order.last_step, winner.plan, own)
+            kept.append(winner)
         for manager in self._managers.values():
             self._repeated(partial(self._close, manager, [fork for fork in self._open if fork not in kept]))
         self._open = kept
@@ -112,6 +120,19 @@ class RemoteIncubator:
         assert self._control is not None, "no tournament has ended"
         self._twin, self._control = self._control, None
         self._open.remove(self._twin.fork)
+
+    def winner(self) -> SnapshotRef:
+        """See `Incubation`. If the manager of the fork has died, the fork is trained again."""
+        assert self._winner is not None, "no tournament whose order adopts has ended at this fence"
+        return self._of(self._winner, RemoteFork.adoptable)
+
+    def drop_winner(self) -> None:
+        """See `Incubation`."""
+        if self._winner is None:
+            return
+        fork, self._winner = self._winner.fork, None
+        self._open = [one for one in self._open if one is not fork]
+        self._repeated(partial(self._close, fork.manager, [fork]))
 
     def advance_twin(self, step: int) -> None:
         """See `Incubation`. This call starts the training, and returns before its end."""
@@ -132,7 +153,7 @@ class RemoteIncubator:
     def state(self, fence: int) -> dict[str, Any]:  # Any: see `Incubation`
         """See `Incubation`. This call waits until the twin has trained to this fence."""
         self._settle_twin()
-        origin = self._began[1] if self._began is not None and self._began[0].fence != fence else None
+        origin = self._began[2] if self._began is not None and self._began[0].fence != fence else None
         twin = self._snapshot_of(self._twin) if self._twin is not None else None
         return {"twin": twin, "twin_steps": self._twin_steps, "origin": origin}
 
@@ -151,7 +172,7 @@ class RemoteIncubator:
             while running := self._undone():  # running work may start more work
                 wait(running)
             self._ask_the_living("abandon", False, group="ctl")
-        self._pending = self._began = self._control = self._twin = self._twin_ahead = None
+        self._pending = self._began = self._control = self._winner = self._twin = self._twin_ahead = None
         self._ask_the_living("close_all")
         self._open = []
 
@@ -165,11 +186,11 @@ class RemoteIncubator:
         for pool in (self._order, self._work):
             pool.shutdown(wait=True)
 
-    def _run(
-        self, order: IncubationOrder, weights: Weights, snapshot: SnapshotRef
-    ) -> tuple[IncubationResult, RemoteFork]:
-        def tournament() -> tuple[IncubationResult, RemoteFork]:
-            return run_tournament(order, weights, self._fork, snapshot, self._together)
+    def _run(self, order: IncubationOrder, weights: Weights, snapshot: SnapshotRef) -> Ended:
+        def tournament() -> Ended:
+            won: list[RemoteFork] = []
+            result, control = run_tournament(order, weights, self._fork, snapshot, self._together, keep=won.append)
+            return result, control, won[0] if won else None
 
         with span("kasmina incubate", role="conductor", forks=len(order.plans), order_id=order.order_id):
             return self._repeated(tournament, self._clear)

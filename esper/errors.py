@@ -12,6 +12,7 @@
     ├── EvidenceMissing                 a gate cannot judge: the evidence was not measured
     ├── IllegalTransition               a bug of esper: the lifecycle has no such transition
     ├── IsolationViolation              a seed's gradient can reach the host
+    ├── AdoptionMismatch                the live host and a fork to adopt have not the same weights
     ├── SeedBuildFailed                 a blueprint could not be built, moved or run
     ├── PolicyFailed                    the policy raised an exception
     ├── PolicyDeadlineExceeded          the policy answered too late
@@ -253,6 +254,21 @@ class IsolationViolation(EsperError):
     def __str__(self) -> str:
         seed = f"blueprint {self.blueprint} at {self.slot}, seed {self.seed_id}"
         return f"{seed}: not isolated from {', '.join(self.leaves)} (gradient, memory or change)"
+
+
+class AdoptionMismatch(EsperError):
+    """At the adoption of a seed's fork, the weights of `what` have the digest `found` instead of `expected`.
+
+    If `what` is the live host before the adoption, the live host was not changed. The run cannot continue: a resume
+    begins at the last checkpoint.
+    """
+
+    def __init__(self, seed_id: str, what: str, found: str, expected: str) -> None:
+        super().__init__(seed_id, what, found, expected)
+        self.seed_id, self.what, self.found, self.expected = seed_id, what, found, expected
+
+    def __str__(self) -> str:
+        return f"adoption of seed {self.seed_id}: {self.what} has the weights {self.found}, expected {self.expected}"
 
 
 def _why(cause: BaseException | None) -> str:

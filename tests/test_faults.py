@@ -172,7 +172,7 @@ PASSED = {
         ({"rank": 1}, "faults.rank = 1: it needs several ranks; the only rank is 0"),
         ({"rank": 0, "point": "tamiyo.decide"}, "faults.rank = 0: only points of tolaria"),
         ({"step": 3, "point": "tamiyo.decide"}, "faults.step = 3: only these points know it: .*tolaria.step"),
-        ({"round": 3, "point": "emergency.pending"}, "faults.round = 3: only these points know it: conductor.commit"),
+        ({"round": 3, "point": "emergency.pending"}, "faults.round = 3: only these points know it: .*conductor.commit"),
     ],
 )
 def test_a_fault_that_could_never_fire_is_refused(values: dict[str, Any], said: str) -> None:

@@ -34,6 +34,7 @@ EVENTS: Mapping[str, tuple[Severity, str]] = {
     "gate_failure": (C, "gates"),
     "mesh_coverage_missing": (E, "gates"),
     "isolation_violated": (C, "gates"),
+    "adoption_mismatch": (C, "gates"),
     "fallback_status_rejected": (C, "fallbacks"),
     "tamiyo_fallback_requested": (C, "fallbacks"),
     "command_rejected": (C, "commands"),

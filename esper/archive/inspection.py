@@ -143,17 +143,24 @@ def _seeds(entries: Sequence[Entry]) -> list[dict[str, Any]]:
 
     `blend` is the report of the last round in which the seed was in the host. `rate_scale` is the factor on the
     learning rates of the seed. `culled_for` has the reasons for which the seed was culled, None if it was not culled.
+    `adopted_at` is the fence at which the seed's fork became the live host, None if it did not.
     """
     seeds: dict[str, dict[str, Any]] = {}
     factors: dict[str, tuple[str, float]] = {}
+    adopted: dict[str, int] = {}
     for entry in entries:
         body = entry.body
         if entry.kind is RecordKind.TRANSITION:
             new = {"seed_id": body["seed_id"], "gain": None, "z": None, "blend": None}
-            seed = seeds.setdefault(body["seed_id"], new | {"rate_scale": 1.0, "culled_for": None})
+            seed = seeds.setdefault(body["seed_id"], new | {"rate_scale": 1.0, "culled_for": None, "adopted_at": None})
             seed |= {"slot": body["slot"], "blueprint": body["blueprint_id"], "stage": body["after"]}
         elif entry.kind is RecordKind.FIELD_REPORT and body["seed_id"] in seeds and body["reasons"]:
             seeds[body["seed_id"]]["culled_for"] = list(body["reasons"])
+        elif entry.kind is RecordKind.ADOPTED:
+            adopted[body["command_id"]] = body["fence"]
+        elif entry.kind is RecordKind.PLAN_APPLIED and body["command_id"] in adopted:
+            if body.get("seed_id") in seeds:
+                seeds[body["seed_id"]]["adopted_at"] = adopted[body["command_id"]]
         elif entry.kind is RecordKind.COMMAND and "rate_scale" in body and body["rate_scale"] is not None:
             factors[body["command_id"]] = body["seed_id"], body["rate_scale"]
         elif entry.kind is RecordKind.PLAN_APPLIED and body["command_id"] in factors:

@@ -51,6 +51,7 @@ class RecordKind(IntEnum):
     DIED_STARTING = 24
     ROLLED_BACK = 25
     LEVEL_CHANGED = 26
+    ADOPTED = 27
 
 
 FIRST_GENERATION = 1

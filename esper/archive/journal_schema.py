@@ -98,6 +98,12 @@ class _Applied(_Said):
     command_id: str
 
 
+class _Adopted(_Said):
+    command_id: str
+    seed_id: str
+    fence: int
+
+
 class _Told(_Said):
     seed_id: str
     reasons: list[str]
@@ -127,6 +133,7 @@ SAID: Mapping[RecordKind, type[BaseModel]] = {
     RecordKind.DECISION: _Decision,
     RecordKind.COMMAND: _Command,
     RecordKind.PLAN_APPLIED: _Applied,
+    RecordKind.ADOPTED: _Adopted,
     RecordKind.FIELD_REPORT: _Told,
     RecordKind.TRANSITION: _Transition,
     RecordKind.INCUBATION_ENDED: _Incubation,

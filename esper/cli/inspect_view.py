@@ -58,15 +58,18 @@ def seeds(found: Mapping[str, Any]) -> Table:
 
 
 def _blend(seed: Mapping[str, Any]) -> str:
-    """Return a seed's blend mode, with the mean of alpha in its last round, and the factor on its learning rates if a
-    policy changed it. Return an empty text if the seed was in no round. If the seed was removed, return why.
+    """Return a seed's blend mode, with the mean of alpha in its last round, the factor on its learning rates if a
+    policy changed it, and the fence of its adoption if it was adopted. Return an empty text if the seed was in no
+    round. If the seed was removed, return why.
     """
     report, factor = seed["blend"], seed["rate_scale"]
     if report is None:
         return ""
     if seed["stage"] not in IN_HOST:
         return f"removed: {', '.join(seed['culled_for'] or ['no report'])}"
-    return f"{report['mode']} {report['mean']:.2f}" + (f", rates x {factor:g}" if factor != 1.0 else "")
+    changed = f", rates x {factor:g}" if factor != 1.0 else ""
+    adopted = f", adopted at {seed['adopted_at']}" if seed["adopted_at"] is not None else ""
+    return f"{report['mode']} {report['mean']:.2f}{changed}{adopted}"
 
 
 def beaten(found: Mapping[str, Any]) -> str:

@@ -96,6 +96,7 @@ NO_SWITCH = {
     "EvidenceMissing": "a strict refusal: what was not measured cannot be judged",
     "IllegalTransition": "a bug of esper, which a restart would hide",
     "IsolationViolation": "a seed's gradient reached the host, and would again",
+    "AdoptionMismatch": "a fork and the live host computed different bits, which a restart would hide",
     "LossDeviceMismatch": "the task computes on two devices, and does so again",
     "DivergenceUnrecoverable": "a result of the training, which a restart would repeat",
     "StoreWriteFailed": "the disk refused a write, which a restart would hide",

@@ -9,7 +9,7 @@ again.
 
 from esper.faults.arming import arm, armed, fired, message, point
 from esper.faults.fault_checks import check
-from esper.faults.fault_points import POINTS
+from esper.faults.fault_points import POINTS, possible
 from esper.faults.fault_spec import Fault, FaultSpec
 from esper.faults.firings import Firing, Firings, missed
 
@@ -26,4 +26,5 @@ __all__ = [
     "message",
     "missed",
     "point",
+    "possible",
 ]

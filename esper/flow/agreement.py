@@ -16,7 +16,7 @@ from esper.flow.retold import OF_COMMANDS, OF_JOURNAL, Story, plain, records_of,
 from esper.kasmina.registry.registry_state import RegistryState
 from esper.leyline.checkpoint_record import CheckpointWritten
 from esper.leyline.incubation import IncubationOrder
-from esper.leyline.reports import GateReport, GraftPlan, HostPlan, RemovePlan
+from esper.leyline.reports import AdoptPlan, GateReport, GraftPlan, HostPlan, RemovePlan
 from esper.tamiyo.policy_state import TamiyoState
 from esper.tolaria.snapshot import HostSnapshot
 
@@ -82,6 +82,8 @@ def _topology_after(plans: Iterable[HostPlan]) -> list[GraftPlan]:
     for plan in plans:
         if isinstance(plan, GraftPlan):
             topology[plan.seed_id] = plan
+        elif isinstance(plan, AdoptPlan):
+            topology[plan.seed_id] = plan.graft
         elif plan.seed_id not in topology:
             raise StoreCorrupt("checkpoint", f"a plan changes seed {plan.seed_id}, which no plan before it has grafted")
         elif isinstance(plan, RemovePlan):
@@ -106,7 +108,8 @@ def _check_seeds(host: HostSnapshot, story: Story) -> None:
 def _check_registry(story: Story) -> None:
     """Check the records of Kasmina that belong to no seed."""
     registry, answers = story.registry, story.answers
-    grafts = [plan.slot for plan in story.given if isinstance(plan, GraftPlan)]
+    entered = [plan.graft if isinstance(plan, AdoptPlan) else plan for plan in story.given]
+    grafts = [plan.slot for plan in entered if isinstance(plan, GraftPlan)]
     ordinals = {slot: grafts.count(slot) for slot in registry.roster.ordinals}
     _check_equal("ordinals of the slots", registry.roster.ordinals, ordinals)
     orders = [answer.order for answer in answers.values() if answer.order is not None]

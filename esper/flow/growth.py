@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from esper import faults
 from esper.archive.journal import Journal, RecordKind
 from esper.errors import IsolationViolation
 from esper.flow.answered import check_answered
@@ -17,7 +18,7 @@ from esper.leyline.commands import Command, Operation
 from esper.leyline.decisions import Hold
 from esper.leyline.evidence import HostObservation
 from esper.leyline.incubation import Changed
-from esper.leyline.reports import HostPlan, Weights
+from esper.leyline.reports import AdoptPlan, GraftReceipt, HostPlan, Weights
 from esper.leyline.state import TrainingState
 from esper.tamiyo.field_reports import FieldReportStore
 
@@ -44,9 +45,12 @@ class Growth:
         Returns:
             Tamiyo's command to go back to an earlier fence. The command is not sent yet. None: the run continues.
         """
+        concludes = self.at.registry.due
         self._conclude(fence)
         self._compare_with_twin(fence)
         self._advance(fence, training)
+        if concludes:
+            self.components.incubator.drop_winner()
         self._reset(fence)
         return self._decide(fence, training)
 
@@ -145,9 +149,26 @@ class Growth:
         """Apply a plan to the live host. If a seed would share memory with the host, it is not attached, and Kasmina
         culls it."""
         try:
-            receipt = self.components.trainer.apply(plan, weights)
+            receipt = self._adopt(plan) if isinstance(plan, AdoptPlan) else self.components.trainer.apply(plan, weights)
         except IsolationViolation as violation:
             culled = self.components.kasmina.not_attached(violation.seed_id, violation.leaves, plan.fence)
             self._take(culled)
         else:
             self.journal.write(RecordKind.PLAN_APPLIED, receipt)
+
+    def _adopt(self, plan: AdoptPlan) -> GraftReceipt:
+        """Journal an adoption, and restore the state of the fork in the trainer.
+
+        Raises:
+            AdoptionMismatch: the weights of the live host are not the expected ones, before or after.
+            IsolationViolation: the seed shares memory with the live host, which was not changed.
+        """
+        faults.point("conductor.adoption_before", round=plan.fence)
+        with self.at.tally.waiting():
+            snapshot = self.components.incubator.winner()
+        faults.point("conductor.adoption_snapshot", round=plan.fence)
+        self.journal.write(RecordKind.ADOPTED, plan)
+        faults.point("conductor.adoption_journaled", round=plan.fence)
+        receipt = self.components.trainer.adopt(plan, snapshot)
+        faults.point("conductor.adoption_after", round=plan.fence)
+        return receipt

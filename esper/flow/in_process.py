@@ -30,9 +30,8 @@ from esper.task import Task
 from esper.tolaria.trainer import Trainer
 from esper.user_code.task_reference import Reference
 
-STARTS = ("emergency.start", "kasmina.start", "tamiyo.start", "tolaria.start")
-ONE_PROCESS = {"": {point for point in faults.POINTS if point not in STARTS}}
-"""Fault points of a run in one process. The key is the name of the process. The only process has an empty name."""
+BETWEEN_PROCESSES = ("emergency.start", "kasmina.start", "tamiyo.start", "tolaria.start", "kasmina.adoption_snapshot")
+"""Fault points that only a run on actors passes."""
 
 
 class InProcessLauncher:
@@ -50,9 +49,9 @@ class InProcessLauncher:
         self._trainer: Trainer | None = None
 
     def fault_points(self, config: RunConfig) -> Mapping[str, set[str]]:
-        """Return the fault points, which are the same under every config."""
-        del config
-        return ONE_PROCESS
+        """Return the fault points of the only process, which has an empty name."""
+        possible = faults.possible(config.growth.enabled and config.growth.entry == "adopt")
+        return {"": {point for point in possible if point not in BETWEEN_PROCESSES}}
 
     def prepare(self, survey: Survey, reference: Reference) -> BringUp:
         """Return the function that brings the components up. Nothing has to be sent to another process."""

@@ -28,6 +28,7 @@ STEPS: tuple[tuple[type[BaseException], str], ...] = (
     (errors.DependencyViolationError, "mend what is named as missing and begin a new run; this one would fail again"),
     (errors.EvidenceMissing, "give the gate what it needs (see [growth]) and begin a new run"),
     (errors.IllegalTransition, "report this bug of esper with the run directory; the run would fail in the same way"),
+    (errors.AdoptionMismatch, "two processes computed different bits; see docs/runbooks/gates.md, and resume the run"),
     (errors.IsolationViolation, "mend the blueprint and begin a new run; this one would fail in the same way"),
     (errors.SeedBuildFailed, "mend the blueprint and begin a new run; this one would fail in the same way"),
     (errors.PolicyFailed, "mend the policy and begin a new run; this one would fail in the same way"),

@@ -20,6 +20,7 @@ from esper.kasmina.registry.seed_record import Graft, SeedRecord
 from esper.leyline.commands import Candidate, Command, Operation
 from esper.leyline.incubation import Answer, ForkResult, IncubationOrder
 from esper.leyline.reports import (
+    AdoptPlan,
     ConfidencePlan,
     FieldReport,
     GateReport,
@@ -87,11 +88,14 @@ class Story:
 
     @cached_property
     def grafted(self) -> dict[str, GraftPlan]:
-        """Seed id -> the plan that grafted the seed into the live host, with later changes of its confidence."""
+        """Seed id -> the plan with which the seed entered the live host, and later changes of its confidence. The plan
+        has the id of the command with which the seed entered."""
         found: dict[str, GraftPlan] = {}
         for plan in self.given:
             if isinstance(plan, GraftPlan):
                 found[plan.seed_id] = plan
+            elif isinstance(plan, AdoptPlan):
+                found[plan.seed_id] = plan.graft.model_copy(update={"command_id": plan.command_id})
             elif isinstance(plan, ConfidencePlan) and plan.seed_id in found:
                 found[plan.seed_id] = plan.amended(found[plan.seed_id])
         return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, Strict, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, Strict, ValidationInfo, field_validator, model_validator
 
 from esper.leyline.base import PositiveInt, Settings
 from esper.leyline.commands import MAX_COPIES
@@ -72,6 +72,10 @@ class GrowthConfig(Settings):
     copies: Annotated[int, Field(ge=1, le=MAX_COPIES)] = Field(
         1, description="number of modules of the blueprint in each seed; all of them get one verdict"
     )
+    entry: Literal["graft", "adopt"] = Field(
+        "graft",
+        description="graft: an accepted seed is put into the live host; adopt: its fork becomes the live host",
+    )
     candidates: PositiveInt = Field(18, description="largest number of candidates in one tournament")
     due_rounds: PositiveInt = Field(1, description="rounds between the snapshot of a tournament and its verdict")
     probe_steps: PositiveInt | None = Field(
@@ -118,7 +122,8 @@ class GrowthConfig(Settings):
         True, description="continue to train the control of the first accepted tournament, as the twin of the live host"
     )
     isolate_until: Literal["none", "blended", "fossilized"] = Field(
-        "blended", description="stage until which a seed's gradient does not reach the host"
+        "blended",
+        description="stage until which a seed's gradient does not reach the host; always none if growth.entry is adopt",
     )
     isolation_audit_steps: PositiveInt = Field(200, description="optimizer steps between two audits of isolation")
     parameter_budget: Ratio = Field(
@@ -141,3 +146,33 @@ class GrowthConfig(Settings):
         if samples is not None and (rungs is None or len(rungs) != len(samples)):
             raise ValueError(f"give one number for each of the {len(rungs or ())} rungs in growth.rungs")
         return samples
+
+    @model_validator(mode="before")
+    @classmethod
+    def _joint_if_adopted(cls, given: object) -> object:
+        """Return the settings, with `isolate_until` set to "none" if the entry is "adopt" and it is not given."""
+        if isinstance(given, dict) and given.get("entry") == "adopt":
+            return {"isolate_until": "none", **given}
+        return given
+
+    @field_validator("isolate_until", "probe_steps", mode="after")
+    @classmethod
+    def _check_adoption(cls, value: str | int | None, info: ValidationInfo) -> str | int | None:
+        """Return the value. Raises: ValueError: it contradicts the entry "adopt"."""
+        if info.data.get("entry") == "adopt":
+            if isinstance(value, str) and value != "none":
+                raise ValueError("use none with growth.entry=adopt: a fork trains the host together with the seed")
+            if isinstance(value, int):
+                raise ValueError("leave it out with growth.entry=adopt: a fork trains for growth.due_rounds rounds")
+        return value
+
+    @property
+    def ramp_key(self) -> str:
+        """Name of the setting with the ramp of the policy heuristic's seeds. With entry=adopt, the ramp begins in the
+        fork."""
+        return "probe_ramp_steps" if self.entry == "adopt" else "ramp_steps"
+
+    @property
+    def entry_ramp_steps(self) -> int:
+        """Steps in which the alpha of the policy heuristic's seeds rises."""
+        return self.probe_ramp_steps if self.entry == "adopt" else self.ramp_steps

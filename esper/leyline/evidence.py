@@ -156,6 +156,8 @@ class StabilityEvidence(Message):
     """
     leaks: tuple[str, ...] = ()
     """As in `ForkResult`."""
+    host_changes: int | None = None
+    """Number of plans that were applied to the live host since the fork began. None: the fork is not to be adopted."""
     carried: PairedLosses | None = None
     """For a replica: the G2 evidence of the seed that it repeats. None: not a replica."""
     carried_from: str | None = None

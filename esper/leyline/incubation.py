@@ -15,7 +15,7 @@ class IncubationOrder(GrownMessage):
     """Order to train a control and one fork per plan. Each starts from the snapshot of `fence`. The result is due at
     `due_fence`."""
 
-    LATER: ClassVar = frozenset({"rungs", "rung_units"})
+    LATER: ClassVar = frozenset({"adopts", "rungs", "rung_units"})
 
     order_id: str
     """Id of the command that requested the incubation."""
@@ -34,6 +34,8 @@ class IncubationOrder(GrownMessage):
     """Modelled FLOPs of one optimizer step of the control."""
     seed_flops: tuple[int, ...]
     """Modelled FLOPs that each candidate adds per step, in the order of `plans`."""
+    adopts: bool = False
+    """True: the fork of rank 1 is kept after the tournament, because it may become the live host."""
     rungs: tuple[int, ...] = ()
     """Steps of the run at which the forks are judged, ascending. The last is `last_step`. Empty: see `halving_step`."""
     rung_units: tuple[int, ...] = ()
@@ -62,7 +64,7 @@ class CandidateProbe(Message):
 class ForkResult(GrownMessage):
     """Result of one seeded fork, compared with the control."""
 
-    LATER: ClassVar = frozenset({"leaks"})
+    LATER: ClassVar = frozenset({"leaks", "weights_sha256", "control_sha256"})
 
     seed_id: str
     steps: int
@@ -82,6 +84,10 @@ class ForkResult(GrownMessage):
     """Differences between requested and actual execution in the fork. Measured only for the fork of rank 1."""
     leaks: tuple[str, ...] = ()
     """Tensors of the fork whose memory the candidate shares. If not empty, the candidate was not attached."""
+    weights_sha256: str | None = None
+    """Digest of the fork's weights at its last step. Measured only for the fork of rank 1, if the order adopts."""
+    control_sha256: str | None = None
+    """Digest of the control's weights at its last step. Measured only for the fork of rank 1, if the order adopts."""
 
 
 class IncubationResult(Message):

@@ -26,7 +26,7 @@ from esper.leyline.incubation import (
     Received,
     TwinReport,
 )
-from esper.leyline.reports import FieldReport, GraftPlan, GraftReceipt, HostPlan, Weights
+from esper.leyline.reports import AdoptPlan, ChangePlan, FieldReport, GraftPlan, GraftReceipt, Weights
 from esper.leyline.signals import EmergencySignal
 from esper.leyline.stages import Stage
 from esper.leyline.state import RegistryView, RoundState, SeedState, TrainingState
@@ -62,11 +62,21 @@ class LiveHost(Protocol):
         """
         ...
 
-    def apply(self, plan: HostPlan, weights: Weights) -> GraftReceipt:
+    def apply(self, plan: ChangePlan, weights: Weights) -> GraftReceipt:
         """Apply a plan. Each plan is applied only once. Only the plan of a graft needs weights.
 
         Raises:
             IsolationViolation: the seed of a graft shares memory with the host. The host was not changed.
+        """
+        ...
+
+    def adopt(self, plan: AdoptPlan, snapshot: Any) -> GraftReceipt:  # Any: from Incubation.winner
+        """Continue with the state of a fork. Each plan is carried out only once.
+
+        Raises:
+            AdoptionMismatch: the host is not the control of the tournament (it was not changed), or the adopted state
+                is not the state of the fork.
+            IsolationViolation: the seed shares memory with the host. The host was not changed.
         """
         ...
 
@@ -269,7 +279,8 @@ class Incubation(Protocol):
     """The port of Kasmina's incubation: forks of the live host, and the twin.
 
     Call order of a tournament: `probe_candidates` and `begin` at one fence; `collect` at the fence at which the result
-    is due; then `keep_twin`, if the control becomes the twin, before the next `begin`. `advance_twin` trains the twin
+    is due; then `keep_twin`, if the control becomes the twin, `winner`, if its fork is adopted, and `drop_winner`,
+    before the next `begin`. `advance_twin` trains the twin
     once a round, before `twin_losses` at the fence. `state` is called last at a fence. `restore` is called between
     fences. The caller then begins the order that was in flight again, by a call of `begin`.
     """
@@ -293,6 +304,15 @@ class Incubation(Protocol):
 
     def keep_twin(self) -> None:
         """Make the last tournament's control the run's twin."""
+        ...
+
+    def winner(self) -> Any:  # Any: as `Fork.snapshot`
+        """Return the snapshot of the fork of rank 1 of the last tournament. The order of the tournament adopts. The
+        fork is kept until `drop_winner`."""
+        ...
+
+    def drop_winner(self) -> None:
+        """Drop the fork that `winner` returns. Call it at the end of each fence at which a tournament ended."""
         ...
 
     def advance_twin(self, step: int) -> None:

@@ -173,11 +173,26 @@ class RemovePlan(HostChange):
     """Plan to detach a culled seed without a trace."""
 
 
+class AdoptPlan(HostChange):
+    """Plan to continue with the fork that won a tournament, instead of the live host. The state of the fork is sent
+    separately, as a snapshot.
+    """
+
+    graft: GraftPlan
+    """The plan that attached the seed to its fork. It becomes the seed's plan in the live host."""
+    before_sha256: str
+    """Digest of the weights of the tournament's control at its last step. The live host must have the same digest."""
+    after_sha256: str
+    """Digest of the weights of the fork at its last step. The live host must have this digest afterwards."""
+
+
 Amendment = JoinPlan | RatePlan | ConfidencePlan
 """A change of a seed that stays in the host. The change is also made in the seed's graft plan, so that a restore
 repeats it.
 """
-HostPlan = GraftPlan | Amendment | RemovePlan
+ChangePlan = GraftPlan | Amendment | RemovePlan
+"""A plan that changes the live host in place."""
+HostPlan = ChangePlan | AdoptPlan
 
 
 class GraftReceipt(Message):

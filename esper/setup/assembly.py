@@ -80,13 +80,14 @@ def make_incubator(
 def make_tamiyo(survey: Survey, key: RunKey, clock: Clock, policy: Policy | None = None) -> Tamiyo:
     """Return Tamiyo with `policy`, which may choose any ramp.
 
-    None: a `HeuristicPolicy`, whose ramps have `growth.ramp_steps` steps.
+    None: a `HeuristicPolicy`, whose ramps have `GrowthConfig.entry_ramp_steps` steps.
     """
     config, growth = survey.config, survey.config.growth
+    ramp = growth.entry_ramp_steps
     return Tamiyo(
-        policy if policy is not None else HeuristicPolicy(growth.candidates, growth.replicas, growth.ramp_steps),
-        CommandBuilder(key.secret, clock, growth.ramp_steps),
-        survey.growth_window(growth.ramp_steps if policy is None else 1),
+        policy if policy is not None else HeuristicPolicy(growth.candidates, growth.replicas, ramp),
+        CommandBuilder(key.secret, clock, ramp),
+        survey.growth_window(ramp if policy is None else 1),
         config.risk,
         host_flops=survey.host_flops,
         deadline_s=config.policy.deadline_s,

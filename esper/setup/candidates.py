@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -20,7 +19,7 @@ from esper.tamiyo.eligibility import over_budgets
 MOST_MORE_EPOCHS = 1000
 """Largest number of additional epochs that is tried in the search for a run that is long enough."""
 
-NO_SETTING = "changing only one of run.epochs, run.round_steps and growth.ramp_steps is not enough: change several"
+NO_SETTING = "changing only one of run.epochs, run.round_steps and growth.{ramp} is not enough: change several"
 
 FIRST, QUEUED, NONE = "first tournament", "queued", "nothing grows"
 
@@ -64,7 +63,9 @@ def candidate_rows(survey: Survey, tried: tuple[Pair, ...]) -> list[dict[str, An
 def _place(survey: Survey, pair: Pair, tried: tuple[Pair, ...]) -> str:
     if pair in tried:
         return FIRST
-    if budgets := over_budgets(pair, survey.growth_window(survey.config.growth.ramp_steps), survey.parameter_budget):
+    if budgets := over_budgets(
+        pair, survey.growth_window(survey.config.growth.entry_ramp_steps), survey.parameter_budget
+    ):
         return f"over {', '.join(budgets)}"
     return QUEUED if survey.can_grow else NONE
 
@@ -76,20 +77,28 @@ def why_nothing_grows(survey: Survey) -> str | None:
     growth = survey.config.growth
     if survey.can_grow or not growth.enabled:
         return None
-    rounds, length = len(survey.fence_steps) - 1, survey.fence_steps[1]
-    enough = settings_that_suffice(survey)
+    rounds, enough = len(survey.fence_steps) - 1, ", ".join(settings_that_suffice(survey))
+    mend = f"each of these is enough alone: {enough}" if enough else NO_SETTING.format(ramp=growth.ramp_key)
     return (
         f"the run has {rounds} rounds; a seed that germinates at fence {growth.first_fence} (growth.first_fence) needs"
         f" {survey.fences_to_fossil} more to become a part of the network: {_rounds(survey)},"
-        f" growth.ramp_steps {growth.ramp_steps} in rounds of {length} steps"
-        f" {math.ceil(growth.ramp_steps / length)}, beside the twin 1, growth.probation_rounds"
-        f" {growth.probation_rounds}; {'each of these is enough alone: ' + ', '.join(enough) if enough else NO_SETTING}"
+        f" {_ramp(survey)}, beside the twin 1, growth.probation_rounds"
+        f" {growth.probation_rounds}; {mend}"
     )
 
 
 def _rounds(survey: Survey) -> str:
     rungs = survey.config.growth.rungs
     return f"growth.due_rounds {survey.due_rounds}" if rungs is None else f"growth.rungs {survey.due_rounds} rounds"
+
+
+def _ramp(survey: Survey) -> str:
+    """Return the fences of a seed's ramp after its entry into the live host, with the key of the ramp, in words."""
+    growth, length = survey.config.growth, survey.fence_steps[1]
+    window, ramp = survey.growth_window(growth.entry_ramp_steps), growth.entry_ramp_steps
+    fences = window.fences_to_fossil(ramp) - window.fences_beside_ramp
+    begun = f", begun in the fork {survey.due_rounds} rounds before," if growth.entry == "adopt" else ""
+    return f"growth.{growth.ramp_key} {ramp} in rounds of {length} steps{begun} {fences}"
 
 
 def settings_that_suffice(survey: Survey) -> list[str]:
@@ -100,7 +109,7 @@ def settings_that_suffice(survey: Survey) -> list[str]:
     tried = (
         ("run", "epochs", range(epochs + 1, epochs + MOST_MORE_EPOCHS)),
         ("run", "round_steps", range(survey.fence_steps[1] - 1, 0, -1)),
-        ("growth", "ramp_steps", range(survey.config.growth.ramp_steps - 1, 0, -1)),
+        ("growth", survey.config.growth.ramp_key, range(survey.config.growth.entry_ramp_steps - 1, 0, -1)),
     )
     return [
         f"{table}.{key}={value}" for table, key, values in tried for value in _first_enough(survey, table, key, values)

@@ -105,7 +105,7 @@ class Survey:
     @property
     def fences_to_fossil(self) -> int:
         """Smallest number of fences from the germination of a seed of the heuristic to its fossilisation."""
-        ramp = self.config.growth.ramp_steps
+        ramp = self.config.growth.entry_ramp_steps
         return self.growth_window(ramp).fences_to_fossil(ramp)
 
     @property
@@ -126,6 +126,7 @@ class Survey:
             first_fence=growth.first_fence,
             round_steps=self.fence_steps[1],
             fences_beside_ramp=self.due_rounds + 1 + growth.probation_rounds,
+            fences_of_fork=self.due_rounds if growth.entry == "adopt" else 0,
             shortest_ramp=shortest_ramp,
             stack=growth.stack,
             seed_parameters=int(growth.memory_budget * self.host_parameters),

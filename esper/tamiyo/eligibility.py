@@ -30,10 +30,13 @@ class GrowthWindow:
     """Largest number of parameters of one seed."""
     seed_flops: int
     """Largest modelled FLOPs of one seed, forward and backward on one batch."""
+    fences_of_fork: int = 0
+    """Fences from a seed's germination to its entry into the live host, if its ramp begins at the germination. 0: the
+    ramp begins at the entry."""
 
     def fences_to_fossil(self, ramp_steps: int) -> int:
         """Return the least number of fences from germination to fossilisation of a seed with a ramp of `ramp_steps`."""
-        return self.fences_beside_ramp + math.ceil(ramp_steps / self.round_steps)
+        return self.fences_beside_ramp + max(1, math.ceil(ramp_steps / self.round_steps) - self.fences_of_fork)
 
     def over(self, state: RoundState, ramp_steps: int) -> Hold | None:
         """Return a hold if a seed that germinates now with this ramp could not be fossilised before the run's end."""

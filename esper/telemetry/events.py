@@ -65,6 +65,7 @@ NAMES = frozenset(
         "actor_restarted",
         "trainer_rank_lost",
         "isolation_violated",
+        "adoption_mismatch",
         "guard_tripped",
         "fault_fired",
         "other_cpu",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from esper.errors import DependencyViolationError
 from esper.ground.tensors import blob_digest
-from esper.leyline.reports import GraftPlan, HostPlan, Weights
+from esper.leyline.reports import AdoptPlan, GraftPlan, HostPlan, Weights
 from esper.telemetry.events import Severity, reported
 
 
@@ -28,6 +28,12 @@ def check_plan(plan: HostPlan, weights: Weights, *, run_id: str, generation: int
         (plan.run_id == run_id, "another run's", f"run {plan.run_id}, here {run_id}"),
         (plan.generation == generation, "another generation's", f"{plan.generation}, here {generation}"),
     ]
+    if isinstance(plan, AdoptPlan):
+        inside = (plan.graft.run_id, plan.graft.generation, plan.graft.seed_id)
+        checks += [
+            (plan.graft.slot in modules, "target not in the host", plan.graft.slot),
+            (inside == (plan.run_id, plan.generation, plan.seed_id), "the graft of another plan", str(inside)),
+        ]
     if isinstance(plan, GraftPlan):
         blob = weights.get(plan.weights_digest)
         checks += [

@@ -17,7 +17,16 @@ from torch import Tensor, nn
 
 from esper.errors import StoreCorrupt, TaskError
 from esper.ground.tensors import blob_digest
-from esper.leyline.reports import ConfidencePlan, GraftPlan, GraftReceipt, HostPlan, JoinPlan, RatePlan, RemovePlan
+from esper.leyline.reports import (
+    AdoptPlan,
+    ConfidencePlan,
+    GraftPlan,
+    GraftReceipt,
+    HostPlan,
+    JoinPlan,
+    RatePlan,
+    RemovePlan,
+)
 from esper.task import Task
 from esper.tolaria.optim import build_optimizer, build_scheduler, stand_ins
 from esper.tolaria.snapshot import HostSnapshot
@@ -27,7 +36,7 @@ from esper.user_code.their_code import their_code
 _SCALARS = (bool, int, float, str, type(None))
 _DICTS = (dict, OrderedDict, Counter)
 _PLANS: dict[str, type[HostPlan]] = {
-    kind.__name__: kind for kind in (GraftPlan, JoinPlan, RatePlan, ConfidencePlan, RemovePlan)
+    kind.__name__: kind for kind in (GraftPlan, AdoptPlan, JoinPlan, RatePlan, ConfidencePlan, RemovePlan)
 }
 _SNAPSHOT = "host_snapshot"
 

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from esper import faults
-from esper.errors import DependencyViolationError, EmergencyStop, IsolationViolation
+from esper.errors import AdoptionMismatch, DependencyViolationError, EmergencyStop, IsolationViolation
 from esper.ground.heartbeat import beat
 from esper.leyline.evidence import ResetProbe
 from esper.leyline.host_ports import HostEditor
-from esper.leyline.reports import GraftPlan, GraftReceipt, HostPlan, RemovePlan, Weights
+from esper.leyline.reports import AdoptPlan, ChangePlan, GraftPlan, GraftReceipt, HostPlan, RemovePlan, Weights
 from esper.leyline.state import TrainingState
 from esper.task import Task
 from esper.telemetry.context import span
@@ -33,6 +34,7 @@ from esper.tolaria.host_state import TrainerSettings as TrainerSettings  # re-ex
 from esper.tolaria.loss import batch_loss
 from esper.tolaria.measured_host import MeasuredHost
 from esper.tolaria.slot_calls import MOST_SKIPPED
+from esper.tolaria.snapshot import HostSnapshot
 from esper.tolaria.unkept import Changing, Unkept
 from esper.user_code.process_state import check_process
 from esper.user_code.their_code import their_code
@@ -289,7 +291,7 @@ class Trainer(MeasuredHost):
 
     # -- changing the host at a fence ----------------------------------------------------------------------------
 
-    def apply(self, plan: HostPlan, weights: Weights) -> GraftReceipt:
+    def apply(self, plan: ChangePlan, weights: Weights) -> GraftReceipt:
         """Apply a plan. If the same plan was applied before, only return its stored receipt.
 
         Raises:
@@ -302,32 +304,85 @@ class Trainer(MeasuredHost):
             timed("esper.graft.duration"),
             span("trainer apply", role="tolaria", kind=type(plan).__name__, seed_id=plan.seed_id),
         ):
-            run_id, generation = self._settings.run_id, self._settings.generation
-            check_plan(plan, weights, run_id=run_id, generation=generation, modules=self._layers())
-            key = (plan.command_id, plan.seed_id)
-            if key in self._receipts:
-                known, receipt = self._receipts[key]
-                if known != plan:
-                    what, missing = f"plan for seed {plan.seed_id}", "another body under a known id"
-                    error = DependencyViolationError(what, missing)
-                    raise reported(error, "dependency_violation", Severity.ERROR, subject=what, missing=missing)
-                return receipt
-            try:
-                self._change(plan, weights)
-            except IsolationViolation as violation:
-                tell_violation(violation)
-                raise
-            receipt = GraftReceipt(
-                command_id=plan.command_id,
-                seed_id=plan.seed_id,
-                generation=plan.generation,
-                step=self.step,
-                parameters=self.parameter_count(),
-            )
-            self._receipts[key] = (plan, receipt)
-            return receipt
+            return self._once(plan, weights, lambda: self._change(plan, weights))
 
-    def _change(self, plan: HostPlan, weights: Weights) -> None:
+    def adopt(self, plan: AdoptPlan, snapshot: HostSnapshot) -> GraftReceipt:
+        """Continue with the state of the fork that won a tournament, instead of the present state. Receipts, the record
+        of the best round and the number of the fence are kept.
+
+        The fork trained on the batches of this host up to the same step. If the same plan was carried out before, only
+        return its stored receipt.
+
+        Args:
+            snapshot: The fork's state at the present step. It is not changed.
+
+        Raises:
+            DependencyViolationError: the plan fails `check_plan`, or the snapshot is of another step or has other seeds
+                than this host and the plan's. The host is not changed.
+            AdoptionMismatch: the weights of this host are not those of the tournament's control (the host is not
+                changed), or the weights after the adoption are not those of the fork (the host must not be used).
+            IsolationViolation: the seed shares memory with this host or with another seed. The host is not changed.
+        """
+        with (
+            timed("esper.graft.duration"),
+            span("trainer apply", role="tolaria", kind=type(plan).__name__, seed_id=plan.seed_id),
+        ):
+            return self._once(plan, {}, lambda: self._adopt(plan, snapshot))
+
+    def _once(self, plan: HostPlan, weights: Weights, change: Callable[[], None]) -> GraftReceipt:
+        """Check a plan, carry it out by `change`, and store its receipt. If the plan was carried out before, return the
+        stored receipt. Raises: see `apply`.
+        """
+        run_id, generation = self._settings.run_id, self._settings.generation
+        check_plan(plan, weights, run_id=run_id, generation=generation, modules=self._layers())
+        key = (plan.command_id, plan.seed_id)
+        if key in self._receipts:
+            known, receipt = self._receipts[key]
+            if known != plan:
+                what, missing = f"plan for seed {plan.seed_id}", "another body under a known id"
+                error = DependencyViolationError(what, missing)
+                raise reported(error, "dependency_violation", Severity.ERROR, subject=what, missing=missing)
+            return receipt
+        try:
+            change()
+        except IsolationViolation as violation:
+            tell_violation(violation)
+            raise
+        receipt = GraftReceipt(
+            command_id=plan.command_id,
+            seed_id=plan.seed_id,
+            generation=plan.generation,
+            step=self.step,
+            parameters=self.parameter_count(),
+        )
+        self._receipts[key] = (plan, receipt)
+        return receipt
+
+    def _adopt(self, plan: AdoptPlan, snapshot: HostSnapshot) -> None:
+        wanted = (self.step, (*self._editor.topology(), plan.graft))
+        if (snapshot.step, snapshot.topology) != wanted:
+            found = f"step {snapshot.step} and {len(snapshot.topology)} seeds, here {wanted[0]} and {len(wanted[1])}"
+            what, missing = f"plan for seed {plan.seed_id}", "a fork of another host"
+            error = DependencyViolationError(what, missing, found)
+            raise reported(error, "dependency_violation", Severity.ERROR, subject=what, missing=missing)
+        self._check_weights(plan, "the live host before the adoption", plan.before_sha256)
+        self.graft(plan.graft, snapshot.weights)  # a seed that shares memory is refused here, before anything changes
+        leaks, first_step_at = {**snapshot.leaks, **self._leaks}, self._first_step_at
+        kept = replace(snapshot, fence=self.fence, best_round=self._best_round, receipts=self._receipts, leaks=leaks)
+        self.become(kept)
+        self._first_step_at = first_step_at
+        faults.point("tolaria.adoption_restored", round=plan.fence)
+        self._check_weights(plan, "the live host after the adoption", plan.after_sha256)
+
+    def _check_weights(self, plan: AdoptPlan, what: str, expected: str) -> None:
+        """Raises: AdoptionMismatch: the digest of the present weights is not `expected`."""
+        if (found := self.weights_sha256()) != expected:
+            error = AdoptionMismatch(plan.seed_id, what, found, expected)
+            told = {"seed_id": plan.seed_id, "blueprint": plan.graft.blueprint_id, "slot": plan.graft.slot}
+            told |= {"what": what, "found": found, "expected": expected}
+            raise reported(error, "adoption_mismatch", Severity.CRITICAL, **told)
+
+    def _change(self, plan: ChangePlan, weights: Weights) -> None:
         if isinstance(plan, GraftPlan):
             self.graft(plan, weights)
         elif isinstance(plan, RemovePlan):

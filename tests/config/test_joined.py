@@ -272,6 +272,15 @@ def test_every_table_of_the_config_refuses_what_cannot_be_kept() -> None:
     assert issubclass(FaultSpec, Settings)
 
 
+def test_adoption_means_joint_training_and_whole_rounds_and_refuses_what_contradicts_it() -> None:
+    config = load_config(None, {"growth.entry": "adopt"})
+    assert (config.growth.isolate_until, load_config(None, {}).growth.isolate_until) == ("none", "blended")
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
+    for key, value in (("growth.isolate_until", "blended"), ("growth.probe_steps", 40)):
+        with pytest.raises(ConfigError, match=f"{key} = {value!r}: .* with growth.entry=adopt"):
+            load_config(None, {"growth.entry": "adopt", key: value})
+
+
 def test_a_config_cannot_be_changed_after_it_was_made() -> None:
     with pytest.raises(ValueError, match="frozen"):
         RunConfig().run.seed = 1

@@ -49,6 +49,8 @@ CLEAN = SanityProbe(
 )
 ALIVE = GradientProbe(batches=2, nonfinite=0, norm=1.0, reachable_host_parameters=())
 DEAD = ALIVE.model_copy(update={"norm": 0.0})
+FORKED, CONTROLLED = "f" * 64, "c" * 64
+"""Digests of the weights of a fork to adopt and of its control, in results made here."""
 SPOTLESS = ResetProbe(
     seed_left=False, optimizers_left=0, hooks_left=0, output_equal=True, flags_equal=True, names_equal=True
 )
@@ -185,6 +187,8 @@ def result_of(order: IncubationOrder, ranked: Sequence[str], z: float = 8.0) -> 
             gate=pairs(z, order.due_fence) if rank == 1 else None,
             loss_variation=0.1 if rank == 1 else None,
             fallbacks=() if rank == 1 else None,
+            weights_sha256=FORKED if order.adopts and rank == 1 else None,
+            control_sha256=CONTROLLED if order.adopts and rank == 1 else None,
         )
         for plan in order.plans
     ]

@@ -140,6 +140,7 @@ class Incubator:
         self._fork, self._specs, self._blueprints = fork, specs, blueprints
         self._pending: tuple[IncubationOrder, Weights, Any] | None = None  # Any: a snapshot, see leyline's ports
         self._control: Fork | None = None  # control of the last tournament; None after `keep_twin`
+        self._winner: Fork | None = None  # first fork of the last tournament; None after `drop_winner`
         self._twin: Fork | None = None
         self._twin_steps = 0
 
@@ -219,14 +220,28 @@ class Incubator:
         order, weights, snapshot = self._pending
         self._pending = None
         with span("kasmina incubate", role="kasmina", forks=len(order.plans), order_id=order.order_id):
-            result, control = run_tournament(order, weights, self._fork, snapshot, live=self._live)
+            result, control = run_tournament(
+                order, weights, self._fork, snapshot, live=self._live, keep=self._keep_winner
+            )
         self._control = control if self._twin is None else None  # a run has at most one twin
         return result
+
+    def _keep_winner(self, fork: Fork) -> None:
+        self._winner = fork
 
     def keep_twin(self) -> None:
         """Make the control of the last tournament the twin of the run."""
         assert self._control is not None, "no tournament has ended"
         self._twin, self._control = self._control, None
+
+    def winner(self) -> Any:  # Any: see leyline's ports
+        """Return the snapshot of the first fork of the last tournament, which has ended at this fence."""
+        assert self._winner is not None, "no tournament whose order adopts has ended at this fence"
+        return self._winner.snapshot()
+
+    def drop_winner(self) -> None:
+        """Drop the first fork of the last tournament. Without such a fork, do nothing."""
+        self._winner = None
 
     def advance_twin(self, step: int) -> None:
         """Train the twin up to an optimizer step of the run, without seeds, on the same batches."""
@@ -253,7 +268,7 @@ class Incubator:
 
     def restore(self, state: Mapping[str, Any]) -> None:  # Any: see leyline's ports
         """Load the twin of `state`. If `state` has no twin, remove the twin. The pending order is dropped."""
-        self._pending = self._control = None
+        self._pending = self._control = self._winner = None
         self._twin = self._fork(state["twin"]) if state["twin"] is not None else None
         self._twin_steps = state["twin_steps"]
 
@@ -284,6 +299,7 @@ def run_tournament(
     snapshot: Any,
     together: Together = one_by_one,
     live: LiveHost | None = None,
+    keep: Callable[[F], None] = lambda _fork: None,
 ) -> tuple[IncubationResult, F]:
     """Train the control and all forks, drop some forks at each rung, rank the rest, and test the best fork.
 
@@ -291,6 +307,7 @@ def run_tournament(
         together: Function that runs independent pieces, perhaps in parallel. The choice of this function changes no
             result.
         live: The live host, if it is in this process. Then `together` must be `one_by_one`.
+        keep: Function that is called with the fork of rank 1, at `order.last_step`, if the order adopts.
 
     Returns:
         The result, and the control at `order.last_step`.
@@ -317,6 +334,8 @@ def run_tournament(
         fork_steps=sum(len(entry.losses) for entry in (control, *entries)),
         flops=round(sum(entry.flops(order) for entry in (control, *entries))),
     )
+    if order.adopts and running:
+        keep(running[0].fork)
     return result, control.fork
 
 
@@ -351,6 +370,8 @@ def _result(entry: _Entry[F], seed_id: str, control: _Entry[F], order: Incubatio
         loss_variation=loss_variation(entry.losses) if first else None,
         fallbacks=entry.fallbacks if first else None,
         leaks=entry.leaks,
+        weights_sha256=entry.fork.weights_sha256() if first and order.adopts else None,
+        control_sha256=control.fork.weights_sha256() if first and order.adopts else None,
     )
 
 

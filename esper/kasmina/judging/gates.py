@@ -104,7 +104,8 @@ def stability_gate(evidence: StabilityEvidence, limits: GrowthConfig, seed_id: s
     """Judge G2: does the seeded fork beat its control on samples not used for ranking, and train steadily?
 
     A replica repeats a winner. The gain of a replica is judged by the evidence of the winner. The evidence of the
-    replica must show no harm.
+    replica must show no harm. A fork that may be adopted lacks the changes of the live host since it began, so there
+    must be none.
 
     Raises:
         EvidenceMissing: a seed whose fork trained to the end has no rank; or the first seed of a tournament was not
@@ -132,7 +133,15 @@ def stability_gate(evidence: StabilityEvidence, limits: GrowthConfig, seed_id: s
         checks += _improves(_enough("G2", evidence.carried, limits) if evidence.carried else pairs, limits)
         most = limits.max_loss_variation
         checks.append(Check(name="loss_variation", reason="unstable", measured=variation, at_most=most))
+        checks += _same_host(evidence.host_changes)
     return _report(Gate.G2, seed_id, fence, checks)
+
+
+def _same_host(changes: int | None) -> list[Check]:
+    """Return the check that the live host did not change since a fork that may be adopted began."""
+    if changes is None:
+        return []
+    return [Check(name="host_changes", reason="host_changed", measured=changes, at_most=0)]
 
 
 def interface_gate(evidence: InterfaceEvidence, seed_id: str, fence: int) -> GateReport:
@@ -180,7 +189,8 @@ def impact_gate(evidence: ImpactEvidence, limits: GrowthConfig, seed_id: str, fe
     """Judge G4: does the seed run as planned, isolated and within its budgets, and is the host as good as its twin?
 
     Without a twin (`twin_kept` False) there is no causal evidence. In this case the gate judges all other evidence, and
-    the report has a note.
+    the report has a note. If forks are adopted, the comparison with the twin is a note, too: it culls nothing, because
+    a cull in the middle of a run harms more than it helps (docs/adr/0012-adoption.md).
 
     Raises:
         EvidenceMissing: the performance was not measured, or a twin exists, and the host was not compared with the
@@ -208,6 +218,9 @@ def impact_gate(evidence: ImpactEvidence, limits: GrowthConfig, seed_id: str, fe
     zs = _need("G4", "comparison with the twin", evidence.twin_zs)
     if not zs:
         raise EvidenceMissing("G4", "fences compared with the twin", 0, 1)
+    if limits.entry == "adopt":
+        told = f"z against the twin {stouffer(zs):.3g} over {len(zs)} fences: shown, not judged"
+        return _report(Gate.G4, seed_id, fence, checks, told)
     checks.append(Check(name="twin_z", reason="worse_than_twin", measured=stouffer(zs), at_least=limits.harm_z))
     return _report(Gate.G4, seed_id, fence, checks)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TypedDict
 
+from esper.errors import EvidenceMissing
 from esper.kasmina.blueprints.catalogue import Blueprint
 from esper.kasmina.host.blending import next_confidence
 from esper.kasmina.incubation.planning import plan_seed
@@ -16,8 +17,8 @@ from esper.kasmina.registry.seed_record import SeedRecord
 from esper.kasmina.settings import GrowthConfig
 from esper.leyline.commands import Candidate, Command
 from esper.leyline.ids import Purpose, derive_id
-from esper.leyline.incubation import Answer, CandidateProbe, IncubationOrder
-from esper.leyline.reports import FieldReport, GraftPlan, Outcome
+from esper.leyline.incubation import Answer, CandidateProbe, ForkResult, IncubationOrder
+from esper.leyline.reports import AdoptPlan, FieldReport, GraftPlan, Outcome
 
 
 class PlanIds(TypedDict):
@@ -74,6 +75,7 @@ def make_order(
     stops = tuple(first + step for step in found.steps)
     by_rungs = limits.rungs is not None
     return IncubationOrder(
+        adopts=limits.entry == "adopt",
         order_id=command.command_id,
         generation=facts.generation,
         fence=fence,
@@ -101,10 +103,13 @@ def fork_plan(
 ) -> tuple[GraftPlan, bytes]:
     """Return the plan that attaches a candidate to its fork, and the candidate's weights.
 
+    If the fork may be adopted, it has the ramp of the command, because this ramp continues in the live host.
+
     Raises:
         SeedBuildFailed: the module could not be built.
     """
     assert command.blend is not None, "admission requires a blend to germinate"
+    ramp = command.blend.ramp_steps if limits.entry == "adopt" else limits.probe_ramp_steps
     return plan_seed(
         candidate,
         roster.specs[candidate.slot],
@@ -116,7 +121,7 @@ def fork_plan(
         fence=fence,
         step=facts.fence_steps[fence],
         ordinal=roster.next_ordinal(candidate.slot),
-        blend=command.blend.model_copy(update={"ramp_steps": limits.probe_ramp_steps}),
+        blend=command.blend.model_copy(update={"ramp_steps": ramp}),
         confidence=next_confidence(command.blend, command.confidence_logits, None),
         warmup_steps=limits.probe_warmup_steps,
     )
@@ -149,6 +154,28 @@ def live_plan(
             "isolated": limits.isolate_until != "none",
             "warmup_steps": limits.warmup_steps,
         }
+    )
+
+
+def adopt_plan(drawn: GraftPlan, result: ForkResult, command: Command, fence: int, facts: RunFacts) -> AdoptPlan:
+    """Return the plan to continue with the fork of a seed, instead of the live host.
+
+    Args:
+        drawn: The plan of the seed's fork, perhaps of an older generation. The fork has it in the present generation.
+
+    Raises:
+        EvidenceMissing: the weights of the fork or of the control were not measured.
+    """
+    before, after = result.control_sha256, result.weights_sha256
+    if before is None or after is None:
+        raise EvidenceMissing("G2", "digests of the weights of control and fork", None, "those of their last step")
+    return AdoptPlan(
+        seed_id=result.seed_id,
+        fence=fence,
+        graft=drawn.model_copy(update={"generation": facts.generation}),
+        before_sha256=before,
+        after_sha256=after,
+        **plan_ids(facts, command.command_id),
     )
 
 

@@ -90,6 +90,12 @@ class CommandBook:
         """Return the plans of a command's candidates."""
         return self._plans[command_id]
 
+    def plans_since(self, command_id: str) -> int:
+        """Return the number of plans for the live host in the answers to the commands after a command."""
+        ids = list(self._admitted)
+        later = (self._answers.get(key) for key in ids[ids.index(command_id) + 1 :])
+        return sum(len(answer.plans) for answer in later if answer is not None)
+
     def plan_of(self, seed: SeedRecord) -> GraftPlan:
         """Return the plan that attached a seed to its fork."""
         return next(plan for plan in self._plans[seed.command_id] if plan.seed_id == seed.seed_id)

@@ -54,9 +54,17 @@ def gradient_evidence(measured: CandidateProbe | None) -> GradientEvidence:
 
 
 def stability_evidence(
-    command: Command | None, fork: ForkResult, winner: SeedRecord | None, fence: int
+    command: Command | None,
+    fork: ForkResult,
+    winner: SeedRecord | None,
+    fence: int,
+    host_changes: int | None = None,
 ) -> StabilityEvidence:
-    """Return the evidence for G2: a fork compared with its control. For a replica, the winner's evidence is added."""
+    """Return the evidence for G2: a fork compared with its control. For a replica, the winner's evidence is added.
+
+    Args:
+        host_changes: As in `StabilityEvidence`.
+    """
     carried = winner.judged if winner is not None else None
     return StabilityEvidence(
         marks=_marks(command, fork.fallbacks),
@@ -66,6 +74,7 @@ def stability_evidence(
         pairs=fork.gate,
         loss_variation=fork.loss_variation,
         leaks=fork.leaks,
+        host_changes=host_changes,
         carried=carried,
         carried_from=winner.seed_id if winner is not None else None,
         carried_age_fences=fence - carried.fence if carried is not None else None,

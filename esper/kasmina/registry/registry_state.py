@@ -20,7 +20,7 @@ from esper.kasmina.registry.shared_vectors import unpacked
 from esper.leyline.base import Count, Message
 from esper.leyline.commands import Command
 from esper.leyline.incubation import Answer, IncubationOrder
-from esper.leyline.reports import ConfidencePlan, GraftPlan, HostPlan, JoinPlan, RatePlan, RemovePlan
+from esper.leyline.reports import AdoptPlan, ConfidencePlan, GraftPlan, HostPlan, JoinPlan, RatePlan, RemovePlan
 from esper.leyline.stages import Stage
 
 WHERE = "kasmina's state"
@@ -59,6 +59,13 @@ class StoredConfidence(Message):
     plan: ConfidencePlan
 
 
+class StoredAdoption(Message):
+    """A plan to adopt a fork with its kind; see `StoredPlan`."""
+
+    kind: Literal["adoption"] = "adoption"
+    plan: AdoptPlan
+
+
 class StoredRemoval(Message):
     """A removal plan with its kind; see `StoredPlan`."""
 
@@ -74,7 +81,8 @@ class StoredRate(Message):
 
 
 StoredPlan = Annotated[
-    StoredGraft | StoredJoin | StoredRate | StoredConfidence | StoredRemoval, Field(discriminator="kind")
+    StoredGraft | StoredAdoption | StoredJoin | StoredRate | StoredConfidence | StoredRemoval,
+    Field(discriminator="kind"),
 ]
 """A plan for the host. JoinPlan and RemovePlan have the same fields, so JSON needs `kind` to distinguish them."""
 
@@ -203,6 +211,8 @@ def _with_kind(plan: HostPlan) -> StoredPlan:
     match plan:
         case GraftPlan():
             return StoredGraft(plan=plan)
+        case AdoptPlan():
+            return StoredAdoption(plan=plan)
         case JoinPlan():
             return StoredJoin(plan=plan)
         case RatePlan():

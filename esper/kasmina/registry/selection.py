@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from esper.errors import EvidenceMissing
 from esper.kasmina.judging import gates
-from esper.kasmina.registry.answers import joined, live_plan
+from esper.kasmina.registry.answers import adopt_plan, joined, live_plan
 from esper.kasmina.registry.gate_evidence import stability_evidence
 from esper.kasmina.registry.run_records import RunRecords
 from esper.kasmina.registry.seed_record import SeedRecord
 from esper.leyline.commands import Command
 from esper.leyline.incubation import Answer, IncubationResult
-from esper.leyline.reports import Gate, GateReport, Outcome
+from esper.leyline.reports import AdoptPlan, Gate, GateReport, GraftPlan, Outcome
 from esper.leyline.stages import Stage
 
 
@@ -37,22 +37,34 @@ def conclude(records: RunRecords, result: IncubationResult, fence: int) -> Answe
 
 
 def graft(records: RunRecords, command: Command, seed: SeedRecord, fence: int) -> Answer:
-    """Judge G2 of the first seed of a tournament. If G2 passes, graft the seed into the live host; else cull it.
+    """Judge G2 of the first seed of a tournament. If G2 fails, cull the seed.
+
+    If G2 passes, the seed is grafted into the live host, or its fork is adopted; see `growth.entry`.
 
     Raises:
         EvidenceMissing: the gate could not judge; nothing was changed.
     """
     report = _judge(records, command, seed, fence)
+    plan = _plan(records, command, seed, fence) if report.passed else None
     records.judged(report, seed)
-    if not report.passed:
+    if plan is None:
         return _cull(records, seed, report, fence)
     step = records.roster.move(seed.seed_id, Stage.BLENDING, fence, Gate.G2, command.command_id)
-    drawn = records.book.plan_of(seed)
-    plan = live_plan(drawn, seed, command, fence, records.roster, records.facts, records.limits)
-    records.roster.grafted(seed.seed_id, plan, command.mesh_host_layers)
+    entered = plan.graft if isinstance(plan, AdoptPlan) else plan
+    records.roster.grafted(seed.seed_id, entered, command.mesh_host_layers)
     keep = records.limits.twin and not records.twin_kept
     records.twin_kept = records.twin_kept or keep
     return Answer(transitions=(step,), gates=(report,), plans=(plan,), keep_twin=keep)
+
+
+def _plan(records: RunRecords, command: Command, seed: SeedRecord, fence: int) -> GraftPlan | AdoptPlan:
+    """Return the plan by which a seed that passed G2 enters the live host. Raises: EvidenceMissing."""
+    drawn, result = records.book.plan_of(seed), seed.result
+    if records.limits.entry == "graft":
+        return live_plan(drawn, seed, command, fence, records.roster, records.facts, records.limits)
+    assert result is not None, "G2 judged it"
+    assert drawn.ordinal == records.roster.next_ordinal(seed.slot), "no seed enters a slot during a tournament"
+    return adopt_plan(drawn, result, command, fence, records.facts)
 
 
 def _check_result(records: RunRecords, result: IncubationResult) -> None:
@@ -68,7 +80,8 @@ def _judge(records: RunRecords, command: Command | None, seed: SeedRecord, fence
     if seed.result is None:
         raise EvidenceMissing("G2", "result of the seed's incubation", None, "a concluded tournament")
     winner = records.roster[seed.replica_of] if seed.replica_of is not None else None
-    evidence = stability_evidence(command, seed.result, winner, fence)
+    changes = records.book.plans_since(seed.command_id) if records.limits.entry == "adopt" else None
+    evidence = stability_evidence(command, seed.result, winner, fence, changes)
     return gates.stability_gate(evidence, records.limits, seed.seed_id, fence)
 
 

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from typing import Any
 
 import pytest
-from growing import ALIVE, CLEAN, SPOTLESS, a_registry, live_and_twin, observation_of, probed, result_of
+from growing import (
+    ALIVE,
+    CLEAN,
+    CONTROLLED,
+    FORKED,
+    SPOTLESS,
+    a_registry,
+    live_and_twin,
+    observation_of,
+    probed,
+    result_of,
+)
 
 from esper.errors import (
     DependencyViolationError,
@@ -25,7 +37,7 @@ from esper.leyline.evidence import (
     PairedLosses,
 )
 from esper.leyline.incubation import Answer, CandidateProbe
-from esper.leyline.reports import ConfidencePlan, Gate, GraftPlan, JoinPlan, Outcome, RatePlan, RemovePlan
+from esper.leyline.reports import AdoptPlan, ConfidencePlan, Gate, GraftPlan, JoinPlan, Outcome, RatePlan, RemovePlan
 from esper.leyline.slots import Kind
 from esper.leyline.stages import Stage
 from esper.leyline.state import RegistryView
@@ -187,6 +199,48 @@ def test_the_whole_life_of_a_winner(life, told):
     assert life.state(8).added_parameters == 50
     assert life.state(0).step_flops == 1_100
     assert told() == []
+
+
+def test_an_adopted_seed_goes_on_with_the_plan_of_its_fork(begin):
+    life = begin(entry="adopt")
+    born = life.germinate(1, ("a", "mlp"))
+    (forked,) = born.order.plans
+    assert born.order.adopts
+    assert (forked.isolated, forked.blend.ramp_steps, forked.start_step) == (False, 30, 10)
+    life.registry.conclude(result_of(born.order, "a"), 2)
+    accepted = life.advance(2, "a", mesh_host_layers=("body", "head"))
+    (plan,) = accepted.plans
+    assert isinstance(plan, AdoptPlan)
+    assert (plan.graft, plan.before_sha256, plan.after_sha256) == (forked, CONTROLLED, FORKED)
+    assert accepted.keep_twin
+    assert [life.seeds(fence)["a"].due for fence in (2, 3, 4)] == [False, False, True]  # the ramp began at step 10
+    assert (life.seeds(3)["a"].ordinal, life.seeds(3)["a"].alpha, life.seeds(4)["a"].alpha) == (0, 20 / 30, 1.0)
+    assert life.advance(4, "a").plans == ()
+    life.compare(5, -9.0)
+    (report,) = life.advance(5, "a").gates
+    assert (report.passed, [note.split(" over ")[0] for note in report.notes]) == (True, ["z against the twin -8.98"])
+
+
+def test_a_fork_is_not_adopted_by_a_host_that_changed_meanwhile_nor_without_its_digests(begin):
+    life = begin(entry="adopt", due_rounds=2, twin=False)
+    order = life.germinate(1, ("a", "mlp")).order
+    life.registry.conclude(result_of(order, "a"), 3)
+    life.advance(3, "a")
+    order = life.germinate(4, ("b", "mlp")).order
+    life.obey(5, Operation.SCALE_RATE, seed_id="a", rate_scale=0.5)
+    life.registry.conclude(result_of(order, "b"), 6)
+    answer = life.advance(6, "b")
+    assert failed(answer) == [(Gate.G2, ("host_changed",))]
+    assert answer.plans == ()
+    order = life.germinate(6, ("c", "mlp")).order
+    bare = result_of(order, "c")
+    forks = tuple(fork.model_copy(update={"control_sha256": None}) for fork in bare.forks)
+    life.registry.conclude(bare.model_copy(update={"forks": forks}), 8)
+    before = life.registry.state()
+    with pytest.raises(EvidenceMissing, match="digests of the weights"):
+        life.advance(8, "c")
+    assert life.stage("c") is Stage.TRAINING
+    assert json.loads(life.registry.state())["roster"] == json.loads(before)["roster"]
 
 
 @pytest.mark.parametrize(
