@@ -144,6 +144,10 @@ class RemoteIncubator:
         """See `Incubation`."""
         return self._of_twin(lambda fork: fork.sample_losses("gate", fence))
 
+    def twin_means(self, shard: str) -> dict[str, float]:
+        """See `Incubation`."""
+        return self._of_twin(lambda fork: fork.shard_means(shard))
+
     def twin_report(self) -> TwinReport:
         """See `Incubation`."""
         loss = self._of_twin(lambda fork: fork.shard_means("test")["loss"])

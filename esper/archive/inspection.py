@@ -31,7 +31,7 @@ class Endpoint(Message):
     url: Annotated[str, Field(pattern=r"^http://[!-~]{1,300}$")]
 
 
-AT_THE_END = ("start_test_loss", "test_loss", "twin_test_loss", "why_none_stayed")
+AT_THE_END = ("start_test_loss", "test_loss", "twin_test_loss", "why_none_stayed", "ends_with", "finish")
 """Names of the fields of the result. Their values are None until the run has ended."""
 
 

@@ -52,6 +52,7 @@ class RecordKind(IntEnum):
     ROLLED_BACK = 25
     LEVEL_CHANGED = 26
     ADOPTED = 27
+    FINISHED = 28
 
 
 FIRST_GENERATION = 1

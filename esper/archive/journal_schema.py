@@ -15,6 +15,7 @@ from esper.ground.problems import first_problem
 from esper.leyline.base import Count
 from esper.leyline.checkpoint_record import CheckpointWritten
 from esper.leyline.evidence import PairedLosses
+from esper.leyline.finish import Finish
 from esper.leyline.signals import Level
 
 
@@ -134,6 +135,7 @@ SAID: Mapping[RecordKind, type[BaseModel]] = {
     RecordKind.COMMAND: _Command,
     RecordKind.PLAN_APPLIED: _Applied,
     RecordKind.ADOPTED: _Adopted,
+    RecordKind.FINISHED: Finish,
     RecordKind.FIELD_REPORT: _Told,
     RecordKind.TRANSITION: _Transition,
     RecordKind.INCUBATION_ENDED: _Incubation,

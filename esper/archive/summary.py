@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -13,6 +13,7 @@ from esper.durable.files import atomic_write
 from esper.errors import all_notes, in_a_line, text_of
 from esper.ground.strict_json import strict_json
 from esper.leyline.base import GrownMessage
+from esper.leyline.finish import Finish
 from esper.leyline.state import SeedState
 from esper.setup.growth_log import GrowthLog
 
@@ -82,6 +83,13 @@ class Summary(BaseModel):
     """Counts of tournaments, refusals and holds."""
     why_none_stayed: str | None = None
     """The reason why the network has no seed at the end, in a sentence. None: it has seeds."""
+    ends_with: Literal["live", "twin"] = "live"
+    """The network of the run, to which `test_loss`, `valid_loss`, `test_metrics`, `params_end` and `weights_sha256`
+    belong: the live host, or the twin if `growth.finish` is `better` and the twin was better."""
+    finish: Finish | None = None
+    """The choice of the network, with the losses that decided. None: `growth.finish` is `live`."""
+    live_test_loss: float | None = None
+    """Test loss of the live host. None: `growth.finish` is `live`, so `test_loss` is this loss."""
     recoveries: tuple[Recovery, ...] = ()
     """Recoveries from deaths of actors, in the process that finished the run."""
     fault_fired: bool | None = None

@@ -9,8 +9,9 @@ from typing import Any
 from rich.table import Table
 
 from esper.cli.tables import cells, grid, table
+from esper.leyline.finish import Finish
 from esper.leyline.stages import IN_HOST, Stage
-from esper.setup.wording import gain_and_z, growing, number
+from esper.setup.wording import choice, gain_and_z, growing, number
 
 ON_ITS_WAY = (*IN_HOST, Stage.GERMINATED, Stage.TRAINING)
 
@@ -38,6 +39,8 @@ def losses(found: Mapping[str, Any]) -> Table:
         shown.add_row(*cells("test loss", f"{number(start)} -> {number(end)}" if start is not None else number(end)))
     if end is not None and twin is not None:
         shown.add_row(*cells("without growing", f"{number(twin)} (the twin); {growing(end, twin)}"))
+    if found["finish"] is not None:
+        shown.add_row(*cells("network", choice(Finish.model_validate(found["finish"]))))
     if found["why_none_stayed"] is not None:
         shown.add_row(*cells("no growth", found["why_none_stayed"]))
     return shown

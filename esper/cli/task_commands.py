@@ -109,7 +109,8 @@ def prove(run_dir: RunArgument, task: TaskOfRunOption = None, as_json: JsonOptio
     if as_json:
         print_json(proof.as_json())
     elif (found := proof.divergence) is None:
-        say(f"the same: {proof.steps} losses of {proof.total_steps}, weights at {proof.fences} fences")
+        ends = f", and the network of the run: {proof.network}" if proof.network is not None else ""
+        say(f"the same: {proof.steps} losses of {proof.total_steps}, weights at {proof.fences} fences{ends}")
     else:
         where = f"step {found.step}" if found.step is not None else f"fence {found.fence}"
         say(f"another {found.what} at {where}: {found.recorded} recorded, {found.repeated} repeated")

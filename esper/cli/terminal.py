@@ -34,6 +34,7 @@ from esper.setup.wording import (
     beside_control,
     beside_limit,
     beside_twin,
+    choice,
     gain_and_z,
     growing,
     number,
@@ -314,6 +315,8 @@ def _totals(result: Summary, notes: Sequence[str]) -> Table:
     if result.twin_test_loss is not None:
         grown = growing(result.test_loss, result.twin_test_loss)
         totals.add_row(*cells("without growing", f"{number(result.twin_test_loss)} (the twin); {grown}"))
+    if result.finish is not None:
+        totals.add_row(*cells("network", choice(result.finish)))
     for note in notes:
         totals.add_row(*cells("these losses", note))
     if result.why_none_stayed is not None:

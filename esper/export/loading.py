@@ -22,20 +22,21 @@ from esper.errors import CheckpointCorrupt, ConfigError, RunDirectoryError, Task
 from esper.ground.arguments import path_of
 from esper.ground.installed_versions import versions
 from esper.ground.temporary_rng import temporary_rng
-from esper.ground.tensors import state_crc32c
+from esper.ground.tensors import state_crc32c, state_digest
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS, BlueprintRegistry
 from esper.kasmina.blueprints.precision import dtype_of
 from esper.kasmina.host.attached import Seed, attach
 from esper.kasmina.host.blending import blend_of
 from esper.kasmina.host.rebuilt import difference, structure_digest
 from esper.leyline.checkpoint_record import CheckpointWritten
+from esper.leyline.finish import finish_in
 from esper.leyline.reports import GraftPlan
 from esper.task import Task
 from esper.tolaria.checkpoint_file import load_written
 from esper.tolaria.host_building import build_host
 from esper.tolaria.snapshot import load_tensors
-from esper.tolaria.snapshot_codec import from_plain
-from esper.user_code.extra_state import load_extra_states
+from esper.tolaria.snapshot_codec import from_plain, incubation_of
+from esper.user_code.extra_state import load_extra_states, state_of
 from esper.user_code.task_reference import given_task
 from esper.user_code.their_code import refused_as_theirs
 
@@ -60,6 +61,8 @@ def load(
     generation: int | None = None,
 ) -> nn.Module:
     """Load the grown network of a run, on the CPU and in evaluation mode, with the same bits as in its trainer.
+
+    If the run chose its twin at its end (`growth.finish`), the last fence has the twin, which has no seeds.
 
     The seeds are submodules, with the same names as in the run. The network can be moved, copied, saved and trained
     like any module, and called by many threads. The run is only read, and may be in progress.
@@ -92,7 +95,9 @@ def load_grown(
     past, checkpoint, content = _read(run_dir, fence, generation)
     identity = past.identity
     task, _ = task_for(identity, given)
-    snapshot = from_plain(content["trainer"])
+    finish = finish_in(content["rooms"]["line"])
+    as_twin = finish.twin if finish is not None and finish.network == "twin" else None
+    snapshot = incubation_of(content["nursery"])["twin"] if as_twin is not None else from_plain(content["trainer"])
     network = build_network(task, identity)
     modules = structure_digest(network)
     _grow(network, identity, snapshot.topology, BLUEPRINTS)
@@ -100,10 +105,19 @@ def load_grown(
     _load_checked(network, tensors, snapshot.tensors)
     _check_modules(network, identity, modules)
     load_extra_states(network, snapshot.modules)
-    if state_crc32c(tensors) != checkpoint.weights_crc32c:
+    if as_twin is not None:
+        sound = state_digest(_named(network)) == as_twin.weights_sha256
+    else:
+        sound = state_crc32c(tensors) == checkpoint.weights_crc32c
+    if not sound:
         file = checkpoints_folder(run_dir) / checkpoint.file
         raise CheckpointCorrupt(str(file), "its weights are not those from which its record was made")
     return Loaded(network.eval(), task, identity, checkpoint, snapshot.topology)
+
+
+def _named(network: nn.Module) -> dict[str, Tensor]:
+    state = state_of("task.model", network)
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 # -- the checkpoint ----------------------------------------------------------------------------------------------

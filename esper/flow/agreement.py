@@ -157,6 +157,8 @@ def _check_measured(host: HostSnapshot, line: LineState, tamiyo: TamiyoState, st
     """Check counts and measured values of host, line and Tamiyo against the journal."""
     reports = records_of(story.entries, RecordKind.FIELD_REPORT)
     _check_equal("field reports of tamiyo", [plain(report) for report in tamiyo.past], reports)
+    chosen = [body for body in story.bodies(RecordKind.FINISHED) if body["fence"] == host.fence]
+    _check_equal("finish", plain(line.finish), plain(chosen[-1] if chosen else None))
     forks = story.bodies(RecordKind.INCUBATION_ENDED)
     _check_equal("incubator_steps", line.tally.incubator_steps, sum(body["fork_steps"] for body in forks))
     rounds = story.bodies(RecordKind.ROUND_ENDED)

@@ -13,6 +13,7 @@ from esper.archive.resuming import Ended, resumed
 from esper.archive.summary import Summary
 from esper.config.joined import RunConfig
 from esper.errors import ConfigError
+from esper.export.loading import load
 from esper.flow.in_process import InProcessLauncher
 from esper.flow.late_delivery import deliver_the_rest
 from esper.flow.launching import Launcher
@@ -195,6 +196,8 @@ def _carry_out(
         conductor = Conductor(name, bring_up, job.reference, progress, used.clock, drain, used.policy, job.signals)
         summary = conduct(conductor, survey)
         place = fixed(Path(summary.run_dir))
+        if summary.ends_with == "twin":  # it is in the last checkpoint
+            return Result.of(summary, place, network=load(place, task=job.task, fence=summary.rounds))
         return Result.of(summary, place, network=used.network(place, job.task, summary.rounds))
 
 

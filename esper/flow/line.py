@@ -14,6 +14,7 @@ from esper.flow.checkpoints import Checkpoints
 from esper.flow.crew import Components
 from esper.flow.death_log import DeathLog
 from esper.flow.emergency_watch import SignalWatch
+from esper.flow.finishing import choose
 from esper.flow.going_back import GoingBack, Phase
 from esper.flow.growth import Growth
 from esper.flow.position import Position
@@ -47,6 +48,8 @@ class Line:
     at: Position = field(default_factory=Position)
     trace_id: str = ""
     """Trace id of the last round that began."""
+    chooses: bool = False
+    """True: the run ends with the better of live host and twin."""
 
     def __post_init__(self) -> None:
         self.watch = SignalWatch(self.components.inbox, self.journal, self.at, self.progress)
@@ -103,6 +106,7 @@ class Line:
         assert self.back.phase is Phase.GOING_ON, f"no round runs in phase {self.back.phase}"
         steps = self.fence_steps[fence] - self.fence_steps[fence - 1]
         self.progress.working(f"round {fence}: {steps} steps")
+        self.at.finish = None  # a resume may make a run longer
         if self.view.has_twin:
             with self.tally.fence(), self.tally.waiting():
                 self.components.incubator.advance_twin(self.fence_steps[fence])
@@ -130,10 +134,18 @@ class Line:
         if back is not None:
             self.back.obey(back, fence)
             return
+        if self.chooses and fence == self.last:
+            self._finish(fence)
         gauge("esper.parameters", training.parameters)
         gauge("esper.seeds.live", sum(stage in LIVE for stage in self.view.stages.values()))
         self.progress.fence(self.at.round_state(training), self.tally)
         self._pass(fence)
+
+    def _finish(self, fence: int) -> None:
+        """Choose the network of the run."""
+        with self.tally.fence():
+            self.at.finish = choose(self.components, self.view, fence)
+        self.journal.write(RecordKind.FINISHED, self.at.finish)
 
     def _hear(self, fence: int) -> None:
         """Restart the dead processes that can be restarted alone. Then read signals. Raises: EmergencyStop,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from pydantic import ValidationError
 
@@ -15,7 +16,8 @@ from esper.errors import StoreCorrupt
 from esper.flow.checkpoints import FenceState
 from esper.flow.tally import Tally, TallyState
 from esper.ground.problems import first_problem
-from esper.leyline.base import Message
+from esper.leyline.base import GrownMessage
+from esper.leyline.finish import Finish
 from esper.leyline.signals import Level
 from esper.leyline.state import RegistryView, RoundState, TrainingState
 
@@ -24,12 +26,17 @@ COMPONENTS, FORKS = frozenset({"line", "kasmina", "tamiyo"}), frozenset({"twin",
 the parts of incubation."""
 
 
-class LineState(Message):
+class LineState(GrownMessage):
     """The line's own part of a checkpoint."""
+
+    LATER: ClassVar = frozenset({"finish"})
 
     tally: TallyState
     level: Level | None
     start: dict[str, float]
+    finish: Finish | None = None
+    """The network with which the run ends. None: it does not end at this fence, or its network is the live host by the
+    config."""
 
     @classmethod
     def of(cls, saved: FenceState) -> LineState:
@@ -64,6 +71,8 @@ class Position:
     """Kasmina's present registry. None: no fence was held yet."""
     checkpoints: tuple[int, ...] = ()
     """The fences to which the run can go back."""
+    finish: Finish | None = None
+    """As in `LineState`."""
 
     @property
     def registry(self) -> RegistryView:
@@ -79,13 +88,14 @@ class Position:
 
     def state(self) -> str:
         """Return the line's part of a checkpoint, as text."""
-        return LineState(tally=self.tally.state(), level=self.level, start=dict(self.start)).model_dump_json()
+        own = LineState(tally=self.tally.state(), level=self.level, start=dict(self.start), finish=self.finish)
+        return own.model_dump_json()
 
     def become(self, fence: int | None, own: LineState, view: RegistryView | None) -> None:
         """Take over the state of a fence. The count of rollbacks never decreases, and the levels of later signals are
         kept.
         """
-        self.fence, self.start, self.view = fence, own.start, view
+        self.fence, self.start, self.view, self.finish = fence, own.start, view, own.finish
         self.level = self.levels.at(fence) if fence is not None else None
         rollbacks = self.tally.rollbacks
         self.tally.restore(own.tally)

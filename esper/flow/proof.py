@@ -43,13 +43,14 @@ class Divergence:
     """The first difference between a run and its repetition."""
 
     what: str
-    """`loss` of a step or `weights` at a fence."""
+    """`loss` of a step, `weights` at a fence, or `network` for the network with which the run ends."""
     fence: int
     step: int | None
     recorded: float | None
-    """Loss or checksum of the weights in the run. None: the run has no record of it."""
+    """Loss or checksum of the weights in the run. For `network`: mean loss of the network of the run. None: the run has
+    no record of it."""
     repeated: float | None
-    """Loss or checksum of the weights in the repetition. None: the repetition has no record of it."""
+    """The same of the repetition. None: the repetition has no record of it."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,9 @@ class Proof:
     total_steps: int
     """Steps of the whole run. A run that stopped is compared up to the last fence that it passed."""
     divergence: Divergence | None
+    network: str | None = None
+    """`live` or `twin`: the network that the run chose at its end (`growth.finish`), as its repetition did. None: it
+    chose none, or it did not reach its end."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the proof as JSON values."""
@@ -256,7 +260,21 @@ def compare(recorded: Past, repeated: Past, *, all_weights: bool = True) -> Proo
             if one != other:
                 return Proof(steps, fences, total, Divergence("weights", fence, None, one, other))
             fences += 1
-    return Proof(steps, fences, total, None)
+    chosen, again = _chosen(recorded), _chosen(repeated)
+    if chosen != again:
+        one, other = (_loss_of(found) for found in (chosen, again))
+        return Proof(steps, fences, total, Divergence("network", max(losses), None, one, other))
+    return Proof(steps, fences, total, None, chosen["network"] if chosen is not None else None)
+
+
+def _chosen(past: Past) -> dict[str, Any] | None:
+    """Return the body of the record in which a run chose its network at its end. None: it has no such record."""
+    found = [entry.body for entry in past.entries if entry.kind is RecordKind.FINISHED]
+    return found[-1] if found else None
+
+
+def _loss_of(chosen: dict[str, Any] | None) -> float | None:
+    return None if chosen is None else chosen[chosen["network"]]["mean"]
 
 
 def _losses(past: Past) -> dict[int, list[float]]:

@@ -322,6 +322,7 @@ class OpenRun:
             self.conductor.progress,
             self.conductor.drain,
             trace_id=trace,
+            chooses=self.survey.config.growth.enabled and self.survey.config.growth.finish == "better",
         )
         calm_fences = self.survey.config.emergency.calm_fences
         line.at.levels = level_history(

@@ -10,6 +10,7 @@ from esper.archive.no_growth import why_none_stayed
 from esper.archive.summary import Summary, fate
 from esper.flow.line import Line
 from esper.ground.workplace import shown
+from esper.leyline.finish import Finish
 from esper.leyline.incubation import TwinReport
 from esper.setup.survey import Survey
 
@@ -50,24 +51,43 @@ def with_deaths(summary: partial[Summary], line: Line, past: Past | None) -> par
 
 def _network(line: Line, survey: Survey, twin: TwinReport | None) -> partial[Summary]:
     """Return the losses, sizes and digests of the network, and the fates of the seeds."""
-    trainer, growth = line.components.trainer, line.tally.growth
-    end = trainer.shard_means("test")
+    trainer, growth, finish = line.components.trainer, line.tally.growth, line.at.finish
+    ends_with_twin = finish is not None and finish.network == "twin"
+    means = line.components.incubator.twin_means if ends_with_twin else trainer.shard_means
+    end = means("test")
     seeds = tuple(fate(seed) for seed in line.view.seeds)
+    why = f"the run ends with its twin: {finish.why}" if finish is not None and ends_with_twin else None
     return partial(
         Summary,
         test_loss=end["loss"],
-        valid_loss=trainer.shard_means("valid")["loss"],
+        valid_loss=means("valid")["loss"],
         start_test_loss=line.at.start["loss"],
         twin_test_loss=twin.test_loss if twin is not None else None,
         test_metrics={name: value for name, value in end.items() if name != "loss"},
         params_start=survey.host_parameters,
-        params_end=trainer.parameter_count(),
+        params_end=survey.host_parameters if ends_with_twin else trainer.parameter_count(),
         seeds=seeds,
         growth=growth,
-        why_none_stayed=why_none_stayed(survey, growth, seeds),
-        weights_sha256=trainer.weights_sha256(),
+        why_none_stayed=why or why_none_stayed(survey, growth, seeds),
+        ends_with=finish.network if finish is not None else "live",
+        finish=finish,
+        live_test_loss=_live_test_loss(line, end["loss"], ends_with_twin=ends_with_twin),
+        weights_sha256=trainer.weights_sha256() if finish is None else _weights_of(finish),
         twin_weights_sha256=twin.weights_sha256 if twin is not None else None,
     )
+
+
+def _live_test_loss(line: Line, test_loss: float, *, ends_with_twin: bool) -> float | None:
+    """Return the test loss of the live host, if the run chose its network. `test_loss` is that of the network."""
+    if line.at.finish is None:
+        return None
+    return line.components.trainer.shard_means("test")["loss"] if ends_with_twin else test_loss
+
+
+def _weights_of(finish: Finish) -> str:
+    chosen = finish.twin if finish.network == "twin" else finish.live
+    assert chosen is not None, "a run without a twin ends with the live host"
+    return chosen.weights_sha256
 
 
 def _cost(line: Line, survey: Survey, twin: TwinReport | None) -> partial[Summary]:

@@ -121,6 +121,10 @@ class GrowthConfig(Settings):
     twin: bool = Field(
         True, description="continue to train the control of the first accepted tournament, as the twin of the live host"
     )
+    finish: Literal["live", "better"] = Field(
+        "live",
+        description="network of the run: the live host, or the better of live host and twin on pick and gate shards",
+    )
     isolate_until: Literal["none", "blended", "fossilized"] = Field(
         "blended",
         description="stage until which a seed's gradient does not reach the host; always none if growth.entry is adopt",
@@ -164,6 +168,14 @@ class GrowthConfig(Settings):
                 raise ValueError("use none with growth.entry=adopt: a fork trains the host together with the seed")
             if isinstance(value, int):
                 raise ValueError("leave it out with growth.entry=adopt: a fork trains for growth.due_rounds rounds")
+        return value
+
+    @field_validator("finish", mode="after")
+    @classmethod
+    def _check_finish(cls, value: str, info: ValidationInfo) -> str:
+        """Return the value. Raises: ValueError: the run has no twin to choose."""
+        if value == "better" and info.data.get("twin") is False:
+            raise ValueError("use live with growth.twin=false: there is no twin to compare with")
         return value
 
     @property

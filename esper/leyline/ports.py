@@ -316,13 +316,17 @@ class Incubation(Protocol):
         ...
 
     def advance_twin(self, step: int) -> None:
-        """Train the twin up to an optimizer step. The training may run in the background; `twin_losses` and
-        `twin_report` wait for its end.
+        """Train the twin up to an optimizer step. The training may run in the background; `twin_losses`,
+        `twin_means` and `twin_report` wait for its end.
         """
         ...
 
     def twin_losses(self, fence: int) -> SampleLosses:
         """Return the twin's losses on this fence's slice of the gate shard."""
+        ...
+
+    def twin_means(self, shard: str) -> dict[str, float]:
+        """Return the twin's mean loss ("loss") and the metrics over a whole shard."""
         ...
 
     def twin_report(self) -> TwinReport:

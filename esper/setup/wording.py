@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from decimal import Decimal
 
+from esper.leyline.finish import Finish
 from esper.leyline.reports import Check
 
 SMALLEST_WITH_EXPONENT = 1e6
@@ -26,6 +27,14 @@ def percent(share: float, decimals: int = 1, *, signed: bool = False) -> str:
     if math.isfinite(share) and not math.isfinite(100 * share):
         return f"{100 * Decimal(share):{'+' if signed else ''}.2g}%"
     return f"{number(100 * share, decimals, signed=signed)}%"
+
+
+def choice(finish: Finish) -> str:
+    """Return the network with which a run ends, why, and the losses of both networks, in words."""
+    name = "the twin" if finish.network == "twin" else "the live host"
+    both = {"live host": finish.live, "twin": finish.twin}
+    told = (f"{who} {number(one.pick)} pick, {number(one.gate)} gate" for who, one in both.items() if one is not None)
+    return f"{name}, because {finish.why} ({'; '.join(told)})"
 
 
 def growing(test_loss: float, twin_test_loss: float) -> str:

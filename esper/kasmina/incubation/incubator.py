@@ -251,6 +251,10 @@ class Incubator:
         """Return the losses of the twin on the slice of the gate shard for this fence."""
         return self.twin.sample_losses("gate", fence)
 
+    def twin_means(self, shard: str) -> dict[str, float]:
+        """Return the twin's mean loss ("loss") and the metrics over a whole shard."""
+        return self.twin.shard_means(shard)
+
     def twin_report(self) -> TwinReport:
         """Return the twin's number of steps, test loss and digest of weights."""
         loss, digest = self.twin.shard_means("test")["loss"], self.twin.weights_sha256()

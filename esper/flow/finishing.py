@@ -1,0 +1,51 @@
+"""The end of a run with `growth.finish=better`: the better of live host and twin is the network of the run.
+
+Both are measured over the whole pick and gate shards. Both stay in the last checkpoint, so a resume with more epochs
+continues with both. This module changes no component.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+from esper.flow.crew import Components
+from esper.leyline.finish import EndLosses, Finish
+from esper.leyline.stages import IN_HOST
+from esper.leyline.state import RegistryView
+
+
+def choose(components: Components, view: RegistryView, fence: int) -> Finish:
+    """Measure the live host and its twin at the last fence, and choose the network of the run.
+
+    The twin is chosen if no seed is left in the live host, or if its mean loss is lower.
+    """
+    trainer, incubator = components.trainer, components.incubator
+    live = _measured(trainer.shard_means, trainer.weights_sha256())
+    if not view.has_twin:
+        return Finish(fence=fence, network="live", why="the run has no twin", live=live, twin=None)
+    twin = _measured(incubator.twin_means, incubator.twin_report().weights_sha256)
+    grown = any(seed.stage in IN_HOST for seed in view.seeds)
+    network, why = better(live, twin, grown=grown)
+    return Finish(fence=fence, network=network, why=why, live=live, twin=twin)
+
+
+def better(live: EndLosses, twin: EndLosses, *, grown: bool) -> tuple[Literal["live", "twin"], str]:
+    """Return the better network, and why it is better. Of equal losses, the live host is better.
+
+    Args:
+        grown: The live host has a seed.
+    """
+    if not grown:
+        return "twin", "no seed is left in the live host"
+    if math.isnan(live.mean) and not math.isnan(twin.mean):
+        return "twin", "the mean loss of the live host is not a number"
+    if twin.mean < live.mean:
+        return "twin", f"its mean loss over pick and gate is lower: {twin.mean:.6g}, live host {live.mean:.6g}"
+    return "live", f"its mean loss over pick and gate is not higher: {live.mean:.6g}, twin {twin.mean:.6g}"
+
+
+def _measured(shard_means: Callable[[str], Mapping[str, float]], weights_sha256: str) -> EndLosses:
+    pick, gate = (shard_means(shard)["loss"] for shard in ("pick", "gate"))
+    return EndLosses(pick=pick, gate=gate, mean=(pick + gate) / 2, weights_sha256=weights_sha256)

@@ -1,0 +1,59 @@
+"""A fork that is adopted goes from its manager to the trainer, and no death on the way changes a bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import esper
+from esper.archive.history import read_past
+from esper.archive.journal import RecordKind
+from esper.flow.result import Result
+from esper.testing import tiny_config, tiny_task
+
+ADOPTING = {"growth__entry": "adopt", "growth__replicas": 2}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """The run in one process."""
+    return esper.run(tiny_task(), tiny_config(run__dir=str(tmp_path_factory.mktemp("alone") / "run"), **ADOPTING))
+
+
+def compare(together: Result, alone: Result) -> None:
+    assert together.weights_sha256 == alone.weights_sha256
+    assert together.twin_weights_sha256 == alone.twin_weights_sha256
+    told = [
+        [e.body for e in read_past(Path(one.run_dir)).entries if e.kind is RecordKind.ADOPTED]
+        for one in (together, alone)
+    ]
+    digests = [[(one["fence"], one["before_sha256"], one["after_sha256"]) for one in each] for each in told]
+    assert digests[0] == digests[1]
+    assert len(digests[0]) == 2
+
+
+@pytest.mark.parametrize("managers", [2, *(pytest.param(number, marks=pytest.mark.torture) for number in (1, 3))])
+def test_any_number_of_managers_adopts_with_the_bits_of_one_process(
+    launch_tiny: Any, alone: Result, managers: int
+) -> None:
+    compare(launch_tiny(growth__managers=managers, **ADOPTING), alone)
+
+
+KILLS = [
+    {"point": "kasmina.adoption_snapshot", "fault": "kill"},
+    {"point": "tolaria.adoption_restored", "fault": "kill"},
+    pytest.param({"point": "tolaria.adoption_restored", "fault": "kill", "passage": 2}, marks=pytest.mark.torture),
+    pytest.param({"point": "kasmina.adoption_snapshot", "fault": "hang_c"}, marks=pytest.mark.torture),
+]
+
+
+@pytest.mark.parametrize("fault", KILLS)
+def test_a_death_of_a_manager_or_of_the_trainer_in_an_adoption_changes_no_bit(
+    launch_tiny: Any, alone: Result, fault: dict[str, Any]
+) -> None:
+    together = launch_tiny(growth__managers=2, faults=[fault], **ADOPTING)
+    assert together.fault_fired
+    assert together.restarts == 1
+    compare(together, alone)

@@ -1,0 +1,98 @@
+"""A run may end with its twin: the better of two networks, told with its reason, and the same however it is stopped."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from stopping import stop
+
+import esper
+from esper.archive.history import read_past
+from esper.archive.inspection import inspect_run
+from esper.archive.journal import RecordKind
+from esper.archive.run_directory import summary_file
+from esper.flow.finishing import better
+from esper.flow.proof import compare
+from esper.flow.result import Result
+from esper.ground.tensors import state_digest
+from esper.kasmina.judging import gates
+from esper.leyline.finish import EndLosses
+from esper.testing import tiny_config, tiny_task
+
+
+def losses(mean: float) -> EndLosses:
+    return EndLosses(pick=mean, gate=mean, mean=mean, weights_sha256="")
+
+
+@pytest.mark.parametrize(
+    ("live", "twin", "grown", "network"),
+    [
+        (1.0, 2.0, True, "live"),
+        (1.0, 1.0, True, "live"),
+        (2.0, 1.0, True, "twin"),
+        (1.0, 2.0, False, "twin"),
+        (math.nan, 2.0, True, "twin"),
+        (math.inf, 2.0, True, "twin"),
+        (1.0, math.nan, True, "live"),
+        (math.nan, math.nan, True, "live"),
+    ],
+)
+def test_the_lower_mean_loss_wins_and_a_host_without_seeds_never_does(
+    live: float, twin: float, grown: bool, network: str
+) -> None:
+    assert better(losses(live), losses(twin), grown=grown)[0] == network
+
+
+def harmed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every comparison with the twin shows harm, so that G4 culls every seed."""
+    monkeypatch.setattr(gates, "stouffer", lambda _zs: -99.0)
+
+
+@pytest.mark.slow
+def test_a_run_in_which_no_seed_is_left_ends_with_its_twin_and_says_so_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harmed(monkeypatch)
+    config = tiny_config(run__dir=str(tmp_path / "run"), growth__finish="better", growth__replicas=1)
+    result = esper.run(tiny_task(), config)
+    plain = esper.run(tiny_task(), tiny_config(growth__enabled=False))
+    assert result.finish is not None
+    assert (result.ends_with, result.finish.why) == ("twin", "no seed is left in the live host")
+    assert result.weights_sha256 == plain.weights_sha256 == result.twin_weights_sha256
+    assert (result.test_loss, result.valid_loss, result.params_end) == (
+        *(plain.test_loss, plain.valid_loss, plain.params_end),
+    )
+    assert result.live_test_loss != result.test_loss
+    assert state_digest(result.network.state_dict()) == plain.weights_sha256
+    assert state_digest(esper.load(tmp_path / "run", task=tiny_task()).state_dict()) == plain.weights_sha256
+    assert state_digest(esper.load(tmp_path / "run", task=tiny_task(), fence=15).state_dict()) != plain.weights_sha256
+    told = json.loads(summary_file(tmp_path / "run").read_text())
+    assert told["finish"]["live"]["mean"] != told["finish"]["twin"]["mean"]
+    assert inspect_run(tmp_path / "run")["finish"] == told["finish"]
+    assert "no seed is left" in (result.why_none_stayed or "")
+    proof = esper.prove(tmp_path / "run", tiny_task())
+    assert (proof.divergence, proof.network) == (None, "twin")
+    past = read_past(tmp_path / "run")
+    (record,) = [entry for entry in past.entries if entry.kind is RecordKind.FINISHED]
+    record.body["network"] = "live"
+    found = compare(past, read_past(tmp_path / "run")).divergence
+    assert found is not None
+    assert (found.what, found.recorded) == ("network", told["finish"]["live"]["mean"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fence", [9, 16])
+def test_a_run_that_chooses_is_stopped_and_resumed_with_the_same_choice(
+    tmp_path: Path, undisturbed: Result, fence: int
+) -> None:
+    stop(fence, tiny_task(), tiny_config(run__dir=str(tmp_path / "run"), growth__finish="better"))
+    result = esper.resume(tmp_path / "run", tiny_task())
+    assert result.finish is not None
+    assert result.finish.twin is not None
+    assert (result.ends_with, result.weights_sha256) == ("live", undisturbed.weights_sha256)
+    assert result.finish.twin.weights_sha256 == undisturbed.twin_weights_sha256
+    assert result.finish.live.mean < result.finish.twin.mean
+    assert result.live_test_loss == result.test_loss == undisturbed.test_loss
