@@ -14,6 +14,9 @@ from esper.archive.history import read_past
 from esper.archive.inspection import inspect_run
 from esper.archive.journal import RecordKind
 from esper.archive.run_directory import summary_file
+from esper.errors import FaultInjected
+from esper.faults import FaultSpec
+from esper.flow.entry import run
 from esper.flow.finishing import better
 from esper.flow.proof import compare
 from esper.flow.result import Result
@@ -84,11 +87,16 @@ def test_a_run_in_which_no_seed_is_left_ends_with_its_twin_and_says_so_everywher
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fence", [9, 16])
+@pytest.mark.parametrize("at_the_end", [False, True])
 def test_a_run_that_chooses_is_stopped_and_resumed_with_the_same_choice(
-    tmp_path: Path, undisturbed: Result, fence: int
+    tmp_path: Path, undisturbed: Result, at_the_end: bool
 ) -> None:
-    stop(fence, tiny_task(), tiny_config(run__dir=str(tmp_path / "run"), growth__finish="better"))
+    config = tiny_config(run__dir=str(tmp_path / "run"), growth__finish="better")
+    if at_the_end:  # after the last checkpoint, before the summary
+        with pytest.raises(FaultInjected):
+            run(tiny_task(), config.model_copy(update={"faults": (FaultSpec(point="conductor.end", fault="raise"),)}))
+    else:
+        stop(9, tiny_task(), config)
     result = esper.resume(tmp_path / "run", tiny_task())
     assert result.finish is not None
     assert result.finish.twin is not None
