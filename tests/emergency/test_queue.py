@@ -17,7 +17,44 @@ from esper.errors import DependencyViolationError, EmergencyQueueFull, Emergency
 from esper.leyline.signals import Level
 from esper.telemetry.context import use
 from esper.telemetry.setup import Telemetry
-from esper.testing import telling
+from esper.testing import FakeClock, telling
+
+
+class AfterABoot(FakeClock):
+    """A clock whose monotonic time began later than that of a `FakeClock` with the same wall time."""
+
+    def monotonic(self) -> float:
+        return self.seconds - 1000.0
+
+
+def test_the_window_of_the_cap_slides_on_when_the_queue_is_opened_again(tmp_path: Path) -> None:
+    clock, again = FakeClock(), AfterABoot()
+    with opened(tmp_path, FILE, clock=clock, cap_per_minute=2) as queue:
+        for name, pause_s in (("a", 30.0), ("b", 10.0)):
+            queue.publish(signal(name))
+            queue.attempt("file", [name])
+            clock.move(pause_s)
+    again.seconds = clock.seconds
+    with opened(tmp_path, FILE, clock=again, cap_per_minute=2) as queue:
+        for wait_s in (20.0, 30.0):  # "a" was sent at 0 s, "b" at 30 s, and now it is 40 s
+            assert (due(queue, "file"), queue.next_due_s("file")) == ([], pytest.approx(wait_s))
+            again.move(wait_s)
+            queue.attempt("file", due(queue, "file", 1))
+
+
+def test_an_attempt_that_has_left_the_window_of_the_cap_does_not_count_though_the_clock_was_set_back(
+    tmp_path: Path,
+) -> None:
+    clock = FakeClock()
+    with opened(tmp_path, FILE, clock=clock, cap_per_minute=2) as queue:
+        for name, moved_s in (("a", 50.0), ("b", -50.0)):  # "a" is sent at 50 s, then "b" at 0 s
+            queue.publish(signal(name))
+            clock.move(moved_s)
+            queue.attempt("file", [name])
+    clock.move(70.0)
+    with opened(tmp_path, FILE, clock=clock, cap_per_minute=2) as queue:
+        assert due(queue, "file") == ["a"]
+
 
 # -- bounds ------------------------------------------------------------------------------------------------------
 

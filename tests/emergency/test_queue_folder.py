@@ -19,6 +19,7 @@ from esper.emergency import queue as queue_module
 from esper.emergency.queue_state import REMEMBERED
 from esper.emergency.reading import MOST_CAPACITY, MOST_FRAMES, MOST_LOG_BYTES, read_queue
 from esper.emergency.records import Acknowledged, Held, Put, decoded
+from esper.emergency.reserve import Reserve
 from esper.emergency.room import GROWTH_BYTES, MOST_HELD_BYTES, REASON_BYTES, Room
 from esper.errors import DependencyViolationError, EmergencyQueueFull, RunDirectoryError, StoreCorrupt, StoreWriteFailed
 from esper.leyline.signals import EmergencySignal, Level
@@ -40,8 +41,9 @@ class SmallDisk(QuickDisk):
         return super().write(descriptor, data, offset)
 
     def allocate(self, descriptor: int, length: int) -> None:
-        """Blocks are written, as the C library does where the file system has no call for it."""
-        self.write(descriptor, memoryview(bytes(length)), 0)
+        """Blocks are written one by one, as the C library does where the file system has no call for it."""
+        for offset in range(os.fstat(descriptor).st_size, length, 4096):
+            self.write(descriptor, memoryview(bytes(min(4096, length - offset))), offset)
 
 
 class UnreadDisk(QuickDisk):
@@ -77,6 +79,18 @@ def test_what_was_accepted_is_acknowledged_on_a_full_disk(tmp_path: Path) -> Non
         disk.room_bytes = 600_000
         assert queue.publish(signal("later")) == len(ids) + 1
         assert (tmp_path / "reserve").stat().st_size > 0  # it is taken again
+
+
+def test_the_blocks_of_a_growth_that_fails_are_given_back(tmp_path: Path) -> None:
+    disk = SmallDisk(tmp_path, 2**17 - 1)  # all blocks of a second step but the last
+    reserve = Reserve.open(tmp_path / "reserve", disk=disk)
+    reserve.grow(2**16)
+    with pytest.raises(StoreWriteFailed):
+        reserve.grow(2**16 + 1)
+    assert used(tmp_path) == reserve.size_bytes == 2**16
+    disk.room_bytes += 1
+    reserve.grow(2**16 + 1)
+    assert used(tmp_path) == reserve.size_bytes == 2**17
 
 
 def test_a_lost_reserve_is_filled_again_when_the_queue_is_opened(tmp_path: Path) -> None:

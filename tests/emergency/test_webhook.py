@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import socket
 import traceback
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 from servers import Answer, by_drops, never, says, serving, without_end
 
 from esper.emergency.settings import WebhookSinkConfig
-from esper.emergency.webhook import WebhookSink
+from esper.emergency.webhook import LOGGERS, WebhookSink
 from esper.errors import ConfigError, SinkFailed
 from esper.leyline.signals import EmergencySignal, Level
 from esper.testing import EPOCH, telling
@@ -216,6 +218,13 @@ async def test_no_error_and_no_log_shows_the_address_or_the_token(
     shown += "".join(traceback.format_exception(unreachable.value)) + caplog.text + "".join(capfd.readouterr())
     assert "SinkFailed" in shown
     assert not {one for one in ("secret-path", TOKEN, "nowhere.invalid") if one in shown}
+
+
+def test_every_logger_of_httpx_is_silent_while_a_webhook_sends() -> None:
+    """A logger that writes nothing today, such as that of proxies, may write an address in the next version."""
+    packages = [resources.files(name) for name in ("httpx", "httpcore")]
+    sources = [file.read_text() for package in packages for file in Path(str(package)).rglob("*.py")]
+    assert {name for source in sources for name in re.findall(r'getLogger\("(.+)"\)', source)} == set(LOGGERS)
 
 
 async def test_others_may_log_what_they_send_with_httpx(caplog: pytest.LogCaptureFixture) -> None:
