@@ -22,7 +22,8 @@ def why_none_stayed(survey: Survey, log: GrowthLog, seeds: Sequence[SeedFate]) -
         return "growth is off (growth.enabled, --no-growth)"
     if (short := why_nothing_grows(survey)) is not None:
         return f"no candidate was tried: {short}"
-    needed = f"gain above {percent(growth.margin)}, z above {number(survey.g2_limit(), 2)}"
+    beyond = " and above the limit of the placebos" if growth.placebos else ""
+    needed = f"gain above {percent(growth.margin)}{beyond}, z above {number(survey.g2_limit(), 2)}"
     return none_stayed(log, len(seeds), _best(seeds), needed)
 
 

@@ -257,7 +257,7 @@ def heading(survey: Survey, path: Path | None) -> list[str]:
     return [
         *lines,
         f"  {len(survey.options)} candidates{of_copies(growth.copies)}; a seed must beat its control by"
-        f" {percent(growth.margin)} of the loss"
+        f" {percent(growth.margin)} of the loss{beside_placebos(growth.placebos)}"
         f" and z > {survey.g2_limit():.2f} on {survey.judged_units} {units} (strict, because a run may test"
         f" {growth.max_tests} candidates)",
         "  stages of a seed: incubation > BLENDING (alpha rises) > SHADOWING (compared with the twin) > PROBATIONARY >"
@@ -268,6 +268,11 @@ def heading(survey: Survey, path: Path | None) -> list[str]:
 def of_copies(copies: int) -> str:
     """Return words for the number of modules in each seed. The text is empty for one module."""
     return f", {copies} copies each" if copies > 1 else ""
+
+
+def beside_placebos(count: int) -> str:
+    """Return words for the placebos of a tournament. The text is empty if there are none."""
+    return f", by more than {count} useless seeds do (placebos)," if count else ""
 
 
 def left_out(modules: Mapping[str, str]) -> list[str]:

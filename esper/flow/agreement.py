@@ -13,6 +13,7 @@ from esper.errors import StoreCorrupt, in_a_line
 from esper.flow.checkpoints import FenceState
 from esper.flow.position import LineState
 from esper.flow.retold import OF_COMMANDS, OF_JOURNAL, Story, plain, records_of, sent
+from esper.kasmina.registry.answers import in_generation
 from esper.kasmina.registry.registry_state import RegistryState
 from esper.leyline.checkpoint_record import CheckpointWritten
 from esper.leyline.incubation import IncubationOrder
@@ -140,6 +141,7 @@ def _check_told(story: Story) -> None:
     _check_equal("commands", [plain(command) for command in story.commands.values()], sent(story.entries))
     orders = [answer.order.model_copy(update={"plans": ()}) for answer in story.answers.values() if answer.order]
     _check_equal("orders", [plain(order) for order in orders], records_of(story.entries, RecordKind.INCUBATION_BEGUN))
+    _check_equal("placebo_gains", list(registry.placebo_gains), list(story.placebo_gains))
     ended = {body["order_id"] for body in story.bodies(RecordKind.INCUBATION_ENDED)}
     open_orders = [order.order_id for order in orders if order.order_id not in ended]
     _check_equal("order in flight", [registry.order.order_id] if registry.order is not None else [], open_orders)
@@ -176,8 +178,7 @@ def _check_measured(host: HostSnapshot, line: LineState, tamiyo: TamiyoState, st
 
 def _undated(order: IncubationOrder) -> str:
     """Return an order without its generation. A restore begins the order again in the generation of the restore."""
-    plans = tuple(plan.model_copy(update={"generation": 0}) for plan in order.plans)
-    return str(plain(order.model_copy(update={"generation": 0, "plans": plans})))
+    return str(plain(in_generation(order, 0)))
 
 
 def _check_forks(written: CheckpointWritten, saved: FenceState, registry: RegistryState) -> None:

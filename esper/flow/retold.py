@@ -17,8 +17,9 @@ from pydantic import BaseModel
 from esper.archive.journal import Entry, RecordKind
 from esper.kasmina.registry.registry_state import RegistryState
 from esper.kasmina.registry.seed_record import Graft, SeedRecord
+from esper.kasmina.registry.selection import gains_of
 from esper.leyline.commands import Candidate, Command, Operation
-from esper.leyline.incubation import Answer, ForkResult, IncubationOrder
+from esper.leyline.incubation import Answer, ForkResult, IncubationOrder, IncubationResult
 from esper.leyline.reports import (
     AdoptPlan,
     ConfidencePlan,
@@ -173,6 +174,12 @@ class Story:
         """Seed id -> result of the seed's fork."""
         ended = self.bodies(RecordKind.INCUBATION_ENDED)
         return {fork["seed_id"]: _read(ForkResult, fork) for body in ended for fork in body["forks"]}
+
+    @cached_property
+    def placebo_gains(self) -> tuple[float, ...]:
+        """The gains of the placebos of all tournaments that have ended."""
+        ended = self.bodies(RecordKind.INCUBATION_ENDED)
+        return tuple(gain for body in ended for gain in gains_of(_read(IncubationResult, body)))
 
     def embargo_until(self, seed_id: str) -> int:
         """Return the fence at which the embargo of a seed ends. 0: the seed was not culled."""

@@ -12,6 +12,8 @@ from esper.leyline.commands import MAX_COPIES
 
 MOST_MANAGERS = 512
 """Upper limit of `growth.managers`. Each manager is a process. Many more processes would exhaust a machine."""
+MOST_PLACEBOS = 64
+"""Upper limit of `growth.placebos`. Each placebo trains in a fork."""
 Share = Annotated[float, Field(gt=0, lt=1)]
 Ratio = Annotated[float, Field(gt=0)]
 
@@ -75,6 +77,9 @@ class GrowthConfig(Settings):
     entry: Literal["graft", "adopt"] = Field(
         "graft",
         description="graft: an accepted seed is put into the live host; adopt: its fork becomes the live host",
+    )
+    placebos: Annotated[int, Field(ge=0, le=MOST_PLACEBOS)] = Field(
+        0, description="number of useless seeds in each tournament; G2 compares the best candidate with them"
     )
     candidates: PositiveInt = Field(18, description="largest number of candidates in one tournament")
     due_rounds: PositiveInt = Field(1, description="rounds between the snapshot of a tournament and its verdict")

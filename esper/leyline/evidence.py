@@ -162,6 +162,10 @@ class StabilityEvidence(Message):
     """For a replica: the G2 evidence of the seed that it repeats. None: not a replica."""
     carried_from: str | None = None
     carried_age_fences: int | None = None
+    placebo_gains: tuple[float, ...] | None = None
+    """Gains of the placebos of all tournaments of the run so far, on the gate shard. None: the run has no placebos."""
+    tests: int | None = None
+    """Number of tests among which the chance of a false pass is divided. None: `growth.max_tests`."""
 
 
 class SeedObservation(Message):

@@ -15,7 +15,7 @@ class IncubationOrder(GrownMessage):
     """Order to train a control and one fork per plan. Each starts from the snapshot of `fence`. The result is due at
     `due_fence`."""
 
-    LATER: ClassVar = frozenset({"adopts", "rungs", "rung_units"})
+    LATER: ClassVar = frozenset({"adopts", "rungs", "rung_units", "placebos", "placebo_flops"})
 
     order_id: str
     """Id of the command that requested the incubation."""
@@ -41,6 +41,10 @@ class IncubationOrder(GrownMessage):
     rung_units: tuple[int, ...] = ()
     """Number of samples, or of groups, that each rung judges on. The gate shard is judged on as many as the last rung.
     Empty: the number that a fence draws."""
+    placebos: tuple[GraftPlan, ...] = ()
+    """The graft of each useless seed that trains beside the candidates, one per fork."""
+    placebo_flops: tuple[int, ...] = ()
+    """Modelled FLOPs that each placebo adds per step, in the order of `placebos`."""
 
     @property
     def stops(self) -> tuple[tuple[int, int | None], ...]:
@@ -90,8 +94,22 @@ class ForkResult(GrownMessage):
     """Digest of the control's weights at its last step. Measured only for the fork of rank 1, if the order adopts."""
 
 
-class IncubationResult(Message):
+class PlaceboResult(Message):
+    """Result of one useless seed, compared with the control. It has no rank."""
+
+    kind: str
+    """Kind of the placebo, such as "bias"."""
+    slot: str
+    picks: tuple[PairedLosses, ...]
+    """Losses on the pick shard at each rung to which the placebo was trained."""
+    gate: PairedLosses | None
+    """Losses on the gate shard at the end. None: its training diverged."""
+
+
+class IncubationResult(GrownMessage):
     """The results of all forks of one order."""
+
+    LATER: ClassVar = frozenset({"placebos"})
 
     order_id: str
     generation: int
@@ -101,6 +119,8 @@ class IncubationResult(Message):
     """Optimizer steps of all forks together, including the steps of the control."""
     flops: int
     """Modelled FLOPs of all forks together, including the control and all evaluations."""
+    placebos: tuple[PlaceboResult, ...] = ()
+    """The results of the useless seeds, in the order of the order's `placebos`."""
 
 
 class Answer(Message):

@@ -13,12 +13,16 @@ from itertools import pairwise
 from typing import Any
 
 from esper.ground.clock import SystemClock
+from esper.kasmina.blueprints.catalogue import Blueprint
+from esper.kasmina.blueprints.placebos import name_of
 from esper.kasmina.incubation.incubator import PROBE_BATCHES
+from esper.kasmina.incubation.placebo_plans import place_of
 from esper.kasmina.incubation.rungs import Course, course, field_sizes
-from esper.leyline.decisions import Hold
+from esper.leyline.decisions import Hold, Pair
 from esper.leyline.ids import new_run_id
 from esper.leyline.incubation import Received
 from esper.leyline.reports import GraftPlan
+from esper.leyline.slots import SlotSpec
 from esper.leyline.state import RoundState, TrainingState
 from esper.setup.assembly import RunKey, make_fork_factory, make_incubator, make_kasmina, make_tamiyo, make_trainer
 from esper.setup.candidates import candidate_rows, first_tournament, why_nothing_grows
@@ -53,10 +57,10 @@ def forecast(survey: Survey) -> dict[str, Any]:
         "left_out": [{"slot": path, "why": why} for path, why in survey.left_out.items()],
         "candidates": candidate_rows(survey, tried),
         "host_gflops": survey.total_steps * step / 1e9,
-        "tournament_gflops": _tournament_flops(survey, [pair.flops for pair in tried]) / 1e9,
+        "tournament_gflops": _tournament_flops(survey, tried) / 1e9,
+        "placebos": growth.placebos if tried else 0,
         "twin_gflops": _twin_steps(survey) * step / 1e9,
-        "tournament_bytes": 4 * sum(survey.host_bytes + 4 * pair.parameters for pair in tried)
-        + (4 * survey.host_bytes if tried else 0),
+        "tournament_bytes": 4 * _fork_bytes(survey, tried),
         **foretell_waits(survey, measure(survey)),
     }
 
@@ -85,20 +89,41 @@ def _twin_steps(survey: Survey) -> int:
     return survey.total_steps - survey.fence_steps[growth.first_fence + survey.due_rounds]
 
 
-def _tournament_flops(survey: Survey, seeds: list[int]) -> float:
+def _fork_bytes(survey: Survey, tried: Sequence[Pair]) -> int:
+    """Return the bytes of the parameters of all forks of a first tournament, its control included."""
+    if not tried:
+        return 0
+    copies = survey.config.growth.copies
+    seeds = [pair.parameters for pair in tried]
+    seeds += [made.parameters(spec, copies) for made, spec in _placebos(survey, tried)]
+    return sum(survey.host_bytes + 4 * seed for seed in (0, *seeds))
+
+
+def _placebos(survey: Survey, tried: Sequence[Pair]) -> list[tuple[Blueprint, SlotSpec]]:
+    """Return the placebos of a first tournament between some pairs, with the slots of the placebos."""
+    specs, slots = {spec.path: spec for spec in survey.specs}, [pair.slot for pair in tried]
+    count = survey.config.growth.placebos if tried else 0
+    places = ((survey.blueprints.get(name_of(place)), place_of(place, count, slots)) for place in range(count))
+    return [(made, specs[slot]) for made, slot in places]
+
+
+def _tournament_flops(survey: Survey, tried: Sequence[Pair]) -> float:
     """Return the FLOPs of probes, heats and evaluations of a tournament. The seeds with fewer FLOPs are assumed to
     reach the next heat.
     """
-    step, heats = survey.host_flops, _heats(survey, len(seeds))
-    if not seeds:
+    step, heats = survey.host_flops, _heats(survey, len(tried))
+    if not tried:
         return 0.0
-    running = sorted(seeds)
+    running = sorted(pair.flops for pair in tried)
     cost: float = sum(PROBE_BATCHES * (step + seed) for seed in running)
-    units = _course(survey, len(seeds)).units or (None,) * len(heats)
+    units = _course(survey, len(tried)).units or (None,) * len(heats)
     evaluations = [len(survey.data.slice("pick", 0, one).indices) / survey.data.batch_size / 3 for one in units]
-    for steps, evaluation, size in zip(heats, evaluations, field_sizes(len(seeds), len(heats)), strict=True):
+    for steps, evaluation, size in zip(heats, evaluations, field_sizes(len(tried), len(heats)), strict=True):
         cost += sum((steps + evaluation) * (step + seed) for seed in running[:size])
-    return cost + (sum(heats) + sum(evaluations) + evaluations[-1]) * step
+    whole = sum(heats) + sum(evaluations) + evaluations[-1]  # the last is on the gate shard
+    batch, copies = survey.data.batch_size, survey.config.growth.copies
+    cost += sum(whole * (step + made.flops(spec, batch, copies)) for made, spec in _placebos(survey, tried))
+    return cost + whole * step
 
 
 def _heats(survey: Survey, seeds: int) -> tuple[int, ...]:
@@ -171,7 +196,7 @@ def foretell_waits(survey: Survey, measured: Timings) -> dict[str, Any]:
         return found | dict.fromkeys((*nothing, "tournament_s"))
 
     def first(managers: int) -> float:
-        return max(0.0, tournament_s(measured, heats, managers) - steps * measured.host.step_s)
+        return max(0.0, tournament_s(measured, heats, managers, growth.placebos) - steps * measured.host.step_s)
 
     waitless = (managers for managers in range(1, count + 2) if first(managers) == 0.0)
     replica = replica_s(measured, sum(heats), growth.managers, twin=growth.twin) - steps * measured.fork.step_s
@@ -180,7 +205,7 @@ def foretell_waits(survey: Survey, measured: Timings) -> dict[str, Any]:
         "fence_wait_replica_s": probes_s(measured, 1, growth.managers) + max(0.0, replica),
         "fence_wait_least_s": probes_s(measured, count, count + 1) + first(count + 1),
         "managers_for_no_wait": next(waitless, None),
-        "tournament_s": probes_s(measured, count, 1) + tournament_s(measured, heats, 1),
+        "tournament_s": probes_s(measured, count, 1) + tournament_s(measured, heats, 1, growth.placebos),
     }
 
 
@@ -201,17 +226,18 @@ def probes_s(measured: Timings, count: int, managers: int) -> float:
     return busiest([(number, measured.probe_s) for number in range(count)], managers)
 
 
-def tournament_s(measured: Timings, heats: Sequence[int], managers: int) -> float:
-    """Return the seconds of a first tournament. It is not known which forks reach the second heat. So each fork of that
-    heat is assumed to take the average time.
+def tournament_s(measured: Timings, heats: Sequence[int], managers: int, placebos: int = 0) -> float:
+    """Return the seconds of a first tournament. It is not known which forks reach the later heats. So each fork of
+    those heats is assumed to take the average time, and so is each placebo.
     """
-    forks = (measured.host, *measured.forks)
+    useless = [measured.fork] * placebos
+    forks = (measured.host, *measured.forks, *useless)
     whole = busiest([(number, work.making_s + work.heat(heats[0])) for number, work in enumerate(forks)], managers)
     for steps, size in zip(heats[1:], [*field_sizes(len(measured.forks), len(heats))][1:], strict=True):
-        kept = [measured.host, *[measured.fork] * size]
+        kept = [measured.host, *[measured.fork] * size, *useless]
         whole += busiest([(number, work.heat(steps)) for number, work in enumerate(kept)], managers)
     # evaluated on the gate shard, one after the other
-    return whole + measured.host.evaluation_s + measured.fork.evaluation_s
+    return whole + measured.host.evaluation_s + (1 + placebos) * measured.fork.evaluation_s
 
 
 def replica_s(measured: Timings, steps: int, managers: int, *, twin: bool) -> float:

@@ -17,6 +17,7 @@ from actors.remote_incubator import RemoteIncubator
 from actors.task_transport import SentSurvey
 from esper.errors import ActorLost, DivergenceUnrecoverable
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, BlueprintRegistry
+from esper.kasmina.incubation.placebo_plans import placebo_plans, placebo_weights
 from esper.kasmina.incubation.planning import plan_seed
 from esper.leyline.commands import BlendSpec, Candidate
 from esper.leyline.incubation import IncubationOrder
@@ -175,6 +176,14 @@ def order_of(plans: Sequence[GraftPlan], first: int, halving: int | None = 10) -
     )
 
 
+def with_placebos(survey: Survey, order: IncubationOrder) -> IncubationOrder:
+    (spec,) = survey.specs
+    plans = placebo_plans(order.plans, 3, {"body": spec}, survey.blueprints, run_seed=0)
+    for plan in plans:
+        DRAWN[plan.weights_digest] = placebo_weights(plan, spec, survey.blueprints, 0)
+    return order.model_copy(update={"placebos": plans, "placebo_flops": (90,) * 3})
+
+
 def growth(survey: Survey, incubator: Any, wrap: Callable[[Any], Any]) -> list[Any]:
     """The answers of an incubator to all calls of a run with two tournaments and a twin."""
     live, answers = make_trainer(survey, KEY), []
@@ -182,7 +191,10 @@ def growth(survey: Survey, incubator: Any, wrap: Callable[[Any], Any]) -> list[A
         live.train_to(fence * 20)
         plans, snapshot = plans_for(survey, fence, fence * 20, names), wrap(live.snapshot())
         answers.append(tuple(incubator.probe_candidates(plans, DRAWN, snapshot)))
-        incubator.begin(order_of(plans, fence * 20), DRAWN, snapshot)
+        order = order_of(plans, fence * 20)
+        if fence == 1:
+            order = with_placebos(survey, order)
+        incubator.begin(order, DRAWN, snapshot)
         if fence == 2:
             incubator.advance_twin(60)
         answers.append(incubator.collect())
@@ -209,6 +221,8 @@ def test_the_tournament_to_compare_with_has_a_winner_and_a_diverging_fork(survey
     assert ranks["seed-1-1"] is None  # it diverged
     assert ranks["seed-1-2"] == 1
     assert (report.steps, len(first.forks)) == (40, 4)
+    assert all(one.gate is not None and len(one.picks) == 2 for one in first.placebos)
+    assert len({one.gate.mean for one in first.placebos}) == 3
     live = make_trainer(survey, KEY)
     live.train_to(80)
     assert report.weights_sha256 == live.weights_sha256()

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from growing import slot
 from torch import Tensor, nn
 
 from esper import fell_back
@@ -20,6 +21,7 @@ from esper.config.joined import RunConfig
 from esper.errors import DependencyViolationError, EvidenceMissing, StateNotKept
 from esper.kasmina.blueprints.catalogue import Blueprint
 from esper.kasmina.blueprints.nc import mlp
+from esper.kasmina.blueprints.placebos import Frozen
 from esper.leyline.commands import Candidate, Command
 from esper.leyline.evidence import HostObservation
 from esper.leyline.incubation import CandidateProbe, IncubationResult
@@ -424,6 +426,11 @@ def costly(_command: Command, at: int) -> dict[str, Any]:
     return {"candidates": (Candidate(slot="body", blueprint_id="costly", seed_id="costly"),)} if at == 0 else {}
 
 
+def useless(channels: int) -> nn.Module:
+    """A random module that does not train, times a number that does."""
+    return Frozen(slot("body", Kind.NC, (channels,)))
+
+
 SQUARE = made("square", work=lambda _: Squares())
 BORROWING = made("borrowing", work=lambda _: Squares(), after=borrow_if_lent)
 
@@ -453,6 +460,9 @@ SELDOM = {"isolation_audit_steps": 200}
 CASES = {
     "G0 mark in the command": Case(Gate.G0, ("fallback_requested",), 1, run={"commanded": marked(0)}),
     "G2 no use": Case(Gate.G2, ("no_improvement",), GRAFTED, growth={"margin": 10.0}),
+    "G2 of no more use than placebos": Case(
+        Gate.G2, ("no_improvement", "within_placebo"), GRAFTED, (made("useless", work=useless),), growth={"placebos": 3}
+    ),
     "G2 harm": Case(Gate.G2, ("harmful", "no_improvement"), GRAFTED, late(harms, 5)),
     "G2 unsteady": Case(Gate.G2, ("unstable",), GRAFTED, growth={"max_loss_variation": 1e-9}),
     "G2 mark in the command": Case(Gate.G2, ("fallback_requested",), GRAFTED, run={"commanded": marked(1)}),
@@ -755,7 +765,8 @@ def test_missing_evidence_is_never_a_pass_and_changes_nothing(live: Live) -> Non
     assert lived.result.weights_sha256 == sound.result.weights_sha256
     judged = {(report.gate, check.reason) for report in sound.gates for check in report.checks}
     assert judged - {(Gate.G4, "performance_nominal")} == of_the_page() - {
-        *((Gate.G4, reason) for reason in ("fallback_status", "performance_degraded"))
+        (Gate.G2, "within_placebo"),  # this run has no placebos
+        *((Gate.G4, reason) for reason in ("fallback_status", "performance_degraded")),
     }
     found: dict[str, set[str]] = {}
     for gate, evidence in line.missing:

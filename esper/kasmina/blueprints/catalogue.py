@@ -31,6 +31,7 @@ from esper.ground.temporary_rng import temporary_rng
 from esper.kasmina.blueprints import nc, nchw, ntc
 from esper.kasmina.blueprints.fallbacks import heard_while_built
 from esper.kasmina.blueprints.flops import flop_counter
+from esper.kasmina.blueprints.placebos import PREFIX, USELESS, kind_of
 from esper.kasmina.blueprints.precision import parameter_dtype
 from esper.kasmina.blueprints.seed_copies import SeedCopies
 from esper.leyline.slots import Kind, SlotSpec
@@ -164,13 +165,18 @@ class BlueprintRegistry:
         Raises:
             ConfigError: another function has registered this name.
         """
+        if blueprint.name.startswith(PREFIX):
+            raise ConfigError("blueprint.name", blueprint.name, f"a name that begins with {PREFIX!r} is a placebo's")
         older = self._blueprints.get(blueprint.name)
         if older is not None and (_place(older.factory) is None or _place(older.factory) != _place(blueprint.factory)):
             raise ConfigError("blueprint.name", blueprint.name, "this name is taken; choose another")
         self._blueprints[blueprint.name] = blueprint
 
     def get(self, name: str) -> Blueprint:
-        """Return a blueprint by name. Raises: ConfigError: the name is not registered."""
+        """Return a blueprint or a placebo by name. Raises: ConfigError: the name is not registered."""
+        kind = kind_of(name)
+        if kind is not None and kind in USELESS:
+            return Blueprint(name, tuple(Kind), 0.0, USELESS[kind])
         if name not in self:
             raise ConfigError("blueprint", name, self.absent(name))
         return self._blueprints[name]

@@ -17,15 +17,23 @@ from torch import nn
 
 from esper.errors import DivergenceUnrecoverable, IsolationViolation
 from esper.kasmina.blueprints.catalogue import BlueprintRegistry
+from esper.kasmina.blueprints.placebos import kind_of
 from esper.kasmina.blueprints.seed_weights import load_weights
 from esper.kasmina.host.isolation import sharing_memory
 from esper.kasmina.incubation.live_guard import LiveGuard, LiveHost
 from esper.kasmina.incubation.rungs import survivors
 from esper.kasmina.judging.sanity import probe_seed
-from esper.kasmina.judging.statistics import paired
+from esper.kasmina.judging.statistics import paired, placebo_limit
 from esper.leyline.evidence import GradientProbe, PairedLosses, SampleLosses, SanityProbe
 from esper.leyline.host_ports import Fork, ForkFactory, ProbedFork
-from esper.leyline.incubation import CandidateProbe, ForkResult, IncubationOrder, IncubationResult, TwinReport
+from esper.leyline.incubation import (
+    CandidateProbe,
+    ForkResult,
+    IncubationOrder,
+    IncubationResult,
+    PlaceboResult,
+    TwinReport,
+)
 from esper.leyline.reports import GraftPlan, Weights
 from esper.leyline.slots import SlotSpec
 from esper.telemetry.context import span
@@ -48,6 +56,8 @@ class _Entry(Generic[F]):
     losses: list[float] = field(default_factory=list)
     evaluated: int = 0
     pick: PairedLosses | None = None
+    picks: list[PairedLosses] = field(default_factory=list)
+    """The comparison with the control at each rung. The last one is `pick`."""
     rank: int | None = None
     diverged: bool = False
     leaks: tuple[str, ...] = ()
@@ -319,12 +329,15 @@ def run_tournament(
     guard, costs = LiveGuard(live), order.seed_flops
     control = _Entry(fork(snapshot), guard)
     entries = [_Entry(fork(snapshot), guard, plan, cost) for plan, cost in zip(order.plans, costs, strict=True)]
-    together([partial(entry.graft, weights) for entry in entries])
+    useless = zip(order.placebos, order.placebo_flops, strict=True)
+    placebos = [_Entry(fork(snapshot), guard, plan, cost) for plan, cost in useless]
+    together([partial(entry.graft, weights) for entry in (*entries, *placebos)])
     running = [entry for entry in entries if not entry.leaks]
+    beside = [entry for entry in placebos if not entry.leaks]
     for rung, (step, units) in enumerate(order.stops):
-        running = _train_and_order(control, running, step, order.due_fence, units, together)
+        running, beside = _train_and_order(control, running, beside, step, order.due_fence, units, together)
         if step < order.last_step:
-            running = list(survivors(running, rung))
+            running = list(survivors(running, rung, within=_within(running, beside)))
     for place, entry in enumerate(running, start=1):
         entry.rank = place
     forks = tuple(
@@ -335,8 +348,9 @@ def run_tournament(
         generation=order.generation,
         fence=order.due_fence,
         forks=forks,
-        fork_steps=sum(len(entry.losses) for entry in (control, *entries)),
-        flops=round(sum(entry.flops(order) for entry in (control, *entries))),
+        placebos=tuple(_placebo(entry, control, order) for entry in placebos),
+        fork_steps=sum(len(entry.losses) for entry in (control, *entries, *placebos)),
+        flops=round(sum(entry.flops(order) for entry in (control, *entries, *placebos))),
     )
     if order.adopts and running:
         keep(running[0].fork)
@@ -344,17 +358,49 @@ def run_tournament(
 
 
 def _train_and_order(
-    control: _Entry[F], entries: list[_Entry[F]], step: int, fence: int, units: int | None, together: Together
-) -> list[_Entry[F]]:
+    control: _Entry[F],
+    entries: list[_Entry[F]],
+    placebos: list[_Entry[F]],
+    step: int,
+    fence: int,
+    units: int | None,
+    together: Together,
+) -> tuple[list[_Entry[F]], list[_Entry[F]]]:
     """Train the control and all forks up to `step`, and compare each fork with the control on the pick shard.
 
     Returns:
-        The forks without divergence and without leaks, the best first.
+        The forks of candidates without divergence and without leaks, the best first; and the forks of placebos without
+        divergence.
     """
-    base, *losses = together([partial(entry.train_and_measure, step, fence, units) for entry in (control, *entries)])
-    for entry, found in zip(entries, losses, strict=True):
+    everyone = (control, *entries, *placebos)
+    base, *losses = together([partial(entry.train_and_measure, step, fence, units) for entry in everyone])
+    for entry, found in zip(everyone[1:], losses, strict=True):
         entry.pick = paired(base, found)
-    return sorted((entry for entry in entries if not (entry.diverged or entry.leaks)), key=_Entry.place)
+        entry.picks.append(entry.pick)
+    sound = [entry for entry in entries if not (entry.diverged or entry.leaks)]
+    return sorted(sound, key=_Entry.place), [entry for entry in placebos if not entry.diverged]
+
+
+def _within(ranked: list[_Entry[F]], placebos: list[_Entry[F]]) -> bool:
+    """Return whether the best fork is not better than the placebos of the same rung. False without placebos."""
+    gains = [entry.pick.relative_gain for entry in placebos if entry.pick is not None]
+    if not (gains and ranked):
+        return False
+    best = ranked[0].pick
+    return best is not None and not best.relative_gain > placebo_limit(gains)
+
+
+def _placebo(entry: _Entry[F], control: _Entry[F], order: IncubationOrder) -> PlaceboResult:
+    """Return the result of a placebo, with its losses on the gate shard if it was trained to the end."""
+    assert entry.plan is not None, "a placebo has a plan"
+    where = "gate", order.due_fence, order.stops[-1][1]
+    ended = len(entry.picks) == len(order.stops) and not entry.diverged
+    return PlaceboResult(
+        kind=kind_of(entry.plan.blueprint_id) or entry.plan.blueprint_id,
+        slot=entry.plan.slot,
+        picks=tuple(entry.picks),
+        gate=paired(control.sample_losses(*where), entry.sample_losses(*where)) if ended else None,
+    )
 
 
 def _result(entry: _Entry[F], seed_id: str, control: _Entry[F], order: IncubationOrder) -> ForkResult:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 from esper.errors import EvidenceMissing
-from esper.kasmina.judging.statistics import stouffer, z_limit
+from esper.kasmina.judging.statistics import placebo_limit, stouffer, z_limit
 from esper.kasmina.settings import GrowthConfig
 from esper.leyline.evidence import (
     GradientEvidence,
@@ -109,7 +109,7 @@ def stability_gate(evidence: StabilityEvidence, limits: GrowthConfig, seed_id: s
 
     Raises:
         EvidenceMissing: a seed whose fork trained to the end has no rank; or the first seed of a tournament was not
-            tested, or was tested on too few pairs.
+            tested, or was tested on too few pairs; or the run has placebos, and none was measured.
     """
     first = [*_marks(evidence.marks), *_isolation(evidence.leaks)]
     if (failed := _failed(Gate.G2, first, seed_id, fence)) is not None:
@@ -130,7 +130,9 @@ def stability_gate(evidence: StabilityEvidence, limits: GrowthConfig, seed_id: s
         _need("G2", "code path, device and dtype in the fork", evidence.marks.evidence_fallbacks)
         variation = _need("G2", "loss variation", evidence.loss_variation)
         checks += _no_harm(pairs, limits)
-        checks += _improves(_enough("G2", evidence.carried, limits) if evidence.carried else pairs, limits)
+        own = _enough("G2", evidence.carried, limits) if evidence.carried else pairs
+        checks += _improves(own, limits, evidence.tests or limits.max_tests)
+        checks += _beats_placebos(own, limits, evidence.placebo_gains)
         most = limits.max_loss_variation
         checks.append(Check(name="loss_variation", reason="unstable", measured=variation, at_most=most))
         checks += _same_host(evidence.host_changes)
@@ -298,8 +300,16 @@ def _isolation(leaks: tuple[str, ...] | None) -> list[Check]:
     return [Check(name="isolation_leaks", reason="isolation_violated", measured=leaks, equals=())]
 
 
-def _improves(pairs: PairedLosses, limits: GrowthConfig) -> list[Check]:
-    z = z_limit(limits.false_pass, limits.max_tests, pairs.count)
+def _beats_placebos(pairs: PairedLosses, limits: GrowthConfig, gains: tuple[float, ...] | None) -> list[Check]:
+    """Return the check of the gain against the placebos. It is empty if the run has none."""
+    if not limits.placebos:
+        return []
+    least = placebo_limit(_need("G2", "gains of placebos", gains))
+    return [Check(name="gain_over_placebos", reason="within_placebo", measured=pairs.relative_gain, above=least)]
+
+
+def _improves(pairs: PairedLosses, limits: GrowthConfig, tests: int) -> list[Check]:
+    z = z_limit(limits.false_pass, tests, pairs.count)
     gain = pairs.relative_gain
     return [
         Check(name="z", reason="no_improvement", measured=pairs.z, above=z),

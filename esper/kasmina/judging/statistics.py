@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -69,6 +70,27 @@ def z_limit(false_pass: float, tests: int, count: int) -> float:
     from scipy import special  # imported here: the import is slow, and few processes need it
 
     return 0.0 - float(special.stdtrit(count - 1, false_pass / tests))  # lower tail, because 1 - 1e-17 rounds to 1
+
+
+PLACEBO_SPREAD = 3.0
+"""Factor on the root of the mean square of the placebos' gains."""
+
+
+def placebo_limit(gains: Sequence[float]) -> float:
+    """Return the gain that a seed must exceed so that it is not like the placebos: 3 times the root of the mean square.
+
+    The square of a gain below 0 counts, too: a useless seed that harms shows as well how far the losses of two networks
+    drift apart.
+
+    Args:
+        gains: Gains of useless seeds over their controls, one or more.
+
+    Raises:
+        EvidenceMissing: there is no gain.
+    """
+    if not gains:
+        raise EvidenceMissing("G2", "gains of placebos", 0, 1)
+    return PLACEBO_SPREAD * math.sqrt(math.fsum(gain * gain for gain in gains) / len(gains))
 
 
 def stouffer(zs: tuple[float, ...]) -> float:

@@ -64,7 +64,14 @@ def record_of(
 
 
 def make_order(
-    command: Command, fence: int, plans: Sequence[GraftPlan], roster: Roster, facts: RunFacts, limits: GrowthConfig
+    command: Command,
+    fence: int,
+    plans: Sequence[GraftPlan],
+    placebos: Sequence[GraftPlan],
+    placebo_flops: Sequence[int],
+    roster: Roster,
+    facts: RunFacts,
+    limits: GrowthConfig,
 ) -> IncubationOrder:
     """Return the order to incubate candidates that passed G0 and G1.
 
@@ -89,6 +96,8 @@ def make_order(
         batch_size=facts.batch_size,
         base_flops=roster.step_flops(),
         seed_flops=tuple(roster[plan.seed_id].flops for plan in plans),
+        placebos=tuple(placebos),
+        placebo_flops=tuple(placebo_flops),
     )
 
 
@@ -207,8 +216,9 @@ def field_report(
 
 def in_generation(order: IncubationOrder, generation: int) -> IncubationOrder:
     """Return the order with another generation number. The number is also set in the plans of the order."""
-    plans = tuple(plan.model_copy(update={"generation": generation}) for plan in order.plans)
-    return order.model_copy(update={"generation": generation, "plans": plans})
+    later = {"generation": generation}
+    plans, placebos = (tuple(one.model_copy(update=later) for one in some) for some in (order.plans, order.placebos))
+    return order.model_copy(update={**later, "plans": plans, "placebos": placebos})
 
 
 def joined(left: Answer, right: Answer) -> Answer:

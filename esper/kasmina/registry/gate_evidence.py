@@ -59,6 +59,7 @@ def stability_evidence(
     winner: SeedRecord | None,
     fence: int,
     host_changes: int | None = None,
+    placebo_gains: tuple[float, ...] | None = None,
 ) -> StabilityEvidence:
     """Return the evidence for G2: a fork compared with its control. For a replica, the winner's evidence is added.
 
@@ -78,6 +79,7 @@ def stability_evidence(
         carried=carried,
         carried_from=winner.seed_id if winner is not None else None,
         carried_age_fences=fence - carried.fence if carried is not None else None,
+        placebo_gains=placebo_gains,
     )
 
 

@@ -9,8 +9,8 @@ from esper.kasmina.registry.answers import joined, make_order, record_of
 from esper.kasmina.registry.gate_evidence import gradient_evidence, sanity_evidence
 from esper.kasmina.registry.run_records import RunRecords
 from esper.leyline.commands import Candidate, Command
-from esper.leyline.incubation import Answer, CandidateProbe
-from esper.leyline.reports import Gate, GateReport, Outcome
+from esper.leyline.incubation import Answer, CandidateProbe, IncubationOrder
+from esper.leyline.reports import Gate, GateReport, GraftPlan, Outcome
 from esper.leyline.stages import Stage
 
 
@@ -34,8 +34,15 @@ def germinate(records: RunRecords, command: Command, fence: int, probes: Mapping
         answer = joined(answer, _settle(records, candidate.seed_id, reports, fence))
     plans = [plan for plan in records.book.plans(command.command_id) if plan.seed_id in alive]
     records.tests_used += len(plans)
-    records.order = make_order(command, fence, plans, roster, records.facts, records.limits) if plans else None
+    records.order = _order(records, command, plans, fence) if plans else None
     return answer.model_copy(update={"order": records.order})
+
+
+def _order(records: RunRecords, command: Command, plans: Sequence[GraftPlan], fence: int) -> IncubationOrder:
+    """Return the order of a tournament, with its placebos. A replica relies on the placebos of its winner."""
+    placebos = records.placebo_plans(plans) if command.replica_of is None else ()
+    flops = records.placebo_flops(placebos)
+    return make_order(command, fence, plans, placebos, flops, records.roster, records.facts, records.limits)
 
 
 def _judge(

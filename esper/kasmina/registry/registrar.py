@@ -83,7 +83,9 @@ class KasminaRegistrar:
     def order(self) -> InFlight | None:
         """See `Registrar`."""
         order = self._registry.order()
-        return InFlight(order=order, weights=self._registry.weights_of(order.plans)) if order is not None else None
+        if order is None:
+            return None
+        return InFlight(order=order, weights=self._registry.weights_of((*order.plans, *order.placebos)))
 
     def _carried_out(
         self, command_id: str, fence: int, probes: Sequence[CandidateProbe], observation: HostObservation | None
@@ -92,7 +94,8 @@ class KasminaRegistrar:
         return changed.model_copy(update={"command_id": command_id})
 
     def _changed(self, answer: Answer, fence: int) -> Changed:
-        forks = answer.order.plans if answer.order is not None else ()
+        order = answer.order
+        forks = (*order.plans, *order.placebos) if order is not None else ()
         grafts = [plan for plan in answer.plans if isinstance(plan, GraftPlan)]
         weights = self._registry.weights_of([*grafts, *forks])
         return Changed(answer=answer, view=self._registry.view(fence), weights=weights)

@@ -8,7 +8,7 @@ same random stream, and the digest is checked.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -17,7 +17,7 @@ from esper.ground.problems import first_problem
 from esper.ground.tensors import blob_digest
 from esper.kasmina.registry.seed_record import SeedRecord
 from esper.kasmina.registry.shared_vectors import unpacked
-from esper.leyline.base import Count, Message
+from esper.leyline.base import Count, GrownMessage, Message
 from esper.leyline.commands import Command
 from esper.leyline.incubation import Answer, IncubationOrder
 from esper.leyline.reports import AdoptPlan, ConfidencePlan, GraftPlan, HostPlan, JoinPlan, RatePlan, RemovePlan
@@ -115,13 +115,15 @@ class StoredCommand(Message):
     """None: the command was not carried out."""
 
 
-class RegistryState(Message):
+class RegistryState(GrownMessage):
     """The state of a `SeedRegistry`. The registry's answers depend on this state and on the arguments of its start.
 
     Admitted commands are stored so that their ids and nonces are refused for other commands. Answers are stored for
     replays. The arguments of a start (facts, limits, slots, options, blueprints, key, clock) are not stored. Weights
     that no host needs are not stored either. Each tournament adds some kilobytes of commands and answers.
     """
+
+    LATER: ClassVar = frozenset({"placebo_gains"})
 
     run_id: str
     generation: Count
@@ -135,6 +137,8 @@ class RegistryState(Message):
     tests_used: Count
     violations: Count
     twin_kept: bool
+    placebo_gains: tuple[float, ...] = ()
+    """Gains of the placebos of all tournaments that have ended, on the gate shard."""
 
     @model_validator(mode="after")
     def _check_references(self) -> Self:

@@ -10,6 +10,8 @@ from dataclasses import replace
 
 from esper.ground.clock import Clock
 from esper.kasmina.blueprints.catalogue import BlueprintRegistry
+from esper.kasmina.blueprints.placebos import kind_of
+from esper.kasmina.incubation.placebo_plans import placebo_plans, placebo_weights
 from esper.kasmina.incubation.planning import draw_weights
 from esper.kasmina.registry.answers import field_report, fork_plan, in_generation
 from esper.kasmina.registry.command_book import CommandBook
@@ -52,6 +54,8 @@ class RunRecords:
         self.violations = 0
         """Number of judgements that found a seed's gradient in host parameters."""
         self.twin_kept = False
+        self.placebo_gains: tuple[float, ...] = ()
+        """Gains of the placebos of all tournaments that have ended, on the gate shard."""
 
     # -- state for a checkpoint ----------------------------------------------------------------------------------
 
@@ -69,6 +73,7 @@ class RunRecords:
             tests_used=self.tests_used,
             violations=self.violations,
             twin_kept=self.twin_kept,
+            placebo_gains=self.placebo_gains,
         )
         return packed(state.model_dump_json())
 
@@ -86,7 +91,7 @@ class RunRecords:
         self.book.restore(stored.commands, stored.weights)
         self.order = in_generation(stored.order, generation) if stored.order is not None else None
         self.tests_used, self.violations = stored.tests_used, stored.violations
-        self.twin_kept = stored.twin_kept
+        self.twin_kept, self.placebo_gains = stored.twin_kept, stored.placebo_gains
 
     # -- queries -------------------------------------------------------------------------------------------------
 
@@ -158,12 +163,26 @@ class RunRecords:
         blueprint = self._blueprints.get(candidate.blueprint_id)
         return fork_plan(command, candidate, blueprint, fence, self.roster, self.facts, self.limits)
 
+    def placebo_plans(self, plans: Sequence[GraftPlan]) -> tuple[GraftPlan, ...]:
+        """Return the plans of the placebos of a tournament with these candidates."""
+        return placebo_plans(plans, self.limits.placebos, self.roster.specs, self._blueprints, self.facts.run_seed)
+
+    def placebo_flops(self, plans: Sequence[GraftPlan]) -> tuple[int, ...]:
+        """Return the modelled FLOPs that each placebo adds per step."""
+        specs, batch = self.roster.specs, self.facts.batch_size
+        return tuple(
+            self._blueprints.get(plan.blueprint_id).flops(specs[plan.slot], batch, plan.copies) for plan in plans
+        )
+
     def forget_weights(self) -> None:
         """Drop the weights that no host needs any more. If a replay needs them, they are drawn again."""
         self.book.forget_weights(self.order, self.roster.having((Stage.TRAINING,)))
 
     def _draw_weights_again(self, plan: GraftPlan) -> bytes:
         """Draw a plan's weights again. The seed's pair and the fence of its germination determine the bits."""
+        if kind_of(plan.blueprint_id) is not None:
+            spec = self.roster.specs[plan.slot]
+            return placebo_weights(plan, spec, self._blueprints, self.facts.run_seed)
         seed = self.roster[plan.seed_id]
         named = {"slot": seed.slot, "blueprint_id": seed.blueprint_id, "seed_id": seed.seed_id}
         candidate = Candidate(**named, copies=seed.copies)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from esper.errors import EvidenceMissing
 from esper.kasmina.judging import gates
 from esper.kasmina.registry.answers import adopt_plan, joined, live_plan
@@ -27,6 +29,7 @@ def conclude(records: RunRecords, result: IncubationResult, fence: int) -> Answe
     losers = [seed for seed, fork in zip(seeds, result.forks, strict=True) if fork.rank != 1]
     judged = [(seed, _judge(records, None, seed, fence)) for seed in losers if seed.stage is Stage.TRAINING]
     records.order = None
+    records.placebo_gains += gains_of(result)
     answer = Answer()
     for seed in seeds:
         records.roster.enter(seed)
@@ -67,6 +70,12 @@ def _plan(records: RunRecords, command: Command, seed: SeedRecord, fence: int) -
     return adopt_plan(drawn, result, command, fence, records.facts)
 
 
+def gains_of(result: IncubationResult) -> tuple[float, ...]:
+    """Return the gains of a tournament's placebos on the gate shard. A gain that is not finite is left out."""
+    gains = (one.gate.relative_gain for one in result.placebos if one.gate is not None)
+    return tuple(gain for gain in gains if math.isfinite(gain))
+
+
 def _check_result(records: RunRecords, result: IncubationResult) -> None:
     order = records.order
     if order is None or (result.order_id, result.generation) != (order.order_id, order.generation):
@@ -74,6 +83,8 @@ def _check_result(records: RunRecords, result: IncubationResult) -> None:
     measured, asked = {fork.seed_id for fork in result.forks}, {plan.seed_id for plan in order.plans}
     if measured != asked:
         raise EvidenceMissing("G2", "results of all forks of the incubation", len(measured), len(asked))
+    if len(result.placebos) != len(order.placebos):
+        raise EvidenceMissing("G2", "results of placebos", len(result.placebos), len(order.placebos))
 
 
 def _judge(records: RunRecords, command: Command | None, seed: SeedRecord, fence: int) -> GateReport:
@@ -81,7 +92,8 @@ def _judge(records: RunRecords, command: Command | None, seed: SeedRecord, fence
         raise EvidenceMissing("G2", "result of the seed's incubation", None, "a concluded tournament")
     winner = records.roster[seed.replica_of] if seed.replica_of is not None else None
     changes = records.book.plans_since(seed.command_id) if records.limits.entry == "adopt" else None
-    evidence = stability_evidence(command, seed.result, winner, fence, changes)
+    gains = records.placebo_gains if records.limits.placebos else None
+    evidence = stability_evidence(command, seed.result, winner, fence, changes, gains)
     return gates.stability_gate(evidence, records.limits, seed.seed_id, fence)
 
 

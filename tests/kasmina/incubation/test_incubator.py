@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from esper.errors import DivergenceUnrecoverable, IsolationViolation
 from esper.kasmina.blueprints import nc
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, BlueprintRegistry
+from esper.kasmina.blueprints.placebos import name_of
 from esper.kasmina.blueprints.seed_modules import zeroed
 from esper.kasmina.incubation.incubator import Incubator, loss_variation, run_tournament
 from esper.kasmina.incubation.live_guard import LiveGuard
@@ -329,6 +330,43 @@ def test_after_each_of_three_rungs_the_worse_leave_and_more_samples_are_judged()
     counts = {found.seed_id: found.pick.count for found in result.forks}
     assert counts == dict.fromkeys("abcde", 4) | dict.fromkeys("fg", 8) | dict.fromkeys("hij", 16)
     assert by_id(result, "j").gate.count == 16
+
+
+PLACEBO_GAINS = {"placebo-0": 0.2, "placebo-1": -0.4, "placebo-2": 0.0}
+
+
+def with_placebos(order: IncubationOrder) -> IncubationOrder:
+    plans = tuple(graded_plan(f"placebo-{place}", name=name_of(place)) for place in range(3))
+    return order.model_copy(update={"placebos": plans, "placebo_flops": (90, 90, 90)})
+
+
+def test_placebos_train_to_the_end_and_have_gains_but_no_rank():
+    ground = Ground({"a": 9.0, "b": 8.0, "c": 7.0, "d": 6.0, **PLACEBO_GAINS})
+    order = with_placebos(make_order([graded_plan(name) for name in "abcd"], first=0, last=20, halving=8))
+    result = ground.run(order)
+    assert ranks(result) == {"a": 1, "b": 2, "c": None, "d": None}
+    assert [(one.kind, len(one.picks)) for one in result.placebos] == [("other_rows", 2), ("bias", 2), ("frozen", 2)]
+    assert [one.gate.mean for one in result.placebos] == [pytest.approx(gain) for gain in PLACEBO_GAINS.values()]
+    assert result.fork_steps == 20 + 2 * 20 + 2 * 8 + 3 * 20
+
+
+@pytest.mark.parametrize(("best", "going_on"), [(9.0, 5), (0.7, 7)])  # 3 rms of the placebos is 0.77
+def test_a_field_whose_best_is_not_better_than_the_placebos_shrinks_less(best, going_on):
+    names = "abcdefghij"
+    ground = Ground({name: best - 0.01 * place for place, name in enumerate(names)} | PLACEBO_GAINS)
+    order = make_order([graded_plan(name) for name in names], first=0, last=20, halving=8)
+    steps = [found.steps for found in ground.run(with_placebos(order)).forks]
+    assert steps == [20] * going_on + [8] * (10 - going_on)
+
+
+def test_a_placebo_that_diverges_has_no_gain_at_the_gate():
+    ground = Ground({"a": 0.1, **PLACEBO_GAINS}, bursts_at={"placebo-1": 12})
+    order = with_placebos(
+        make_order([graded_plan("a"), graded_plan("b"), graded_plan("c")], first=0, last=20, halving=8)
+    )
+    result = ground.run(order)
+    assert [one.gate is None for one in result.placebos] == [False, True, False]
+    assert ranks(result)["a"] == 1
 
 
 @pytest.mark.parametrize("order", ["abc", "cab", "bca"])

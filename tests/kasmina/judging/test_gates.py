@@ -294,6 +294,29 @@ def test_a_replica_passes_on_its_winners_evidence_if_it_does_no_harm_itself():
     assert judge(Gate.G2, pairs=HARMLESS, carried=PAIRS, carried_from="seed-0", carried_age_fences=4).passed
 
 
+def test_a_gain_within_the_placebos_is_refused_and_one_beyond_them_passes():
+    asked = LIMITS.model_copy(update={"placebos": 3})
+    gains = (0.003, -0.004, 0.0, 0.005)
+    limit = 3 * (50e-6 / 4) ** 0.5
+    for factor, reasons in ((0.99, ("within_placebo",)), (1.01, ())):
+        mean = factor * limit * PAIRS.control_mean
+        evidence = SOUND[Gate.G2].model_copy(update={"pairs": pairs(mean=mean), "placebo_gains": gains})
+        report = gates.stability_gate(evidence, asked, "seed-1", 3)
+        assert report.reasons == reasons
+        told = {check.name: (check.measured, check.above) for check in report.checks if check.above is not None}
+        assert told["gain_over_placebos"] == (pytest.approx(factor * limit), pytest.approx(limit))
+        assert told["relative_gain"][1] == LIMITS.margin
+        assert told["z"] == (PAIRS.z, pytest.approx(Z))
+    assert "gain_over_placebos" not in [check.name for check in judge(Gate.G2).checks]
+
+
+@pytest.mark.parametrize("gains", [None, ()])
+def test_where_placebos_were_asked_and_none_was_measured_nothing_is_judged(gains):
+    evidence = SOUND[Gate.G2].model_copy(update={"placebo_gains": gains})
+    with pytest.raises(EvidenceMissing, match="gains of placebos"):
+        gates.stability_gate(evidence, LIMITS.model_copy(update={"placebos": 1}), "seed-1", 3)
+
+
 @pytest.mark.parametrize("grouped", [False, True])
 def test_few_samples_or_groups_are_held_to_the_limit_of_their_number(grouped):
     limit = z_limit(LIMITS.false_pass, LIMITS.max_tests, 128)

@@ -593,7 +593,7 @@ def changed(state: str, change: Callable[[Any], object]) -> str:
     return json.dumps(whole)
 
 
-@pytest.mark.parametrize("field", RegistryState.model_fields)
+@pytest.mark.parametrize("field", sorted(RegistryState.model_fields.keys() - RegistryState.LATER))
 def test_a_state_that_lacks_a_field_or_has_an_unknown_one_is_refused(untouched, field):
     lacking = changed(untouched.fences[13], lambda state: state.pop(field))
     assert refusal(lacking, untouched) == f"{field}: is missing"

@@ -16,6 +16,7 @@ from growing import (
     a_registry,
     live_and_twin,
     observation_of,
+    pairs,
     probed,
     result_of,
 )
@@ -36,7 +37,7 @@ from esper.leyline.evidence import (
     HostObservation,
     PairedLosses,
 )
-from esper.leyline.incubation import Answer, CandidateProbe
+from esper.leyline.incubation import Answer, CandidateProbe, IncubationOrder, PlaceboResult
 from esper.leyline.reports import AdoptPlan, ConfidencePlan, Gate, GraftPlan, JoinPlan, Outcome, RatePlan, RemovePlan
 from esper.leyline.slots import Kind
 from esper.leyline.stages import Stage
@@ -729,6 +730,57 @@ def test_an_order_may_span_rounds_or_end_before_they_do(begin):
     assert (two.due_fence, two.first_step, two.last_step) == (3, 10, 30)
     short = begin(probe_steps=6).germinate(1, ("a", "mlp")).order
     assert (short.due_fence, short.first_step, short.last_step) == (2, 10, 16)
+
+
+def placebo_results(order: IncubationOrder, *gains: float | None) -> tuple[PlaceboResult, ...]:
+    def gate(gain: float) -> PairedLosses:
+        return pairs(1.0, order.due_fence).model_copy(update={"mean": gain})
+
+    return tuple(
+        PlaceboResult(kind="bias", slot=plan.slot, picks=(), gate=gate(gain) if gain is not None else None)
+        for plan, gain in zip(order.placebos, gains, strict=True)
+    )
+
+
+def test_placebos_are_in_the_order_and_in_no_record_and_their_gains_pool_over_tournaments(begin):
+    life = begin(placebos=3, copies=1)
+    order = life.germinate(1, ("a", "mlp"), ("b", "norm")).order
+    assert [plan.blueprint_id for plan in order.placebos] == [
+        "placebo:other_rows:0",
+        "placebo:bias:1",
+        "placebo:frozen:2",
+    ]
+    assert len({plan.weights_digest for plan in (*order.plans, *order.placebos)}) == 5
+    assert set(life.registry.weights_of(order.placebos)) == {plan.weights_digest for plan in order.placebos}
+    assert {seed.seed_id for seed in life.state(1).seeds} == {"a", "b"}
+    assert life.state(1).tests_used == 2
+    result = result_of(order, ["a", "b"])  # a gain of 0.16
+    with pytest.raises(EvidenceMissing, match="results of placebos"):
+        life.registry.conclude(result, 2)
+    life.registry.conclude(result.model_copy(update={"placebos": placebo_results(order, 0.1, -0.1, None)}), 2)
+    refused = life.advance(2, "a")
+    assert failed(refused) == [(Gate.G2, ("within_placebo",))]
+    kept = life.registry.state()
+    life.registry.restore(kept, 2)
+    assert json.loads(kept)["placebo_gains"] == [0.1, -0.1]
+    life = begin(placebos=3)
+    for count, (fence, gain) in enumerate(((1, 0.06), (4, 0.0), (7, 0.0)), start=1):
+        order = life.germinate(fence, (f"a{fence}", "mlp")).order
+        result = result_of(order, [f"a{fence}"]).model_copy(update={"placebos": placebo_results(order, *[gain] * 3)})
+        life.registry.conclude(result, fence + 1)
+        (report,) = life.advance(fence + 1, f"a{fence}").gates
+        (limit,) = [check.above for check in report.checks if check.name == "gain_over_placebos"]
+        assert limit == pytest.approx(0.18 / count**0.5)  # the gain is 0.16
+        assert report.passed == (count > 1)
+
+
+def test_without_any_placebo_that_was_measured_nothing_is_judged(begin):
+    life = begin(placebos=1)
+    order = life.germinate(1, ("a", "mlp")).order
+    life.registry.conclude(result_of(order, ["a"]).model_copy(update={"placebos": placebo_results(order, None)}), 2)
+    with pytest.raises(EvidenceMissing, match="gains of placebos"):
+        life.advance(2, "a")
+    assert life.stage("a") is Stage.TRAINING
 
 
 def test_weights_follow_from_seed_place_and_fence_and_not_from_the_run_or_its_ids(begin):
