@@ -10,6 +10,7 @@ import base64
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from esper.trace.lanes import lanes_of
 from esper.trace.otlp_json import Span, traces_data
 from esper.trace.since import iso
 from esper.trace.span_tree import Node, walk
@@ -35,7 +36,7 @@ def as_perfetto(roots: Sequence[Node]) -> dict[str, Any]:
     nodes = sorted(walk(roots), key=lambda node: (node.span.start_ns, -node.end_ns))
     first_ns = nodes[0].span.start_ns
     roles = {role: number for number, role in enumerate(dict.fromkeys(node.span.role for node in nodes), start=1)}
-    lanes = _lanes(nodes)
+    lanes = lanes_of(nodes)
     events = [
         {"ph": "M", "name": "process_name", "pid": number, "tid": 0, "args": {"name": role or "(no role)"}}
         for role, number in roles.items()
@@ -48,29 +49,6 @@ def as_perfetto(roots: Sequence[Node]) -> dict[str, Any]:
             events += _flow(node, parent, at, first_ns)
     told = {"trace_id": nodes[0].span.trace_id, "start": iso(first_ns)}
     return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": told}
-
-
-def _lanes(nodes: Sequence[Node]) -> dict[int, int]:
-    """Return a thread for each span, so that the slices of a thread are nested. `nodes` are in the order of starts."""
-    open_until: dict[str, list[list[int] | None]] = {}
-    lanes: dict[int, int] = {}
-    for node in nodes:
-        threads = open_until.setdefault(node.span.role, [])
-        ended = node.span.end_ns is not None
-        place = next((place for place, one in enumerate(threads) if ended and _fits(node, one)), len(threads))
-        if place == len(threads):
-            threads.append([] if ended else None)  # a span that never ended has a thread of its own
-        if (thread := threads[place]) is not None:
-            thread.append(node.end_ns)
-        lanes[id(node)] = place + 1
-    return lanes
-
-
-def _fits(node: Node, thread: list[int] | None) -> bool:
-    """Return whether a span is nested in the open slices of a thread. Slices that ended before it are removed."""
-    while thread and thread[-1] <= node.span.start_ns:
-        thread.pop()
-    return thread is not None and (not thread or thread[-1] >= node.end_ns)
 
 
 def _slice(node: Node, at: dict[str, int], first_ns: int) -> Iterator[dict[str, Any]]:
