@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-import textwrap
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
+from rich.cells import cell_len, chop_cells, set_cell_size
 from rich.text import Text
 
 from esper.trace.event_log import SevereEvent
@@ -23,6 +25,7 @@ WIDEST = 110
 """Largest width of the tree, in columns, so that the figures are near their names."""
 DEEPEST = 12
 """Largest depth that is shown by indentation. Below it, the depth is a number."""
+_WORDS = re.compile(r"(\s*)(\S+)")
 QUIET = frozenset({"esper.role", "error.type"})
 """Attributes that the tree shows in another way."""
 
@@ -109,10 +112,12 @@ def _branch(node: Node, row: Row, above: str) -> str:
 
 
 def _fitting(role: str, label: Text, duration: str, own: str, width: int) -> Iterator[Text]:
-    """Yield one line, or two if the name is too long for one."""
+    """Yield one line, or several if the name is too long for one."""
     room = width - ROLE - DURATION - SELF - 3
     if label.cell_len > room:
-        yield Text(f"{_short(role)} ").append_text(label)
+        ends = list(accumulate(map(len, chop_cells(label.plain, width - ROLE - 1))))
+        for part in label.divide(ends[:-1]):
+            yield Text(f"{_short(role)} ").append_text(part)
         label = Text("")
     yield _columns(role, label, duration, own, width)
 
@@ -125,7 +130,8 @@ def _columns(role: str, label: Text, duration: str, own: str, width: int, style:
 
 
 def _short(role: str) -> str:
-    return f"{in_one_line(role) or '-':<{ROLE}}"
+    shown = in_one_line(role) or "-"
+    return set_cell_size(shown if cell_len(shown) <= ROLE else set_cell_size(shown, ROLE - 2) + "..", ROLE)
 
 
 def _dropped(span: Span) -> Iterator[str]:
@@ -191,5 +197,20 @@ def in_one_line(text: str) -> str:
 
 def _wrapped(role: str, indent: str, text: str, width: int, style: str = "") -> Iterator[Text]:
     room = max(20, width - ROLE - 1 - len(indent))
-    for part in textwrap.wrap(in_one_line(text), room, break_on_hyphens=False) or [""]:
+    for part in _lines(in_one_line(text), room):
         yield Text(f"{_short(role)} {indent}").append(part, style=style)
+
+
+def _lines(text: str, room: int) -> list[str]:
+    """Break a text at spaces into lines of at most `room` columns. A wide character has two columns."""
+    lines, used = [""], 0
+    for space, word in _WORDS.findall(text):
+        for place, part in enumerate(chop_cells(word, room)):
+            before = "" if place else space
+            if used + len(before) + (size := cell_len(part)) > room:
+                lines.append(part)
+                used = size
+            else:
+                lines[-1] += before + part
+                used += len(before) + size
+    return lines if lines[0] else lines[1:] or [""]

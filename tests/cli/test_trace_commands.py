@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
+from rich.cells import cell_len
 from span_lines import TRACE, failed, span, write
 
 from esper.cli.main import exit_code
@@ -132,6 +133,15 @@ def test_the_critical_path_and_the_json_of_a_trace(esper: Esper, incident: Path)
         "began_here": True,
     }
     assert [event["name"] for event in found["severe_events_without_span"]] == ["policy_timeout"]
+
+
+def test_no_line_is_wider_than_the_terminal_whatever_a_stranger_writes(esper: Esper, tmp_path: Path) -> None:
+    wide = "\u6f22\u5b57 \U0001f525e\u0301" * 40
+    write(tmp_path, span("x", name=wide, **failed("E", wide, f="q" * 300)), span("y", "x", role=wide, name="z" * 300))
+    told = esper("trace", "show", tmp_path, TRACE, "--attrs")[1]
+    assert max(map(cell_len, told.splitlines())) <= 80
+    assert (told.count("z"), told.count("q")) == (300, 300), "a part was left out"
+    assert told.count("\u6f22") == 40 + 40 + told.count("..")  # the name, the message, and the shortened roles
 
 
 def test_more_severe_events_than_a_span_can_hold_are_read_from_the_log(esper: Esper, tmp_path: Path) -> None:
