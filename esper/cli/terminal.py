@@ -258,8 +258,8 @@ def heading(survey: Survey, path: Path | None) -> list[str]:
         *lines,
         f"  {len(survey.options)} candidates{of_copies(growth.copies)}; a seed must beat its control by"
         f" {percent(growth.margin)} of the loss{beside_placebos(growth.placebos)}"
-        f" and z > {survey.g2_limit():.2f} on {survey.judged_units} {units} (strict, because a run may test"
-        f" {growth.max_tests} candidates)",
+        f" and z > {survey.g2_limit():.2f} on {survey.judged_units} {units} (strict, because a run may"
+        f" {tests_in_words(growth.tests, survey.g2_tests)})",
         "  stages of a seed: incubation > BLENDING (alpha rises) > SHADOWING (compared with the twin) > PROBATIONARY >"
         " FOSSILIZED (stays)",
     ]
@@ -273,6 +273,11 @@ def of_copies(copies: int) -> str:
 def beside_placebos(count: int) -> str:
     """Return words for the placebos of a tournament. The text is empty if there are none."""
     return f", by more than {count} useless seeds do (placebos)," if count else ""
+
+
+def tests_in_words(tests: str, count: int) -> str:
+    """Return words for the number of tests among which G2 divides the chance of a false pass."""
+    return f"test {count} candidates" if tests == "candidates" else f"hold {count} tournaments"
 
 
 def left_out(modules: Mapping[str, str]) -> list[str]:

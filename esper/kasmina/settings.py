@@ -111,6 +111,14 @@ class GrowthConfig(Settings):
     max_tests: PositiveInt = Field(
         400, description="G2: largest number of candidates judged in a run; it determines the limit for z"
     )
+    tests: Literal["candidates", "tournaments"] = Field(
+        "candidates",
+        description="G2: number of tests among which false_pass is divided: candidates (max_tests), or the tournaments"
+        " that the run can hold, because each tournament tests only its first",
+    )
+    max_tournaments: PositiveInt | None = Field(
+        None, description="largest number of tournaments in a run, without those of replicas; default: all that fit"
+    )
     min_samples: int = Field(128, ge=2, description="least number of samples, or of groups, that a gate needs to judge")
     judge_samples: PositiveInt = Field(
         128, description="number of samples, or of groups, that a fence draws from a shard to judge on"

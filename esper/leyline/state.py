@@ -117,6 +117,10 @@ class RegistryFacts(PublicMessage):
     tests_used: int
     tests_allowed: int
     isolation_violations: int
+    tournaments_used: int = 0
+    """Number of tournaments that were commanded, without those of replicas."""
+    tournaments_allowed: int | None = None
+    """Largest number of tournaments. None: as many as fit into the run."""
 
 
 class RegistryView(RegistryFacts):

@@ -49,6 +49,8 @@ def forecast(survey: Survey) -> dict[str, Any]:
         "parameter_budget": survey.parameter_budget,
         **batch_facts(survey),
         "g2_z": survey.g2_limit() if growth.enabled else None,
+        "g2_tests": survey.g2_tests if growth.enabled else None,
+        "g2_tests_of": growth.tests if growth.enabled else None,
         "g2_units": survey.judged_units if growth.enabled else None,
         "germinates_at_fences": [growth.first_fence, survey.last_germination] if survey.can_grow else None,
         "why_nothing_grows": why_nothing_grows(survey),

@@ -24,7 +24,7 @@ from esper.kasmina.host.dry_run import dry_run
 from esper.kasmina.host.host_editor import SeedEditor
 from esper.kasmina.host.rebuilt import structure_digest
 from esper.kasmina.incubation.choices import chosen
-from esper.kasmina.incubation.rungs import rounds_of
+from esper.kasmina.incubation.rungs import number_of_tests, rounds_of
 from esper.kasmina.judging.statistics import z_limit
 from esper.leyline.decisions import Pair
 from esper.leyline.slots import SlotSpec
@@ -181,8 +181,12 @@ class Survey:
 
     def g2_limit(self) -> float:
         """Limit that the z of a seed must exceed at G2. z is measured on one slice of the gate shard."""
-        growth = self.config.growth
-        return z_limit(growth.false_pass, growth.max_tests, self.judged_units)
+        return z_limit(self.config.growth.false_pass, self.g2_tests, self.judged_units)
+
+    @property
+    def g2_tests(self) -> int:
+        """Number of tests among which G2 divides the chance of a false pass."""
+        return number_of_tests(self.config.growth, self.fence_steps)
 
     @property
     def judged_units(self) -> int:

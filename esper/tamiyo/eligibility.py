@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from esper.leyline.decisions import Hold, HoldReason, Pair
+from esper.leyline.decisions import Decision, Hold, HoldReason, Pair
 from esper.leyline.signals import Level
 from esper.leyline.state import RoundState
 
@@ -79,6 +79,14 @@ def eligible(state: RoundState, window: GrowthWindow) -> tuple[Pair, ...] | Hold
         smallest = min(pair.parameters for pair in unbound)
         return _hold(state, HoldReason.BUDGET_SPENT, "parameters left for the smallest seed", smallest, room)
     return fitting
+
+
+def tournaments_spent(state: RoundState, decision: Decision) -> Hold | None:
+    """Return a hold if a decision begins a tournament and the run may hold no more. A replica begins none."""
+    allowed = state.tournaments_allowed
+    if allowed is None or state.tournaments_used < allowed or decision.replica_of is not None:
+        return None
+    return _hold(state, HoldReason.BUDGET_SPENT, "tournaments of the run", state.tournaments_used, allowed)
 
 
 def over_seed_budgets(pair: Pair, window: GrowthWindow) -> tuple[str, ...]:

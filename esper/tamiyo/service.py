@@ -24,7 +24,7 @@ from esper.leyline.reports import FieldReport
 from esper.leyline.state import RoundState, SeedState
 from esper.tamiyo.command_builder import CommandBuilder
 from esper.tamiyo.decision_checks import malformed, unsound
-from esper.tamiyo.eligibility import GrowthWindow, eligible
+from esper.tamiyo.eligibility import GrowthWindow, eligible, tournaments_spent
 from esper.tamiyo.policy_state import TamiyoState, read_state
 from esper.tamiyo.risk import assess, milder
 from esper.tamiyo.settings import RiskConfig
@@ -130,7 +130,8 @@ class Tamiyo:
                 hold = Hold(fence=state.fence, reason=reason, detail=decision.hold)
                 return Verdict(outcome=hold, decision=decision, rates=rates)
             decision = milder(decision, self._limits, self._host_flops)
-            limit = self._over(state, decision) or assess(state, decision, self._limits, self._host_flops)
+            spent = tournaments_spent(state, decision) or self._over(state, decision)
+            limit = spent or assess(state, decision, self._limits, self._host_flops)
             return Verdict(outcome=limit or self._builder.germinate(state, decision), decision=decision, rates=rates)
 
     def _over(self, state: RoundState, decision: Decision) -> Hold | None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import deciding
 import pytest
-from deciding import make_pair, make_slot, make_state
+from deciding import make_decision, make_pair, make_slot, make_state
 
 from esper.leyline.decisions import Hold, HoldReason, Pair
-from esper.tamiyo.eligibility import eligible
+from esper.tamiyo.eligibility import eligible, tournaments_spent
 
 WINDOW = replace(deciding.WINDOW, first_fence=2)
 
@@ -54,6 +54,16 @@ def test_what_closes_everything_is_named_with_its_figure(
 )
 def test_what_just_meets_a_limit_is_open(changes: dict[str, Any]) -> None:
     assert len(ids(eligible(make_state(**changes), WINDOW))) == 2
+
+
+def test_a_tournament_beyond_the_last_holds_and_a_replica_does_not() -> None:
+    spent, pair = make_state(tournaments_used=3, tournaments_allowed=3), make_pair("mlp")
+    hold = tournaments_spent(spent, make_decision(pair))
+    assert hold is not None
+    assert (hold.reason, hold.measured, hold.limit) == (HoldReason.BUDGET_SPENT, 3, 3)
+    assert tournaments_spent(spent, make_decision(pair, replica_of="seed-1")) is None
+    for state in (make_state(tournaments_used=2, tournaments_allowed=3), make_state(tournaments_used=99)):
+        assert tournaments_spent(state, make_decision(pair)) is None
 
 
 def test_full_slots_hold() -> None:

@@ -49,6 +49,17 @@ def rounds_of(limits: GrowthConfig, fence_steps: Sequence[int]) -> int:
     return max(1, rounds if rounds * length <= most else most // length)
 
 
+def tournaments_of(limits: GrowthConfig, fence_steps: Sequence[int]) -> int:
+    """Return the largest number of tournaments that a run can hold, at least 1. Only one can run at a time."""
+    fit = max(1, (len(fence_steps) - 1 - limits.first_fence) // rounds_of(limits, fence_steps))
+    return min(fit, limits.max_tournaments or fit)
+
+
+def number_of_tests(limits: GrowthConfig, fence_steps: Sequence[int]) -> int:
+    """Return the number of tests among which G2 divides the chance of a false pass; see `growth.tests`."""
+    return limits.max_tests if limits.tests == "candidates" else tournaments_of(limits, fence_steps)
+
+
 def course(limits: GrowthConfig, fence_steps: Sequence[int], fence: int, seeds: int) -> Course:
     """Return the rungs of a tournament that begins at a fence.
 

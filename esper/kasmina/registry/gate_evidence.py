@@ -60,11 +60,12 @@ def stability_evidence(
     fence: int,
     host_changes: int | None = None,
     placebo_gains: tuple[float, ...] | None = None,
+    tests: int | None = None,
 ) -> StabilityEvidence:
     """Return the evidence for G2: a fork compared with its control. For a replica, the winner's evidence is added.
 
     Args:
-        host_changes: As in `StabilityEvidence`.
+        host_changes, placebo_gains, tests: As in `StabilityEvidence`.
     """
     carried = winner.judged if winner is not None else None
     return StabilityEvidence(
@@ -80,6 +81,7 @@ def stability_evidence(
         carried_from=winner.seed_id if winner is not None else None,
         carried_age_fences=fence - carried.fence if carried is not None else None,
         placebo_gains=placebo_gains,
+        tests=tests,
     )
 
 

@@ -146,6 +146,10 @@ class Roster:
         """Return the culled seeds whose embargo has ended."""
         return [seed for seed in self.having((Stage.EMBARGOED,)) if seed.embargo_until <= fence]
 
+    def tournaments(self) -> int:
+        """Return the number of tournaments that were commanded, without those of replicas."""
+        return len({seed.command_id for seed in self._seeds.values() if seed.replica_of is None})
+
     def step_flops(self) -> int:
         """Return the modelled FLOPs of one optimizer step of the live host with its present seeds."""
         return self._facts.host_flops + sum(seed.flops for seed in self.having(IN_HOST))

@@ -110,6 +110,8 @@ class RunRecords:
             parameter_budget=self.roster.parameter_budget(),
             tests_used=self.tests_used,
             tests_allowed=self.limits.max_tests,
+            tournaments_used=self.roster.tournaments(),
+            tournaments_allowed=self.limits.max_tournaments,
             isolation_violations=self.violations,
             due=self.order is not None and self.order.due_fence == fence,
             resetting={seed.seed_id: seed.slot for seed in self.roster.resetting(fence)},

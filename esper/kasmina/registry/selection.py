@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from esper.errors import EvidenceMissing
+from esper.kasmina.incubation.rungs import number_of_tests
 from esper.kasmina.judging import gates
 from esper.kasmina.registry.answers import adopt_plan, joined, live_plan
 from esper.kasmina.registry.gate_evidence import stability_evidence
@@ -93,7 +94,8 @@ def _judge(records: RunRecords, command: Command | None, seed: SeedRecord, fence
     winner = records.roster[seed.replica_of] if seed.replica_of is not None else None
     changes = records.book.plans_since(seed.command_id) if records.limits.entry == "adopt" else None
     gains = records.placebo_gains if records.limits.placebos else None
-    evidence = stability_evidence(command, seed.result, winner, fence, changes, gains)
+    tests = number_of_tests(records.limits, records.facts.fence_steps)
+    evidence = stability_evidence(command, seed.result, winner, fence, changes, gains, tests)
     return gates.stability_gate(evidence, records.limits, seed.seed_id, fence)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esper.errors import ConfigError
-from esper.kasmina.incubation.rungs import course, field_sizes, rounds_of, survivors
+from esper.kasmina.incubation.rungs import course, field_sizes, number_of_tests, rounds_of, survivors, tournaments_of
 from esper.leyline.incubation import IncubationOrder
 from esper.testing import tiny_config
 
@@ -58,6 +58,23 @@ def test_rungs_ascend_end_at_a_fence_and_leave_most_of_a_run(
     assert len(found.units) == len(found.steps) <= (len(rungs) if seeds > 2 else 1)
     assert found.units[-1] == len(rungs)
     assert list(found.units) == sorted(found.units)
+
+
+@pytest.mark.parametrize(
+    ("settings", "total", "count"),
+    [
+        ({}, 600, 29),  # fences 1 to 30, one round each
+        ({"growth__due_rounds": 4}, 600, 7),
+        ({**RECIPE}, 600, 4),  # 6 rounds each
+        ({**RECIPE, "growth__max_tournaments": 3}, 600, 3),
+        ({"growth__due_rounds": 4}, 60, 1),
+    ],
+)
+def test_a_run_is_tested_as_often_as_it_can_hold_tournaments(settings: dict[str, Any], total: int, count: int) -> None:
+    steps = fences(total, 20)
+    by_tournaments = limits(growth__tests="tournaments", **settings)
+    assert tournaments_of(by_tournaments, steps) == number_of_tests(by_tournaments, steps) == count
+    assert number_of_tests(limits(growth__max_tests=77, **settings), steps) == 77
 
 
 @given(count=st.integers(0, 40), rung=st.integers(0, 5), within=st.booleans())

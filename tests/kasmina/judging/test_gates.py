@@ -310,6 +310,12 @@ def test_a_gain_within_the_placebos_is_refused_and_one_beyond_them_passes():
     assert "gain_over_placebos" not in [check.name for check in judge(Gate.G2).checks]
 
 
+def test_the_chance_of_a_false_pass_is_divided_among_the_tests_of_the_evidence():
+    report = judge(Gate.G2, tests=3)
+    assert [check.above for check in report.checks if check.name == "z"] == [pytest.approx(z_limit(0.05, 3, 256))]
+    assert z_limit(0.05, 3, 256) < 2.2 < Z
+
+
 @pytest.mark.parametrize("gains", [None, ()])
 def test_where_placebos_were_asked_and_none_was_measured_nothing_is_judged(gains):
     evidence = SOUND[Gate.G2].model_copy(update={"placebo_gains": gains})
