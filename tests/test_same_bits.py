@@ -21,8 +21,9 @@ import pytest
 from esper.archive.history import read_past
 from esper.archive.journal import RecordKind
 from esper.config.joined import as_toml
+from esper.flow.entry import run
 from esper.flow.result import Result
-from esper.testing import tiny_config
+from esper.testing import tiny_config, tiny_task
 
 TASK = "from esper.testing import tiny_task\n\ntask = tiny_task()\n"
 
@@ -74,10 +75,10 @@ def esper() -> Iterator[Esper]:
 class Killed:
     """A run of the tiny task by the command line, in one process, that is killed again and again."""
 
-    def __init__(self, folder: Path, esper: Esper) -> None:
+    def __init__(self, folder: Path, esper: Esper, **config: Any) -> None:
         self.folder, self.run_dir, self._call = folder, folder / "run", esper
         (folder / "task.py").write_text(TASK)
-        (folder / "tiny.toml").write_text(as_toml(tiny_config()))
+        (folder / "tiny.toml").write_text(as_toml(tiny_config(**config)))
 
     def strike(self, point: str, passage: int) -> bool:
         """Begin it or go on with it until it is killed at a passage of a point. False: it came to its end before."""
@@ -104,9 +105,11 @@ class Killed:
         return code, (self.folder / "err").read_text()
 
 
-def end_the_same(folder: Path, esper: Esper, undisturbed: Result, strikes: Sequence[tuple[str, int]]) -> int:
+def end_the_same(
+    folder: Path, esper: Esper, undisturbed: Result, strikes: Sequence[tuple[str, int]], **config: Any
+) -> int:
     """Kill a run at each of the moments in turn, then let it end. Returns how many of them struck."""
-    killed = Killed(folder, esper)
+    killed = Killed(folder, esper, **config)
     struck = 0
     for point, passage in strikes:
         if not killed.strike(point, passage):
@@ -170,6 +173,39 @@ def test_fifty_runs_that_were_killed_end_with_the_same_bits(tmp_path: Path, espe
         (place := tmp_path / str(number)).mkdir()
         struck += end_the_same(place, esper, undisturbed, drawn(1000 + number, 1 + number % 4))
     assert struck >= 50
+
+
+ADOPTING = {"growth__entry": "adopt", "growth__replicas": 2}
+IN_AN_ADOPTION = [
+    f"{role}.adoption_{moment}"
+    for role, moment in [
+        *(("conductor", moment) for moment in ("before", "snapshot", "journaled", "after")),
+        ("tolaria", "restored"),
+    ]
+]
+
+
+@pytest.fixture(scope="module")
+def adopted(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """A run in this process that adopts two forks."""
+    return run(tiny_task(), tiny_config(run__dir=str(tmp_path_factory.mktemp("adopted") / "run"), **ADOPTING))
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("passage", [1, 2])
+@pytest.mark.parametrize("point", IN_AN_ADOPTION)
+def test_a_run_that_was_killed_in_an_adoption_ends_with_the_same_bits(
+    tmp_path: Path, esper: Esper, adopted: Result, point: str, passage: int
+) -> None:
+    assert end_the_same(tmp_path, esper, adopted, [(point, passage)], **ADOPTING) == 1
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_at_every_moment_of_its_adoptions_ends_with_the_same_bits(
+    tmp_path: Path, esper: Esper, adopted: Result
+) -> None:
+    strikes = [(point, 1) for point in IN_AN_ADOPTION]
+    assert end_the_same(tmp_path, esper, adopted, strikes, **ADOPTING) == len(strikes)
 
 
 def drawn(seed: int, count: int) -> list[tuple[str, int]]:

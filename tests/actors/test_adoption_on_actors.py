@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 
 import esper
+from actors.embedded_ray import EmbeddedRay
+from esper import OnRay
 from esper.archive.history import read_past
 from esper.archive.journal import RecordKind
+from esper.errors import FaultInjected
 from esper.flow.result import Result
 from esper.testing import tiny_config, tiny_task
 
@@ -41,19 +44,41 @@ def test_any_number_of_managers_adopts_with_the_bits_of_one_process(
     compare(launch_tiny(growth__managers=managers, **ADOPTING), alone)
 
 
+def torture(*faults: dict[str, Any]) -> list[Any]:
+    return [pytest.param(fault, marks=pytest.mark.torture) for fault in faults]
+
+
 KILLS = [
     {"point": "kasmina.adoption_snapshot", "fault": "kill"},
-    {"point": "tolaria.adoption_restored", "fault": "kill"},
-    pytest.param({"point": "tolaria.adoption_restored", "fault": "kill", "passage": 2}, marks=pytest.mark.torture),
-    pytest.param({"point": "kasmina.adoption_snapshot", "fault": "hang_c"}, marks=pytest.mark.torture),
+    {"point": "tolaria.adoption_restored", "fault": "kill", "passage": 2},
+    *torture(
+        {"point": "kasmina.adoption_snapshot", "fault": "kill", "times": 2},
+        {"point": "tolaria.adoption_restored", "fault": "kill"},
+    ),
 ]
+ENDS = torture(
+    *(
+        {"point": f"conductor.adoption_{moment}", "fault": "raise", "passage": passage}
+        for moment in ("before", "snapshot", "journaled", "after")
+        for passage in (1, 2)
+    )
+)
 
 
 @pytest.mark.parametrize("fault", KILLS)
 def test_a_death_of_a_manager_or_of_the_trainer_in_an_adoption_changes_no_bit(
     launch_tiny: Any, alone: Result, fault: dict[str, Any]
 ) -> None:
-    together = launch_tiny(growth__managers=2, faults=[fault], **ADOPTING)
+    together = launch_tiny(growth__managers=2, faults=[fault], restarting=True, **ADOPTING)
     assert together.fault_fired
-    assert together.restarts == 1
+    assert together.restarts == fault.get("times", 1)
     compare(together, alone)
+
+
+@pytest.mark.parametrize("fault", ENDS)
+def test_a_run_whose_conductor_ends_in_an_adoption_is_resumed_with_the_same_bits(
+    embedded: EmbeddedRay, launch_tiny: Any, alone: Result, fault: dict[str, Any]
+) -> None:
+    with pytest.raises(FaultInjected):
+        launch_tiny(growth__managers=2, faults=[fault], **ADOPTING)
+    compare(esper.resume(launch_tiny.run_dir, tiny_task(), on=OnRay(embedded)), alone)
