@@ -83,6 +83,8 @@ class Summary(BaseModel):
     """Counts of tournaments, refusals and holds."""
     why_none_stayed: str | None = None
     """The reason why the network has no seed at the end, in a sentence. None: it has seeds."""
+    left_out_by_budgets: dict[str, tuple[str, ...]] = {}
+    """Key of a budget -> the candidates that the run never tried because they exceed it, as "BLUEPRINT at SLOT"."""
     ends_with: Literal["live", "twin"] = "live"
     """The network of the run, to which `test_loss`, `valid_loss`, `test_metrics`, `params_end` and `weights_sha256`
     belong: the live host, or the twin if `growth.finish` is `better` and the twin was better."""

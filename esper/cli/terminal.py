@@ -27,6 +27,7 @@ from esper.leyline.reports import Check, GateReport, Transition
 from esper.leyline.slots import Kind
 from esper.leyline.stages import IN_HOST, LIVE, Stage
 from esper.leyline.state import RoundState, SeedState
+from esper.setup.candidates import left_out_by_budgets
 from esper.setup.forecast import batch_facts
 from esper.setup.survey import Survey
 from esper.setup.wording import (
@@ -260,6 +261,7 @@ def heading(survey: Survey, path: Path | None) -> list[str]:
         f" {percent(growth.margin)} of the loss{beside_placebos(growth.placebos)}"
         f" and z > {survey.g2_limit():.2f} on {survey.judged_units} {units} (strict, because a run may"
         f" {tests_in_words(growth.tests, survey.g2_tests)})",
+        *over_budgets(left_out_by_budgets(survey)),
         "  stages of a seed: incubation > BLENDING (alpha rises) > SHADOWING (compared with the twin) > PROBATIONARY >"
         " FOSSILIZED (stays)",
     ]
@@ -278,6 +280,11 @@ def beside_placebos(count: int) -> str:
 def tests_in_words(tests: str, count: int) -> str:
     """Return words for the number of tests among which G2 divides the chance of a false pass."""
     return f"test {count} candidates" if tests == "candidates" else f"hold {count} tournaments"
+
+
+def over_budgets(candidates: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return a line for each budget that leaves candidates out."""
+    return [f"  left out, over {key}: {', '.join(names)}" for key, names in candidates.items()]
 
 
 def left_out(modules: Mapping[str, str]) -> list[str]:
@@ -329,6 +336,8 @@ def _totals(result: Summary, notes: Sequence[str]) -> Table:
         totals.add_row(*cells("network", choice(result.finish)))
     for note in notes:
         totals.add_row(*cells("these losses", note))
+    for key, names in result.left_out_by_budgets.items():
+        totals.add_row(*cells("not tried", f"over {key}: {', '.join(names)}"))
     if result.why_none_stayed is not None:
         totals.add_row(*cells("no growth", result.why_none_stayed))
     for name, value in result.test_metrics.items():

@@ -12,6 +12,7 @@ from esper.flow.line import Line
 from esper.ground.workplace import shown
 from esper.leyline.finish import Finish
 from esper.leyline.incubation import TwinReport
+from esper.setup.candidates import left_out_by_budgets
 from esper.setup.survey import Survey
 
 
@@ -67,6 +68,7 @@ def _network(line: Line, survey: Survey, twin: TwinReport | None) -> partial[Sum
         params_start=survey.host_parameters,
         params_end=survey.host_parameters if ends_with_twin else trainer.parameter_count(),
         seeds=seeds,
+        left_out_by_budgets=left_out_by_budgets(survey),
         growth=growth,
         why_none_stayed=why or why_none_stayed(survey, growth, seeds),
         ends_with=finish.network if finish is not None else "live",

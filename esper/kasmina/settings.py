@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, Strict, ValidationInfo, field_validator, model_validator
 
-from esper.leyline.base import PositiveInt, Settings
+from esper.leyline.base import Count, PositiveInt, Settings
 from esper.leyline.commands import MAX_COPIES
 
 MOST_MANAGERS = 512
@@ -148,6 +148,23 @@ class GrowthConfig(Settings):
     )
     cost_budget: Ratio = Field(2.0, description="largest modelled FLOPs of one seed, over the host's")
     memory_budget: Ratio = Field(4.0, description="largest number of parameter bytes of one seed, over the host's")
+    parameter_floor: Count = Field(
+        0,
+        description="number of parameters that seeds may always have: no budget over the host's size or FLOPs is below"
+        " this number over the host's parameters",
+    )
+
+    def parameters_within(self, host_parameters: int) -> int:
+        """Return the number of parameters that all seeds together may have."""
+        return max(int(self.parameter_budget * host_parameters), self.parameter_floor)
+
+    def cost_within(self, host_parameters: int) -> float:
+        """Return the limit of the modelled FLOPs of one seed, over the host's."""
+        return max(self.cost_budget, self.parameter_floor / host_parameters)
+
+    def memory_within(self, host_parameters: int) -> float:
+        """Return the limit of the parameter bytes of one seed, over the host's."""
+        return max(self.memory_budget, self.parameter_floor / host_parameters)
 
     @field_validator("rungs")
     @classmethod

@@ -63,11 +63,25 @@ def candidate_rows(survey: Survey, tried: tuple[Pair, ...]) -> list[dict[str, An
 def _place(survey: Survey, pair: Pair, tried: tuple[Pair, ...]) -> str:
     if pair in tried:
         return FIRST
-    if budgets := over_budgets(
-        pair, survey.growth_window(survey.config.growth.entry_ramp_steps), survey.parameter_budget
-    ):
+    if budgets := _over(survey, pair):
         return f"over {', '.join(budgets)}"
     return QUEUED if survey.can_grow else NONE
+
+
+def _over(survey: Survey, pair: Pair) -> tuple[str, ...]:
+    window = survey.growth_window(survey.config.growth.entry_ramp_steps)
+    return over_budgets(pair, window, survey.parameter_budget)
+
+
+def left_out_by_budgets(survey: Survey) -> dict[str, tuple[str, ...]]:
+    """Return the candidates that no tournament of the run tries, as "BLUEPRINT at SLOT", by the key of the budget that
+    they exceed. A candidate that exceeds several budgets is listed under each.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for pair in survey.options if survey.config.growth.enabled else ():
+        for key in _over(survey, pair):
+            found[key] = (*found.get(key, ()), f"{pair.blueprint_id} at {pair.slot}")
+    return found
 
 
 def why_nothing_grows(survey: Survey) -> str | None:

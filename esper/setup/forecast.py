@@ -25,7 +25,7 @@ from esper.leyline.reports import GraftPlan
 from esper.leyline.slots import SlotSpec
 from esper.leyline.state import RoundState, TrainingState
 from esper.setup.assembly import RunKey, make_fork_factory, make_incubator, make_kasmina, make_tamiyo, make_trainer
-from esper.setup.candidates import candidate_rows, first_tournament, why_nothing_grows
+from esper.setup.candidates import candidate_rows, first_tournament, left_out_by_budgets, why_nothing_grows
 from esper.setup.survey import Survey
 
 WARM_UP_STEPS, TIMED_STEPS = 2, 6
@@ -58,6 +58,7 @@ def forecast(survey: Survey) -> dict[str, Any]:
         "slots": [spec.model_dump(mode="json") | {"varies": spec.path in survey.varying} for spec in survey.specs],
         "left_out": [{"slot": path, "why": why} for path, why in survey.left_out.items()],
         "candidates": candidate_rows(survey, tried),
+        "left_out_by_budgets": left_out_by_budgets(survey),
         "host_gflops": survey.total_steps * step / 1e9,
         "tournament_gflops": _tournament_flops(survey, tried) / 1e9,
         "placebos": growth.placebos if tried else 0,

@@ -129,8 +129,8 @@ class Survey:
             fences_of_fork=self.due_rounds if growth.entry == "adopt" else 0,
             shortest_ramp=shortest_ramp,
             stack=growth.stack,
-            seed_parameters=int(growth.memory_budget * self.host_parameters),
-            seed_flops=int(growth.cost_budget * self.host_flops),
+            seed_parameters=int(growth.memory_within(self.host_parameters) * self.host_parameters),
+            seed_flops=int(growth.cost_within(self.host_parameters) * self.host_flops),
         )
 
     @property
@@ -147,7 +147,7 @@ class Survey:
     @property
     def parameter_budget(self) -> int:
         """Largest number of parameters that all seeds together may have."""
-        return int(self.config.growth.parameter_budget * self.host_parameters)
+        return self.config.growth.parameters_within(self.host_parameters)
 
     def editor(self, host: nn.Module) -> SeedEditor:
         """Return Kasmina's editor for a host of this task."""

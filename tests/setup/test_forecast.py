@@ -91,6 +91,17 @@ def test_each_candidate_has_its_place_in_the_run(overrides: dict[str, Any], mlp:
     assert found == {"norm": others, "low_rank": others, "mlp": mlp}
 
 
+def test_what_a_budget_leaves_out_is_said_by_the_plan_the_start_and_the_report(tmp_path: Path) -> None:
+    small = {"growth__memory_budget": 2.0, "growth__cost_budget": 2.0}
+    names = dict.fromkeys(("growth.memory_budget", "growth.cost_budget"), ("mlp at body",))
+    assert plan(**small)["left_out_by_budgets"] == names
+    assert plan(**small, growth__parameter_floor=2000)["left_out_by_budgets"] == {}
+    config = tiny_config(run__dir=str(tmp_path / "run"), run__epochs=1, **small)
+    survey = survey_of(tiny_task(), config)
+    assert "  left out, over growth.memory_budget: mlp at body" in heading(survey, None)
+    assert run(tiny_task(), config).left_out_by_budgets == names
+
+
 def test_a_run_whose_first_tournament_would_hold_nobody_says_so() -> None:
     found = plan(growth__memory_budget=0.01)
     assert set(places(growth__memory_budget=0.01).values()) == {"over growth.memory_budget"}

@@ -42,7 +42,7 @@ def sanity_evidence(
         added_parameters=roster.added_parameters() + (probe.parameters if probe is not None else 0),
         parameter_budget=roster.parameter_budget(),
         memory_ratio=probe.parameter_bytes / facts.host_bytes if probe is not None else None,
-        memory_budget=limits.memory_budget,
+        memory_budget=limits.memory_within(facts.host_parameters),
     )
 
 
@@ -135,17 +135,17 @@ def impact_evidence(
             isolated and was never audited.
     """
     seen = find_seed("G4", seed, observation, fence)
-    cost_ratio = seed.flops / facts.host_flops
+    cost_ratio, cost_budget = seed.flops / facts.host_flops, limits.cost_within(facts.host_parameters)
     return ImpactEvidence(
         marks=_marks(command, seen.told),
         stages=_stages("G4", seed, seen),
-        status=performance_status(seen, cost_ratio, limits.cost_budget),
+        status=performance_status(seen, cost_ratio, cost_budget),
         twin_kept=twin_kept,
         twin_zs=seed.twin_zs if twin_kept else None,
         cost_ratio=cost_ratio,
-        cost_budget=limits.cost_budget,
+        cost_budget=cost_budget,
         memory_ratio=seen.parameter_bytes / facts.host_bytes,
-        memory_budget=limits.memory_budget,
+        memory_budget=limits.memory_within(facts.host_parameters),
         isolation_leaks=_leaks("G4", seen),
     )
 

@@ -160,7 +160,7 @@ class Roster:
 
     def parameter_budget(self) -> int:
         """Return the number of parameters that all seeds together may add to the host."""
-        return int(self._limits.parameter_budget * self._facts.host_parameters)
+        return self._limits.parameters_within(self._facts.host_parameters)
 
     def is_due(self, seed: SeedRecord, fence: int) -> bool:
         """Return whether the seed's next gate can be judged now. A seed passes at most one gate per fence."""

@@ -730,6 +730,22 @@ def test_an_order_may_span_rounds_or_end_before_they_do(begin):
     assert (short.due_fence, short.first_step, short.last_step) == (2, 10, 16)
 
 
+def test_a_floor_of_parameters_widens_every_budget_that_is_relative_to_the_host(begin):
+    small = {"parameter_budget": 0.1, "memory_budget": 0.1, "cost_budget": 0.05}  # the seed is half of the host
+    refused = begin(**small).germinate(1, ("a", "mlp"))
+    assert failed(refused) == [(Gate.G0, ("budget_exceeded",))]
+    life = begin(**small, parameter_floor=50)
+    assert life.state(1).parameter_budget == 50
+    life.shadow()
+    life.compare(6, 1.0)
+    (report,) = life.advance(6, "a", life.observation(6, parameter_bytes=200)).gates
+    assert {check.name: check.at_most for check in report.checks if check.at_most is not None} == {
+        "cost_ratio": 0.5, "memory_ratio": 0.5
+    }  # fmt: skip
+    assert report.passed
+    assert failed(life.germinate(7, ("b", "norm"))) == [(Gate.G0, ("budget_exceeded",))]  # one floor for all seeds
+
+
 def placebo_results(order: IncubationOrder, *gains: float | None) -> tuple[PlaceboResult, ...]:
     def gate(gain: float) -> PairedLosses:
         return pairs(1.0, order.due_fence).model_copy(update={"mean": gain})
