@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import esper
+from drills.leaks import MARK
 from drills.task_under_drill import TaskUnderDrill
 from drills.undisturbed import Undisturbed
 from esper import InProcess, OnRay
@@ -225,6 +226,7 @@ class DrillContext:
                 stdout=output,
                 stderr=output,
                 cwd=self.subject.started_in,
+                env={**os.environ, MARK: str(os.getpid())},
                 start_new_session=True,
             )
 

@@ -146,6 +146,7 @@ def _outcome(drill: Drill, observed: Observed, wall_s: float, peak_memory_bytes:
         wall_s=wall_s,
         recoveries=tuple(observed.recoveries),
         peak_memory_bytes=peak_memory_bytes,
+        rollbacks=tuple(observed.rollbacks) if not observed.context.parts else (),
         ended=observed.ended,
         spans=spans(observed),
         marks=marks(observed),

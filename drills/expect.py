@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from drills.drill import Expectation, Finding
 from drills.observed import Observed
@@ -130,6 +131,59 @@ def restarted(*actors: str) -> Expectation:
     def judge(found: Observed) -> Finding:
         names = [event["fields"]["actor"] for event in found.events if event["name"] == "actor_restarted"]
         return Finding(f"restarts of {listed(actors)}", f"restarts of {listed(names)}", names == list(actors))
+
+    return judge
+
+
+def replaced_alone(*actors: str) -> Expectation:
+    """Expect that these actors were replaced while all others went on, in order, and no other actor was."""
+
+    def judge(found: Observed) -> Finding:
+        names = [name for one in found.recoveries if one.alone for name in one.actors]
+        return Finding(f"{listed(actors)} replaced alone", f"{listed(names)} replaced alone", names == list(actors))
+
+    return judge
+
+
+def rolled_back(*tiers: str) -> Expectation:
+    """Expect that the run went back by commands through these tiers, in order, each within its limit of time.
+
+    The limits are the config's `checkpoint.fast_rollback_s` and `checkpoint.full_rollback_s`. A rollback beyond its
+    limit ends the run with an error.
+    """
+
+    def judge(found: Observed) -> Finding:
+        told = [f"{one.tier} to fence {one.fence} in {one.seconds:.3f} s" for one in found.rollbacks]
+        met = [one.tier for one in found.rollbacks] == list(tiers)
+        return Finding(f"rollbacks {listed(tiers)}", f"rollbacks {listed(told)}", met)
+
+    return judge
+
+
+def same_fences() -> Expectation:
+    """Expect the bits of the undisturbed run in every checkpoint of every generation, also in those taken back."""
+
+    def judge(found: Observed) -> Finding:
+        wanted = {one["fence"]: one for one in _checkpoints(found.context.undisturbed.entries)}
+        saved = _checkpoints(found.every_entry)
+        names = ("weights_crc32c", "topology_digest", "step")
+        other = [one["fence"] for one in saved if any(one[name] != wanted[one["fence"]][name] for name in names)]
+        told = f"{len(saved)} checkpoints, other bits at fences {listed(other)}"
+        return Finding("the bits of the undisturbed run in each checkpoint", told, bool(saved) and not other)
+
+    return judge
+
+
+def _checkpoints(entries: Sequence[Entry]) -> list[Mapping[str, Any]]:
+    return [one.body for one in entries if one.kind is RecordKind.CHECKPOINT_COMMITTED]
+
+
+def redone(rounds: int) -> Expectation:
+    """Expect that at most this number of rounds that had ended were done again."""
+
+    def judge(found: Observed) -> Finding:
+        again = found.rounds_redone
+        return Finding(f"at most {rounds} rounds done again", f"{again} rounds", again <= rounds)
 
     return judge
 

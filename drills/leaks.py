@@ -20,6 +20,9 @@ OURS = re.compile(r"esper-[a-z]+-([0-9]+)-[0-9a-f]+")
 """Names of the folders that esper makes outside a run directory, with the id of the process that made them."""
 ENDING_S = 20.0
 """Longest wait in seconds for the end of killed processes."""
+MARK = "ESPER_DRILL_OF"
+"""Environment variable of the commands of a drill, and of all processes that they start. Its value is the id of the
+process that runs the drill. By it, processes are found that have lost their parent."""
 IDLE = ("ray::IDLE", "ray::SPILL", "ray::RESTORE")
 """Titles of Ray's own workers, which wait for work."""
 
@@ -34,9 +37,10 @@ class Footprint:
 
     @classmethod
     def now(cls) -> Self:
-        """Look at this machine: this process and its descendants that execute an actor or esper, actors, folders."""
+        """Look at this machine: descendants that work, all processes of commands, actors, folders."""
         titles = {pid: _title(pid) for pid in descendants()}
         working = frozenset((pid, title) for pid, title in titles.items() if _works(title))
+        working |= frozenset((pid, _title(pid)) for pid in _marked())
         return cls(working, frozenset(_actors()), frozenset(_folders({os.getpid(), *titles})))
 
     def since(self, before: Footprint) -> tuple[str, ...]:
@@ -65,6 +69,19 @@ def descendants() -> list[int]:
         found += below
         unseen += below
     return found
+
+
+def _marked() -> list[int]:
+    """Return the processes of the commands of this process's drills."""
+    mark = f"{MARK}={os.getpid()}".encode()
+    return [int(place.name) for place in Path("/proc").iterdir() if place.name.isdigit() and _has(place, mark)]
+
+
+def _has(place: Path, mark: bytes) -> bool:
+    try:
+        return mark in (place / "environ").read_bytes().split(b"\0")
+    except OSError:  # the process has ended, or is another user's
+        return False
 
 
 def _works(title: str) -> bool:

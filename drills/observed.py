@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from drills.drill_context import Attempt, DrillContext
-from drills.redone import steps_redone
+from drills.redone import every_entry, rounds_redone, steps_redone
 from drills.signalling import delivered
 from esper.archive.history import Remains, look_at
 from esper.archive.journal import FIRST_GENERATION, Entry, RecordKind, read
@@ -20,6 +20,17 @@ from esper.archive.run_directory import emergency_folder, journal_file, run_file
 from esper.emergency.sinks import DEFAULT_FILE
 from esper.faults import Firing
 from esper.telemetry.events import LOG
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """One time that a run went back by a command."""
+
+    tier: str
+    """`fast`: from memory. `full`: from the disk."""
+    fence: int
+    """Fence to which it went back."""
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -140,6 +151,22 @@ class Observed:
         """The journal's record of the end of the run. None: it did not reach its end."""
         told = self.entries(RecordKind.RUN_ENDED)
         return told[-1].body if told else None
+
+    @cached_property
+    def rollbacks(self) -> list[Rollback]:
+        """Every time that the run went back by a command, in order."""
+        told = (one.body for one in self.every_entry if one.kind is RecordKind.ROLLED_BACK)
+        return [Rollback(one["tier"], one["fence"], one["seconds"]) for one in told]
+
+    @cached_property
+    def every_entry(self) -> Sequence[Entry]:
+        """The records of all generations in order, also those that were taken back."""
+        return every_entry(self.run_dir)
+
+    @cached_property
+    def rounds_redone(self) -> int:
+        """Number of rounds that had ended and were done again."""
+        return rounds_redone(self.run_dir)
 
     @cached_property
     def steps_redone(self) -> int | None:

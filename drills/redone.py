@@ -7,7 +7,7 @@ from pathlib import Path
 
 from drills.undisturbed import Undisturbed
 from esper.archive.damage import read_journal
-from esper.archive.journal import RecordKind
+from esper.archive.journal import Entry, RecordKind
 from esper.archive.run_directory import journals
 from esper.faults import Fault, FaultSpec
 
@@ -37,6 +37,12 @@ def steps_redone(run_dir: Path, ended: int, fired: Iterable[FaultSpec], undistur
     return did - ended + sum(known)
 
 
+def rounds_redone(run_dir: Path) -> int:
+    """Return the number of rounds that ended more than once, each as often as it ended again."""
+    ended = _ended_rounds(run_dir)
+    return len(ended) - len(set(ended))
+
+
 def _steps_before(fault: FaultSpec, undisturbed: Undisturbed) -> int | None:
     """Return the number of steps of the broken round that were done before the fault fired. None: unknown."""
     if fault.fault not in BREAKING or fault.point not in IN_A_ROUND:
@@ -49,5 +55,9 @@ def _steps_before(fault: FaultSpec, undisturbed: Undisturbed) -> int | None:
 
 def _ended_rounds(run_dir: Path) -> Sequence[int]:
     """Return the fence of each round that ended, as often as it ended."""
-    entries = [entry for file in journals(run_dir).values() for entry in read_journal(file)[0]]
-    return [int(entry.body["fence"]) for entry in entries if entry.kind is RecordKind.ROUND_ENDED]
+    return [int(one.body["fence"]) for one in every_entry(run_dir) if one.kind is RecordKind.ROUND_ENDED]
+
+
+def every_entry(run_dir: Path) -> Sequence[Entry]:
+    """Return the records of all generations in order, also those that were taken back."""
+    return [entry for file in journals(run_dir).values() for entry in read_journal(file)[0]]

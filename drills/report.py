@@ -8,6 +8,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from drills.drill import Drill, Finding
+from drills.observed import Rollback
 from esper.archive.recovery_record import Recovery
 from esper.archive.summary import Summary
 
@@ -61,6 +62,7 @@ class Outcome:
     recoveries: tuple[Recovery, ...] = ()
     peak_memory_bytes: int | None = None
     """Largest private resident memory of this process and all its descendants during the drill."""
+    rollbacks: tuple[Rollback, ...] = ()
     ended: Mapping[str, Any] | None = None
     """The record of the end of the run. None: it did not reach its end."""
     spans: tuple[Span, ...] = ()
@@ -111,6 +113,7 @@ class Outcome:
             "same bits": {True: "yes", False: "no", None: None}[self.same_bits],
             **{f"{name.replace('_', ' ')} (s)": _rounded(value) for name, value in self.phases_s.items()},
             "recoveries": len(self.recoveries) or None,
+            **{f"rollback {one.tier} (s)": f"{one.seconds:.3f}" for one in self.rollbacks},
             "steps redone": self.steps_redone,
             "signals lost": self.signals_lost,
             "signals duplicated": self.signals_duplicated,
@@ -136,6 +139,7 @@ class Outcome:
                 {"actors": one.actors, "alone": one.alone, "from_memory": one.from_memory, "phases_s": phases([one])}
                 for one in self.recoveries
             ],
+            "rollbacks": [asdict(one) for one in self.rollbacks],
             "steps_redone": self.steps_redone,
             "signals_lost": self.signals_lost,
             "signals_duplicated": self.signals_duplicated,

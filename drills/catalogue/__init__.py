@@ -38,6 +38,7 @@ from drills.catalogue.policy_late import POLICY_LATE, POLICY_LATE_IN_C
 from drills.catalogue.random_schedule import RANDOM_SCHEDULE
 from drills.catalogue.reports_damaged import REPORTS_DAMAGED
 from drills.catalogue.restarts_exceeded import NO_PROGRESS, RESTARTS_EXCEEDED
+from drills.catalogue.rollbacks_compared import ROLLBACKS_COMPARED
 from drills.catalogue.trainer_killed import TRAINER_KILLED
 from drills.drill import Drill
 from drills.drill_context import DrillContext
@@ -70,6 +71,7 @@ CATALOGUE: tuple[Drill, ...] = (
     SINK_DOWN,
     _waiting(10, "rollback-on-nan", "A NaN in the loss is rolled back from memory.", "the guard of Tolaria"),
     TRAINER_KILLED,
+    ROLLBACKS_COMPARED,
     CHECKPOINT_DAMAGED,
     DISK_FULL_CHECKPOINT,
     DISK_FULL_JOURNAL,

@@ -42,5 +42,10 @@ CHECKPOINT_DAMAGED = Drill(
     what="The last checkpoint has a flipped bit, is cut, or is a hostile pickle: it is put aside, never loaded.",
     act=act,
     place="in process",
-    follows=(expect.exit_codes(143, 143, 143, 0), expect.events(checkpoint_rejected=3), expect.same_bits()),
+    follows=(
+        expect.exit_codes(143, 143, 143, 0),
+        expect.events(checkpoint_rejected=3),
+        expect.redone(rounds=3),
+        expect.same_bits(),
+    ),
 )

@@ -23,5 +23,11 @@ MANAGER_KILLED = Drill(
     name="manager-killed",
     what="A manager is killed while a fork trains, and Kasmina in later stages of a seed: no seed is lost or changed.",
     act=act,
-    follows=(expect.exit_codes(0), expect.restarted("manager-0", "kasmina", "kasmina"), expect.same_bits()),
+    follows=(
+        expect.exit_codes(0),
+        expect.restarted("manager-0", "kasmina", "kasmina"),
+        expect.replaced_alone("manager-0"),
+        expect.redone(rounds=2),
+        expect.same_bits(),
+    ),
 )

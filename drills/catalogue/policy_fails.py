@@ -23,6 +23,7 @@ POLICY_FAILS = Drill(
         expect.exit_codes(3, 0),
         expect.error("PolicyFailed"),
         expect.events(),
+        expect.redone(rounds=1),
         expect.same_bits(),
     ),
 )

@@ -35,6 +35,7 @@ RESTARTS_EXCEEDED = Drill(
         expect.exit_codes(3, 0),
         expect.error("RestartIntensityExceeded", cause="TrainerRankLost"),
         expect.restarted("tolaria", "tolaria"),
+        expect.redone(rounds=3),
         expect.same_bits(),
     ),
 )
@@ -46,6 +47,7 @@ NO_PROGRESS = Drill(
     follows=(
         expect.exit_codes(3, 0),
         expect.error("RestartIntensityExceeded", cause="TrainerRankLost"),
+        expect.redone(rounds=2),
         expect.same_bits(),
     ),
 )

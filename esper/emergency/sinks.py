@@ -44,33 +44,38 @@ def make_sinks(configs: Sequence[SinkConfig], folder: Path, environment: Mapping
         folder: `RUN/emergency`. The folder need not exist yet.
         environment: The environment variables. `url_env` and `token_env` may name some of them.
 
+    The file of a sink need not be possible now: a restarted process must keep the signals of a sink that is down.
+
     Raises:
-        ConfigError: the file or variable of a secret is missing or not safe, a secret is not valid, or the file of a
-            sink cannot be made. The error does not show the secret.
+        ConfigError: the file or variable of a secret is missing or not safe, or a secret is not valid. The error does
+            not show the secret.
     """
     return tuple(_make(config, folder, environment) for config in configs)
 
 
 def check_sinks(configs: Sequence[SinkConfig], environment: Mapping[str, str]) -> None:
-    """Check that `make_sinks` can make these sinks. Raises: ConfigError: as in `make_sinks`. Nothing is written."""
+    """Check that `make_sinks` can make these sinks, and that their files can be made. Nothing is written.
+
+    Raises:
+        ConfigError: as in `make_sinks`, or the file of a sink cannot be made.
+    """
     make_sinks(configs, Path("/"), environment)
+    for config in configs:
+        if isinstance(config, FileSinkConfig) and config.path is not None:
+            _check_file(Path(config.path), f"emergency.sinks.{config.name}.path")
 
 
 def _make(config: SinkConfig, folder: Path, environment: Mapping[str, str]) -> Sink:
     if isinstance(config, FileSinkConfig):
-        return FileSink(config.name, _usable(config) or folder / DEFAULT_FILE, config.total_s)
+        return FileSink(config.name, Path(config.path or folder / DEFAULT_FILE), config.total_s)
     from esper.emergency.webhook import WebhookSink  # imported here: httpx takes 0.1 s, and few runs have a webhook
 
     return WebhookSink(config, environment)
 
 
-def _usable(config: FileSinkConfig) -> Path | None:
-    """Return the path of a file sink. None: it has no path. Raises: ConfigError: no file can be made at the path."""
-    if config.path is None:
-        return None
-    path, field = Path(config.path), f"emergency.sinks.{config.name}.path"
+def _check_file(path: Path, field: str) -> None:
+    """Raises: ConfigError: no file can be made at the path."""
     if not path.parent.is_dir():
-        raise ConfigError(field, config.path, "there is no such folder; make it, or give another path")
+        raise ConfigError(field, str(path), "there is no such folder; make it, or give another path")
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise ConfigError(field, config.path, "it is not a regular file; give another path")
-    return path
+        raise ConfigError(field, str(path), "it is not a regular file; give another path")

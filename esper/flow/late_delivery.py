@@ -12,6 +12,7 @@ from esper.emergency.emergency_service import EmergencyService
 from esper.emergency.hosting import hosted
 from esper.emergency.reading import QUEUE, read_queue
 from esper.emergency.settings import CONDUCTOR
+from esper.emergency.sinks import check_sinks
 from esper.emergency.undelivered import report_undelivered, undelivered
 from esper.emergency.unread_requests import report_unread
 from esper.emergency.word import EmergencyWord
@@ -38,6 +39,7 @@ def deliver_the_rest(path: Path, identity: Identity, config: RunConfig, progress
         progress.found(line)
     if not _waits_for_a_sink(folder):
         return
+    check_sinks(config.emergency.sinks, os.environ)
     files = telemetry_folder(path) if config.telemetry.enabled else None
     with (
         Telemetry.start(files, "conductor", identity.run_id) as telemetry,

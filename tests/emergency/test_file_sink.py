@@ -36,6 +36,17 @@ def ids(path: Path) -> list[str]:
     return [json.loads(line)["signal_id"] for line in path.read_text().splitlines()]
 
 
+async def test_a_sink_whose_folder_is_missing_is_made_and_waits_for_it(tmp_path: Path) -> None:
+    """So the emergency actor can restart while a sink is down."""
+    path = tmp_path / "share" / "signals.jsonl"
+    (sink,) = make_sinks([FileSinkConfig(name="log", kind="file", path=str(path))], tmp_path, {})
+    with pytest.raises(SinkFailed, check=telling(str(path))):
+        await sink.send(signal("a"))
+    path.parent.mkdir()
+    await sink.send(signal("b"))
+    assert ids(path) == ["b"]
+
+
 async def test_each_signal_is_a_line_of_the_default_file(tmp_path: Path) -> None:
     (sink,) = make_sinks([FileSinkConfig(name="log", kind="file")], tmp_path, {})
     for one in ("a", "b", "a"):
