@@ -13,8 +13,8 @@ from drills import expect
 from drills.damaging import Hostile, flip, truncate
 from drills.drill import Expectation
 from drills.drill_context import DrillContext
+from drills.fault_schedule import Damage, End, Episode, Leg, Where
 from drills.observed import Observed
-from drills.schedule import Damage, End, Episode, Leg, Where
 from drills.signalling import SINK, SendsSignals
 from drills.stop_at_fence import StopAtFence
 from esper import InProcess
@@ -23,6 +23,7 @@ from esper.archive.run_directory import checkpoints_folder, reports_folder
 from esper.faults import Fault
 from esper.flow.progress import Quiet
 from esper.flow.tally import Tally
+from esper.ground.exit_codes import DONE, DRAINED, INTERRUPTED, STRICT_FAILURE
 from esper.leyline.state import RoundState
 from esper.setup.survey import Survey
 
@@ -36,7 +37,17 @@ QUEUE: Mapping[str, object] = {
     "emergency.attempts": 1000,
     "emergency.longest_retry_s": 1.0,
 }
-CODES: Mapping[End, int] = {End.DONE: 0, End.STOPPED: 143, End.INTERRUPTED: 130}
+CODES: Mapping[End, int] = {
+    End.DONE: DONE,
+    End.STOPPED: DRAINED,
+    End.LATE: STRICT_FAILURE,
+    End.LATE_IN_C: STRICT_FAILURE,
+    End.FAILED: STRICT_FAILURE,
+    End.TOO_OFTEN: STRICT_FAILURE,
+    End.DRIVER_KILLED: STRICT_FAILURE,
+    End.INTERRUPTED: INTERRUPTED,
+}
+"""Exit code of a leg. In one process, nothing outlives a killed driver, so its code is that of the signal."""
 ERRORS: Mapping[End, str] = {
     End.STOPPED: "Drained",
     End.LATE: "PolicyDeadlineExceeded",
@@ -107,7 +118,7 @@ def _expected(legs: Sequence[Leg]) -> list[Expectation]:
 def _code(leg: Leg) -> int:
     if leg.end is End.DRIVER_KILLED and leg.where is Where.COMMAND_HERE:
         return -signal.SIGKILL
-    return CODES.get(leg.end, 3)
+    return CODES[leg.end]
 
 
 def _run(leg: Leg, drill: DrillContext, *, begins: bool) -> None:

@@ -92,9 +92,10 @@ class Observed:
         kinds = (RecordKind.ACTOR_RESTARTED, RecordKind.RECOVERED)
         entries = [entry for entry in self.past.entries if entry.kind in kinds] if self.past is not None else []
         told = [(one.kind, Recovery.model_validate_json(json.dumps(one.body))) for one in entries]
-        again = {(one.generation, one.actors): one for kind, one in told if kind is RecordKind.RECOVERED}
-        first = [one for kind, one in told if kind is RecordKind.ACTOR_RESTARTED]
-        return [again.get((one.generation, one.actors), one) for one in first]
+        found: dict[tuple[int, tuple[str, ...], bool, float], Recovery] = {}
+        for _, one in told:  # the second record of a recovery replaces the first
+            found[one.generation, one.actors, one.alone, one.decide_s] = one
+        return list(found.values())
 
     @cached_property
     def delivered(self) -> Counter[str]:

@@ -9,9 +9,9 @@ from functools import partial
 from drills.drill import Drill, Finding
 from drills.drill_context import DrillContext
 from drills.episodes import carry_out
+from drills.fault_schedule import episode
 from drills.leaks import Footprint, settled
 from drills.observed import Observed
-from drills.schedule import episode
 
 MOST_FAILED = 3
 """The drill ends after this many episodes that failed."""

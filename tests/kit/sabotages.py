@@ -151,7 +151,7 @@ IN_PROCESS = (
                 SERVICE,
                 "        problem = malformed(decision) or unsound(decision, state)\n",
                 "        if decision.blend is not None and decision.blend.mode == 'CHANNEL':\n"
-                "            other = decision.blend.model_copy(update={'mode': 'CONVEX'})\n"
+                "            other = decision.blend.model_copy(update={'mode': type(decision.blend.mode)('CONVEX')})\n"
                 "            decision = decision.model_copy(update={'blend': other})\n"
                 "        problem = malformed(decision) or unsound(decision, state)\n",
             ),

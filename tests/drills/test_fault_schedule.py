@@ -12,7 +12,7 @@ import torch
 from drills.catalogue.random_schedule import RANDOM_SCHEDULE
 from drills.drill_context import Soak
 from drills.drill_runner import DrillRunner
-from drills.schedule import Damage, End, Leg, Where, episode
+from drills.fault_schedule import Damage, End, Leg, Where, episode
 from drills.task_under_drill import TaskUnderDrill
 from drills.undisturbed import Undisturbed
 from esper.tolaria.trainer import Trainer
