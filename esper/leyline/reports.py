@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AwareDatetime, Strict
 
 from esper.leyline.base import GrownMessage, Message, PublicMessage
-from esper.leyline.commands import BlendSpec
+from esper.leyline.commands import BlendSpec, ShortText
 from esper.leyline.stages import Stage
 
 Measured = bool | int | float | str | tuple[str, ...] | tuple[int, ...] | None
@@ -218,7 +218,7 @@ class Outcome(StrEnum):
 class FieldReport(PublicMessage, GrownMessage):
     """Result of a command for one seed. Later decisions of the policy use it."""
 
-    LATER: ClassVar = frozenset({"copies"})
+    LATER: ClassVar = frozenset({"copies", "traceparent"})
 
     report_id: str
     command_id: str
@@ -241,3 +241,5 @@ class FieldReport(PublicMessage, GrownMessage):
     policy_version: str
     copies: int = 1
     """Number of modules of the blueprint in the seed."""
+    traceparent: ShortText = ""
+    """The span in which the report was made, as a W3C traceparent. "": there was none."""

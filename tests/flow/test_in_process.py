@@ -368,6 +368,9 @@ def test_there_is_one_severe_event_for_each_gate_that_failed_and_none_else(grown
     assert len(told) == 3
     rounds = {span["traceId"] for span in grown.spans() if span["name"] == "esper round"}
     assert {event["trace_id"] for event in grown.lines("severe-events.jsonl")} <= rounds
+    made = {(span["traceId"], span["spanId"]) for span in grown.spans() if span["traceId"] in rounds}
+    senders = [report.traceparent.split("-")[1:3] for report in load_reports(reports_folder(grown.path)).reports]
+    assert {(trace, sender) for trace, sender in senders} <= made
 
 
 def test_every_seed_that_came_to_an_end_has_its_field_report_in_the_store_and_in_the_journal(grown: Run) -> None:

@@ -19,6 +19,7 @@ from esper.leyline.commands import Candidate, Command
 from esper.leyline.ids import Purpose, derive_id
 from esper.leyline.incubation import Answer, CandidateProbe, ForkResult, IncubationOrder
 from esper.leyline.reports import AdoptPlan, FieldReport, GraftPlan, Outcome
+from esper.telemetry.context import traceparent
 
 
 class PlanIds(TypedDict):
@@ -211,6 +212,7 @@ def field_report(
         issued_at=now,
         policy_version=seed.policy_version,
         copies=seed.copies,
+        traceparent=traceparent(),
     )
 
 
