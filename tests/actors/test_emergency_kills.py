@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import random
 import signal as os_signal
+import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import kept_signals
 import pytest
+from kept_signals import SINKS, Course, noting
+from ray import cloudpickle
 
 from actors.actor_process import await_ready, spawn
 from actors.embedded_ray import EmbeddedRay
@@ -25,17 +28,11 @@ from actors.shell import ActorSpec
 from esper.durable.files import atomic_write
 from esper.emergency.emergency_service import QUEUE, EmergencyService, subscribers
 from esper.emergency.queue import EmergencyQueue
-from esper.emergency.reading import read_queue
-from esper.emergency.settings import CONDUCTOR, EmergencyConfig
+from esper.emergency.settings import EmergencyConfig
 from esper.emergency.word import EmergencyWord
-from esper.errors import ActorLost, EmergencyQueueFull, SinkFailed
-from esper.leyline.signals import EmergencySignal, Level
+from esper.errors import ActorLost
 from esper.testing import EPOCH, until
 
-SINKS = ("one", "two")
-LEVELS = (Level.NOTICE, Level.NOTICE, Level.NOTICE, Level.ELEVATED, Level.CONSERVATIVE, Level.HALT)
-BURST = 60
-"""Signals that come before the conductor reads any: more than the 48 places that a queue of 64 has below HALT."""
 DEADLINE_S, START_S = 300.0, 300.0
 CONFIG = EmergencyConfig(
     capacity=64, cap_per_minute=60, attempts=4, sinks=[{"name": name, "kind": "file"} for name in SINKS]
@@ -51,38 +48,20 @@ class FileClock:
     def monotonic(self) -> float:
         return float(self.path.read_text())
 
+    def set(self, seconds: float) -> None:
+        atomic_write(self.path, str(seconds).encode())
+
+    def move(self, seconds: float) -> None:
+        self.set(self.monotonic() + seconds)
+
     def now(self) -> datetime:
         return EPOCH + timedelta(seconds=self.monotonic())
-
-
-@dataclass
-class Noting:
-    """A `Sink` that notes each attempt and each success in a file, so that a kill loses no note. It fails by seed."""
-
-    name: str
-    folder: Path
-    draw: random.Random
-
-    async def send(self, signal: EmergencySignal) -> None:
-        note(self.folder / f"{self.name}.tried", signal.signal_id)
-        if self.draw.random() < 0.3:
-            raise SinkFailed(self.name, "the seed says so")
-        note(self.folder / f"{self.name}.got", signal.signal_id)
-
-
-def note(path: Path, line: str) -> None:
-    with path.open("ab", buffering=0) as file:
-        file.write(f"{line}\n".encode())
-
-
-def noted(path: Path) -> list[str]:
-    return path.read_text().split() if path.exists() else []
 
 
 def service(folder: Path, word: Path, generation: int) -> EmergencyService:
     """What the actor holds: the real queue on the real disk, with the clock and the sinks of this test."""
     clock, draw = FileClock(folder / "clock"), random.Random(generation)
-    sinks = [Noting(name, folder, random.Random(f"{name} {generation}")) for name in SINKS]
+    sinks = noting(folder, generation)
     queue = EmergencyQueue.open(
         folder / QUEUE, capacity=64, subscribers=subscribers(CONFIG), clock=clock, draw=draw, cap_per_minute=60
     )
@@ -138,28 +117,19 @@ class Killer:
                 killed, self.left = pid, self.left - 1
 
 
-def hear(link: EmergencyLink, heard: list[str]) -> None:
-    """Do what the conductor does at a fence."""
-    while signals := link.pending(CONDUCTOR):
-        heard += [one.signal_id for one in signals]
-        link.acknowledge(CONDUCTOR, [one.signal_id for one in signals])
-
-
-def dead_letters(folder: Path) -> dict[str, Sequence[str]] | None:
-    """Signal -> the sinks that gave it up. None: some signals wait for a sink that has not given up."""
-    held = read_queue(folder / QUEUE).waiting()
-    if any(found.dead is None for one in held for found in one.waiting.values()):
-        return None
-    return {one.signal.signal_id: tuple(one.waiting) for one in held}
-
-
-def sealed(name: str, level: Level) -> EmergencySignal:
-    return EmergencySignal.sealed(
-        signal_id=name, run_id="run", generation=1, level=level, origin="test", reason="why", issued_at=EPOCH
-    )
+@pytest.fixture
+def sent_by_value() -> Iterator[None]:
+    """What the actor's process gets of this file and of the kit is sent with it: that process cannot import the kit."""
+    sent = (sys.modules[__name__], kept_signals)
+    for module in sent:
+        cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]
+    yield
+    for module in sent:
+        cloudpickle.unregister_pickle_by_value(module)  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.torture
+@pytest.mark.usefixtures("sent_by_value")
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize(("number", "kills"), [(120, 5), (1000, 50)])
 def test_no_signal_is_lost_however_often_the_actor_is_killed(
@@ -168,50 +138,19 @@ def test_no_signal_is_lost_however_often_the_actor_is_killed(
     """In `make check` the run of `test_halt.py` kills the actor three times; `tests/emergency/test_kills.py` kills the
     service without Ray."""
     del embedded
-    draw, seconds, heard, refused = random.Random(kills), 0.0, list[str](), list[str]()
-    sent = {f"s{one}": draw.choice(LEVELS) for one in range(number)}
-    accepted: list[EmergencySignal] = []
-    (tmp_path / "clock").write_text("0.0")
-
-    def all_is_delivered() -> bool:
-        nonlocal seconds
-        seconds += 61.0
-        atomic_write(tmp_path / "clock", str(seconds).encode())
-        publisher.publish(accepted[-1])  # it is known: the couriers look again, because the clock has moved
-        hear(actor.link, heard)
-        return dead_letters(tmp_path) is not None
-
+    draw, clock = random.Random(kills), FileClock(tmp_path / "clock")
+    clock.set(0.0)
     with EmergencyWord.create(tmp_path / "word") as word:
         actor, publisher = Actor(tmp_path, word.path), Publisher(tmp_path, DEADLINE_S)
+        course = Course(tmp_path, number, draw, publisher.publish, actor.link, clock.move)
         killer = Killer(actor, kills, draw)
         try:
-            for place, (name, level) in enumerate(sent.items(), start=1):
-                try:
-                    publisher.publish(one := sealed(name, level))
-                except EmergencyQueueFull:
-                    refused.append(name)
-                else:
-                    accepted.append(one)
-                if place % BURST == 0 or place == number:
-                    until(all_is_delivered)
-            until(lambda: all_is_delivered() and killer.left == 0)  # the last kills may follow the last signal
+            course.run()
+            until(lambda: course.all_is_delivered() and killer.left == 0)  # the last kills may follow the last signal
         finally:
             killer.over.set()
             killer.thread.join()
             actor.end()
         assert word.halted()
-
-    names = [one.signal_id for one in accepted]
-    given_up = dead_letters(tmp_path)
-    assert given_up is not None
-    print(f"{number} signals, {actor.lives - 1} kills: {len(refused)} refused, {len(given_up)} dead letters")
     assert actor.lives == 1 + kills
-    assert 0 < len(refused) < number / 2
-    assert set(heard) == set(names) == sent.keys() - set(refused)
-    for sink in SINKS:
-        got, tried = noted(tmp_path / f"{sink}.got"), noted(tmp_path / f"{sink}.tried")
-        assert set(got) | {name for name, sinks in given_up.items() if sink in sinks} == set(names)
-        assert max(Counter(tried).values()) > 1  # some were tried again
-        for level in set(LEVELS):
-            first = [name for name in dict.fromkeys(tried) if sent[name] is level]
-            assert first == [name for name in names if sent[name] is level]
+    course.check()
