@@ -57,10 +57,11 @@ class ActorStart:
         try:
             self._look()
             check_room(wanted.values())
-            for spec in wanted.values():
+            for life, spec in wanted.items():
                 self._attempts[spec.name, spec.generation] += 1
                 attempt = self._attempts[spec.name, spec.generation]
-                begun.append(spawn(replace(spec, traceparent=traceparent()), attempt))
+                here = replace(spec, traceparent=traceparent(), incarnation=life.incarnation)
+                begun.append(spawn(here, attempt))
             if self._given_up:  # `give_up` may have been called before the starts
                 self._end_begun()
             for (life, spec), actor in zip(wanted.items(), begun, strict=True):

@@ -45,7 +45,7 @@ because a restart does not undo the event that an emergency signal reports."""
 
 @dataclass(frozen=True)
 class ActorSpec:
-    """The arguments with which an actor is started. A restart changes only the generation."""
+    """The arguments with which an actor is started. A restart changes only the generation and the incarnation."""
 
     role: str
     """Component of the actor: tolaria, tamiyo, kasmina or emergency."""
@@ -66,6 +66,8 @@ class ActorSpec:
     """None: the actor's process has the right OTEL_* variables already."""
     traceparent: str = ""
     """Span of the conductor that starts the actor."""
+    incarnation: int = 1
+    """Number of this process among the processes of this actor in this run or resume, from 1."""
     asynchronous: bool = False
     """True: the methods of the component's object are coroutines, and its actor is an `AsyncShell`."""
 
@@ -98,7 +100,7 @@ class BaseShell:
         if spec.variables is not None:
             spec.variables.put_into(os.environ)
         self._telemetry = Telemetry.start(spec.telemetry_folder, spec.name, spec.run_id)
-        faults.arm(spec.faults, spec.name, spec.faults_file, spec.generation)
+        faults.arm(spec.faults, spec.name, spec.faults_file, spec.generation, spec.incarnation)
         started = span("actor start", role=spec.role, actor=spec.name)
         with use(self._telemetry), continue_from(spec.traceparent), started:
             faults.point(f"{spec.role}.start")

@@ -204,6 +204,18 @@ def signals(number: int, *, some_refused: bool = False) -> Expectation:
     return judge
 
 
+def damaged_signals(number: int, *, lost: int) -> Expectation:
+    """Expect that the sink got all but `lost` of the sent signals, and that the damage of the queue was told."""
+
+    def judge(found: Observed) -> Finding:
+        told = found.event_counts["emergency_queue_damaged"]
+        wanted = f"{number} signals sent, {lost} lost, damage told"
+        met = (len(found.context.sent), found.signals_lost) == (number, lost) and told > 0
+        return Finding(wanted, f"{len(found.context.sent)} sent, {found.signals_lost} lost, told {told} times", met)
+
+    return judge
+
+
 def spans_lost() -> Expectation:
     """Expect that the run counted spans that did not reach their collector, and wrote its own files of spans."""
 

@@ -122,6 +122,12 @@ def test_a_fault_that_means_another_actor_is_not_armed(tmp_path: Path) -> None:
     assert (firing.fault_index, firing.actor, firing.passage, firing.pid) == (1, "manager-0", 2, os.getpid())
 
 
+def test_a_fault_of_the_second_incarnation_fires_there_alone() -> None:
+    for incarnation, fires in ((1, []), (2, [1]), (3, [])):
+        faults.arm([armed(incarnation=2)], "manager-0", None, 1, incarnation)
+        assert passages(2) == fires
+
+
 def test_a_process_that_takes_the_place_of_another_does_not_fire_what_has_fired(tmp_path: Path) -> None:
     """Else a process that was killed by a fault would be killed by it for ever."""
     record = tmp_path / "faults.jsonl"

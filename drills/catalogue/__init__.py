@@ -15,14 +15,18 @@ from drills.catalogue.command_refused import (
     COMMAND_STALE,
 )
 from drills.catalogue.disk_fails import (
+    CHECKPOINT_CUT,
     CHECKPOINT_FLIPPED,
-    CHECKPOINT_TRUNCATED,
     DISK_FULL_CHECKPOINT,
     DISK_FULL_JOURNAL,
     DISK_FULL_QUEUE,
     DISK_FULL_REPORTS,
     DISK_REALLY_FULL,
     DISK_REFUSES,
+    JOURNAL_CUT,
+    JOURNAL_FLIPPED,
+    QUEUE_FLIPPED,
+    REPORTS_FLIPPED,
 )
 from drills.catalogue.driver_killed import DRIVER_KILLED
 from drills.catalogue.driver_paused import DRIVER_PAUSED
@@ -80,7 +84,11 @@ CATALOGUE: tuple[Drill, ...] = (
     DISK_REFUSES,
     DISK_REALLY_FULL,
     CHECKPOINT_FLIPPED,
-    CHECKPOINT_TRUNCATED,
+    CHECKPOINT_CUT,
+    JOURNAL_FLIPPED,
+    JOURNAL_CUT,
+    REPORTS_FLIPPED,
+    QUEUE_FLIPPED,
     REPORTS_DAMAGED,
     _waiting(16, "normaliser-flush-fails", "The normaliser cannot be written.", "the learned policy"),
     _waiting(17, "profiler-refused", "The folder of the profiler is missing.", "the profiler"),

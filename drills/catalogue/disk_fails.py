@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+
 from drills import expect
 from drills.breaking import disk
+from drills.catalogue.emergency import DOWN
 from drills.drill import Drill, Expectation
 from drills.drill_context import DrillContext
 from drills.signalling import SINK, SendsSignals
@@ -63,11 +66,30 @@ def really_full(drill: DrillContext) -> None:
         drill.resume()
 
 
-def damages(drill: DrillContext, fault: Fault) -> None:
-    """Let the disk damage the last checkpoint before a stop, and resume."""
-    watch = StopAtFence(drill.undisturbed.middle)
-    drill.run(in_checkpoint(drill, fault), progress=watch, drain=watch.drain)
+def damages(drill: DrillContext, fault: FaultSpec, stop: int) -> None:
+    """Let the disk damage what it writes, stop at a fence, and resume."""
+    watch = StopAtFence(stop)
+    drill.run(fault, progress=watch, drain=watch.drain)
     drill.resume()
+
+
+def damages_report(drill: DrillContext) -> None:
+    """Let the disk damage the first field report, stop when a seed stays, and resume."""
+    fault = disk(Fault.BIT_FLIP, "field_reports/*", "conductor.fence", round=drill.undisturbed.first_tournament)
+    damages(drill, fault, drill.undisturbed.first_entry("FOSSILIZED"))
+
+
+def damages_signal(drill: DrillContext) -> None:
+    """Let the disk damage the record of a signal while the sink is down, and resume when the sink is back."""
+    fence, folder = drill.undisturbed.first_tournament, drill.signals_file.parent
+    folder.mkdir()
+    progress = SendsSignals(fence, SIGNALS, before=lambda: shutil.rmtree(folder))
+    drill.sent = progress.sent
+    sink = SINK.model_copy(update={"path": str(drill.signals_file)})
+    fault = disk(Fault.BIT_FLIP, "emergency/queue/*", "emergency.pending", passage=fence + 1)
+    drill.run(fault, progress=progress, settings={**DOWN, "emergency.sinks": [sink.model_dump()]})
+    folder.mkdir()
+    drill.resume(settings={"emergency.drain_s": 300.0})
 
 
 def _stopped(store: str) -> tuple[Expectation, ...]:
@@ -143,17 +165,54 @@ DISK_REALLY_FULL = Drill(
 )
 CHECKPOINT_FLIPPED = Drill(
     number=14,
-    name="disk-flips-a-bit",
+    name="checkpoint-flipped",
     what="The disk flips a bit of a checkpoint while it is written: the resume puts it aside; same bits.",
-    act=lambda drill: damages(drill, Fault.BIT_FLIP),
+    act=lambda drill: damages(drill, in_checkpoint(drill, Fault.BIT_FLIP), drill.undisturbed.middle),
     place="in process",
     follows=(expect.exit_codes(143, 0), expect.events(checkpoint_rejected=1), expect.same_bits()),
 )
-CHECKPOINT_TRUNCATED = Drill(
+CHECKPOINT_CUT = Drill(
     number=14,
-    name="disk-loses-a-write",
+    name="checkpoint-cut",
     what="The disk loses a part of a checkpoint while it is written: the resume puts it aside; same bits.",
-    act=lambda drill: damages(drill, Fault.TRUNCATE),
+    act=lambda drill: damages(drill, in_checkpoint(drill, Fault.TRUNCATE), drill.undisturbed.middle),
     place="in process",
     follows=(expect.exit_codes(143, 0), expect.events(checkpoint_rejected=1), expect.same_bits()),
+)
+JOURNAL_FLIPPED = Drill(
+    number=14,
+    name="journal-flipped",
+    what="The disk flips a bit of the journal: the resume names the damage, and goes on from a fence before it.",
+    act=lambda drill: damages(drill, in_journal(drill, Fault.BIT_FLIP), drill.undisturbed.middle + 2),
+    place="in process",
+    follows=(expect.exit_codes(143, 0), expect.events(journal_damaged=1), expect.same_bits()),
+)
+JOURNAL_CUT = Drill(
+    number=14,
+    name="journal-cut",
+    what="The disk loses a part of a record of the journal: the next record finds out, and the run stops; same bits.",
+    act=lambda drill: full(drill, in_journal(drill, Fault.TRUNCATE)),
+    place="in process",
+    follows=(
+        expect.exit_codes(3, 0),
+        expect.error("StoreWriteFailed", cause="OSError", says="journal"),
+        expect.events(journal_damaged=1),
+        expect.same_bits(),
+    ),
+)
+REPORTS_FLIPPED = Drill(
+    number=14,
+    name="reports-flipped",
+    what="The disk flips a bit of a field report: the resume names the damage, and the run ends with the same bits.",
+    act=damages_report,
+    place="in process",
+    follows=(expect.exit_codes(143, 0), expect.events(field_reports_damaged=1), expect.same_bits()),
+)
+QUEUE_FLIPPED = Drill(
+    number=14,
+    name="queue-flipped",
+    what="The disk flips a bit of a waiting signal: the resume names the damage, and delivers all other signals.",
+    act=damages_signal,
+    place="in process",
+    follows=(expect.exit_codes(0, 0), expect.damaged_signals(SIGNALS, lost=1), expect.same_bits()),
 )

@@ -14,6 +14,13 @@ from esper.emergency.settings import FileSinkConfig
 from esper.faults import FaultSpec
 
 MANY = 80
+DOWN: Mapping[str, object] = {
+    "emergency.cap_per_minute": 10_000,
+    "emergency.drain_s": 0.5,
+    "emergency.attempts": 1000,
+    "emergency.longest_retry_s": 1.0,
+}
+"""Settings with which signals wait for a sink that is down, and the end of the run does not wait for it."""
 UNCAPPED: Mapping[str, object] = {"emergency.cap_per_minute": 10_000, "emergency.drain_s": 300.0}
 
 
@@ -54,8 +61,7 @@ def _down(drill: DrillContext, *faults: FaultSpec) -> None:
     folder = drill.signals_file.parent
     folder.mkdir()
     sink = SINK.model_copy(update={"path": str(drill.signals_file)})
-    settings = {"emergency.drain_s": 0.5, "emergency.attempts": 1000, "emergency.longest_retry_s": 1.0}
-    _send(drill, *faults, settings={**UNCAPPED, **settings}, sink=sink, before=lambda: shutil.rmtree(folder))
+    _send(drill, *faults, settings=DOWN, sink=sink, before=lambda: shutil.rmtree(folder))
     folder.mkdir()
     drill.resume(settings={"emergency.drain_s": 300.0})
 

@@ -18,9 +18,9 @@ def too_often(drill: DrillContext) -> None:
 
 
 def in_place(drill: DrillContext) -> None:
-    """Kill the trainer at the begin of the same round again and again."""
+    """Kill the trainer at the begin of a round, and the process that takes its place at the begin of the same round."""
     drill.run(
-        kill("tolaria.round", round=drill.undisturbed.middle, times=2),
+        *(kill("tolaria.round", round=drill.undisturbed.middle, incarnation=number) for number in (1, 2)),
         settings={"supervision.without_progress": 2},
     )
     drill.resume()

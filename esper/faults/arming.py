@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -53,13 +54,20 @@ _armed: dict[str, list[_Armed]] = {}
 _firings, _disk = Firings(), BrokenDisk()
 
 
-def arm(specs: Sequence[FaultSpec], actor: str = "", record: Path | None = None, generation: int | None = None) -> None:
+def arm(
+    specs: Sequence[FaultSpec],
+    actor: str = "",
+    record: Path | None = None,
+    generation: int | None = None,
+    incarnation: int = 1,
+) -> None:
     """Arm faults in this process and disarm all others. An empty list disarms all.
 
     Args:
         actor: Name of this process. Faults for another name are left out.
         record: File of the firings of the whole run. None: firings are counted in this process only.
         generation: Generation in which this process is started. None: faults of all generations are armed.
+        incarnation: Number of this process among the processes of its actor.
 
     Raises:
         ConfigError: see `check`; nothing was armed.
@@ -71,7 +79,8 @@ def arm(specs: Sequence[FaultSpec], actor: str = "", record: Path | None = None,
     _armed.clear()
     _firings, _disk = Firings(record), BrokenDisk(record.parent.resolve() if record is not None else None)
     for index, spec in enumerate(specs):
-        if spec.role in (None, actor) and (generation is None or spec.generation in (None, generation)):
+        meant = spec.role in (None, actor) and spec.incarnation in (None, incarnation)
+        if meant and (generation is None or spec.generation in (None, generation)):
             _armed.setdefault(spec.point, []).append(_Armed(index, spec, actor))
 
 
@@ -131,7 +140,9 @@ def _due(name: str, round: int | None, step: int | None) -> Iterator[_Armed]:
         if firing is None:
             continue
         if armed.spec.fault in FILE_FAULTS:
-            _disk.plan(Plan(armed.spec.fault, armed.spec.file, partial(_claimed, firing, armed.spec)))
+            here = copy_context()  # a thread of the store may write, and it has no telemetry of the run
+            claim = partial(here.run, _claimed, firing, armed.spec)
+            _disk.plan(Plan(armed.spec.fault, armed.spec.file, claim))
         elif _claimed(firing, armed.spec):
             yield armed
 

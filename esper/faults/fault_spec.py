@@ -66,6 +66,10 @@ class FaultSpec(Settings):
     """Fire only in processes that were started in this generation of the run. A restart begins a generation. None: fire
     in processes of any generation.
     """
+    incarnation: Annotated[int, Field(ge=1)] | None = None
+    """Fire only in this process of its actor: 1 is the first of the run or resume, 2 the one after the first restart of
+    this actor. None: fire in any process.
+    """
     passage: Annotated[int, Field(ge=1)] = 1
     """Number of the counted passage at which the fault fires first. Each process counts from 1."""
     times: Annotated[int, Field(ge=1)] = 1

@@ -108,7 +108,8 @@ def severe(name: str, /, severity: Severity, **fields: object) -> None:
         return
     told = {key: plain(value) for key, value in fields.items()}
     telemetry.counters.add("esper.severe_events", event=name)
-    trace.get_current_span().add_event(name, {**told, "esper.severity": severity.value})
+    if (here := trace.get_current_span()).is_recording():  # a thread may outlive its span; the log has the event
+        here.add_event(name, {**told, "esper.severity": severity.value})
     if telemetry.logs is not None:
         telemetry.logs.get_logger("esper").emit(_record(name, severity, told))
     if telemetry.directory is not None:
