@@ -176,6 +176,8 @@ ALLOWED: dict[str, str] = {
     "actors/actor_process.py check_room: .get with a default": "a Ray without GPUs names none",
     "actors/actor_process.py check_room: says type: ignore": "Ray leaves it untyped",
     "drills/catalogue/driver_paused.py act: answers RunDirectoryError": "the refusal is expected, and noted",
+    "drills/catalogue/no_room.py taken: says type: ignore": "Ray leaves it untyped",
+    "tests/drills/test_planted_bugs.py swallowing.careless: answers StoreWriteFailed": "the planted bug",
     "drills/small_disk.py fill: answers OSError": "a full disk is what is wanted; other errors are raised",
     "tests/test_faults.py test_the_first_write_to_the_file_after_its_point_is_broken_and_no_other: answers OSError": (
         "the refusal is what is asked"
