@@ -66,7 +66,20 @@ def _in_a_run(place: str, found: Mapping[str, Any]) -> str:
 
 def lines(found: Mapping[str, Any]) -> list[str]:
     """Return lines about the fences at which seeds can germinate, the cost of a tournament, and the wait for it."""
-    return [*padding(found), *companions(found), _germination(found), _compute(found), _waits(found)]
+    return [*preset(found), *padding(found), *companions(found), _germination(found), _compute(found), _waits(found)]
+
+
+def preset(found: Mapping[str, Any]) -> list[str]:
+    """Return lines about the values of [growth] that the preset has set, and the values that replace the preset's."""
+    told = [f"growth.preset={found['preset']} sets {_settings(found['preset_sets'])}"] if found["preset"] else []
+    return [
+        *told,
+        *([f"instead of the preset's: {_settings(others)}"] if (others := found["preset_overridden"]) else []),
+    ]
+
+
+def _settings(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={list(value) if isinstance(value, tuple) else value}" for key, value in values.items())
 
 
 def padding(found: Mapping[str, Any]) -> list[str]:

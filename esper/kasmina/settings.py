@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, Strict, ValidationInfo, field_validator, model_validator
 
@@ -60,9 +61,42 @@ Choices = Annotated[dict[str, Annotated[BlueprintChoice, BeforeValidator(_with_k
 Rungs = Annotated[tuple[PositiveInt, ...], Strict(False), Field(min_length=1, max_length=16)]
 
 
+FULL: Mapping[str, object] = {
+    "copies": 3,
+    "candidates": 24,
+    "placebos": 3,
+    "first_step": 40,
+    "rungs": (20, 60, 120),
+    "rung_samples": (128, 256, 512),
+    "probe_ramp_steps": 20,
+    "probe_warmup_steps": 10,
+    "margin": 0.005,
+    "tests": "tournaments",
+    "max_tournaments": 3,
+    "best_again": 4,
+    "replicas": 1,
+    "entry": "adopt",
+    "finish": "better",
+    "parameter_floor": 20_000,
+    "cost_budget": 8.0,
+}
+LEAN: Mapping[str, object] = {
+    **FULL,
+    "candidates": 12,
+    "rungs": (20, 60),
+    "rung_samples": (128, 512),
+    "max_tournaments": 1,
+}
+PRESETS: Mapping[str, Mapping[str, object]] = {"lean": LEAN, "full": FULL}
+"""Name of a preset -> its values by key of [growth]."""
+
+
 class GrowthConfig(Settings):
     """[growth]"""
 
+    preset: Literal["lean", "full"] | None = Field(
+        None, description="a set of values for keys of this table; a key that is given wins; see docs/growth.md"
+    )
     enabled: bool = Field(True, description="false: train the host without growth, as --no-growth does")
     managers: Annotated[int, Field(ge=1, le=MOST_MANAGERS)] = Field(
         1, description="number of processes that train forks; changes no result"
@@ -99,6 +133,14 @@ class GrowthConfig(Settings):
     probe_warmup_steps: PositiveInt = Field(10, description="steps of warm-up of a seed's learning rate in a fork")
     first_fence: PositiveInt = Field(
         1, description="first fence at which a seed may germinate; set it after the learning rate's warm-up"
+    )
+    first_step: Count = Field(
+        0, description="optimizer step before which no seed germinates; it moves first_fence to a later fence"
+    )
+    best_again: PositiveInt | None = Field(
+        None,
+        description="number of pairs in each tournament after the first: the best of the first; default: all pairs that"
+        " were not tried a short while ago",
     )
     ramp_steps: PositiveInt = Field(75, description="steps in which alpha rises from 0 to 1 in the live host")
     warmup_steps: PositiveInt = Field(20, description="steps of warm-up of a seed's learning rate in the live host")
@@ -189,6 +231,16 @@ class GrowthConfig(Settings):
             return {"isolate_until": "none", **given}
         return given
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, given: Any) -> Any:  # Any: the table as it was given
+        """Add the keys of the preset that are not given. This runs before the other validators, which come earlier."""
+        name = given.get("preset") if isinstance(given, dict) else None
+        if not isinstance(name, str) or name not in PRESETS:
+            return given
+        paired = {"rung_samples"} if "rungs" in given else set()  # these belong to the preset's rungs
+        return {**{key: value for key, value in PRESETS[name].items() if key not in paired}, **given}
+
     @field_validator("isolate_until", "probe_steps", mode="after")
     @classmethod
     def _check_adoption(cls, value: str | int | None, info: ValidationInfo) -> str | int | None:
@@ -207,6 +259,12 @@ class GrowthConfig(Settings):
         if value == "better" and info.data.get("twin") is False:
             raise ValueError("use live with growth.twin=false: there is no twin to compare with")
         return value
+
+    @property
+    def of_preset(self) -> dict[str, tuple[object, object]]:
+        """Return the keys of the preset, with the preset's value and the value of this config. Empty: no preset."""
+        told = PRESETS[self.preset] if self.preset is not None else {}
+        return {key: (value, getattr(self, key)) for key, value in told.items()}
 
     @property
     def ramp_key(self) -> str:

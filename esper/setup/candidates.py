@@ -30,7 +30,7 @@ def first_tournament(survey: Survey) -> tuple[Pair, ...] | Hold:
     """
     key, clock = RunKey(new_run_id(), 0, b"plan"), SystemClock()
     training = make_trainer(survey, key).untrained()
-    view = make_kasmina(survey, key, clock).view(survey.config.growth.first_fence)
+    view = make_kasmina(survey, key, clock).view(survey.first_fence)
     state = RoundState.of(view, training, None)
     outcome = make_tamiyo(survey, key, clock).decide(state).outcome
     if isinstance(outcome, Hold):
@@ -94,7 +94,7 @@ def why_nothing_grows(survey: Survey) -> str | None:
     rounds, enough = len(survey.fence_steps) - 1, ", ".join(settings_that_suffice(survey))
     mend = f"each of these is enough alone: {enough}" if enough else NO_SETTING.format(ramp=growth.ramp_key)
     return (
-        f"the run has {rounds} rounds; a seed that germinates at fence {growth.first_fence} (growth.first_fence) needs"
+        f"the run has {rounds} rounds; a seed that germinates at fence {survey.first_fence} (growth.first_fence) needs"
         f" {survey.fences_to_fossil} more to become a part of the network: {_rounds(survey)},"
         f" {_ramp(survey)}, beside the twin 1, growth.probation_rounds"
         f" {growth.probation_rounds}; {mend}"

@@ -52,8 +52,11 @@ def forecast(survey: Survey) -> dict[str, Any]:
         "g2_tests": survey.g2_tests if growth.enabled else None,
         "g2_tests_of": growth.tests if growth.enabled else None,
         "g2_units": survey.judged_units if growth.enabled else None,
-        "germinates_at_fences": [growth.first_fence, survey.last_germination] if survey.can_grow else None,
+        "germinates_at_fences": [survey.first_fence, survey.last_germination] if survey.can_grow else None,
         "why_nothing_grows": why_nothing_grows(survey),
+        "preset": growth.preset,
+        "preset_sets": {key: ours for key, (told, ours) in growth.of_preset.items() if told == ours},
+        "preset_overridden": {key: ours for key, (told, ours) in growth.of_preset.items() if told != ours},
         "first_hold": first.model_dump(mode="json") if isinstance(first, Hold) else None,
         "slots": [spec.model_dump(mode="json") | {"varies": spec.path in survey.varying} for spec in survey.specs],
         "left_out": [{"slot": path, "why": why} for path, why in survey.left_out.items()],
@@ -89,7 +92,7 @@ def _twin_steps(survey: Survey) -> int:
     growth = survey.config.growth
     if not (growth.twin and survey.can_grow):
         return 0
-    return survey.total_steps - survey.fence_steps[growth.first_fence + survey.due_rounds]
+    return survey.total_steps - survey.fence_steps[survey.first_fence + survey.due_rounds]
 
 
 def _fork_bytes(survey: Survey, tried: Sequence[Pair]) -> int:
@@ -137,15 +140,15 @@ def _heats(survey: Survey, seeds: int) -> tuple[int, ...]:
 def _course(survey: Survey, seeds: int) -> Course:
     """Return the rungs of a first tournament. If the run is too short for one, they are those of its last fences."""
     growth, last = survey.config.growth, len(survey.fence_steps) - 1
-    begin = min(growth.first_fence, last - survey.due_rounds)
+    begin = min(survey.first_fence, last - survey.due_rounds)
     steps = survey.fence_steps if begin >= 0 else (*survey.fence_steps, *[survey.total_steps] * -begin)
     return course(growth, steps, max(0, begin), seeds)
 
 
 def _incubating_steps(survey: Survey) -> int:
     """Return the steps that the live host takes during a first tournament."""
-    growth, last = survey.config.growth, len(survey.fence_steps) - 1
-    due = min(growth.first_fence + survey.due_rounds, last)
+    last = len(survey.fence_steps) - 1
+    due = min(survey.first_fence + survey.due_rounds, last)
     return survey.fence_steps[due] - survey.fence_steps[max(0, due - survey.due_rounds)]
 
 
@@ -270,7 +273,7 @@ def measure(survey: Survey) -> Timings:
     Raises:
         EsperError: the error with which a run would fail at the start of its first tournament.
     """
-    key, fence = RunKey(new_run_id(), 0, b"plan"), survey.config.growth.first_fence
+    key, fence = RunKey(new_run_id(), 0, b"plan"), survey.first_fence
     trainer, make = make_trainer(survey, key), make_fork_factory(survey, key)
     first = _first_plans(survey, key, trainer.untrained()) if survey.can_grow else None
     plans, weights = (first.plans, first.weights) if first is not None else ((), {})
@@ -302,7 +305,7 @@ def measure(survey: Survey) -> Timings:
 
 def _first_plans(survey: Survey, key: RunKey, training: TrainingState) -> Received | None:
     """Return the plans of the forks of a run's first tournament. Return None if the policy tries no pair."""
-    fence, clock = survey.config.growth.first_fence, SystemClock()
+    fence, clock = survey.first_fence, SystemClock()
     kasmina = make_kasmina(survey, key, clock)
     state = RoundState.of(kasmina.view(fence), training, None)
     outcome = make_tamiyo(survey, key, clock).decide(state).outcome

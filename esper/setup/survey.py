@@ -24,7 +24,7 @@ from esper.kasmina.host.dry_run import dry_run
 from esper.kasmina.host.host_editor import SeedEditor
 from esper.kasmina.host.rebuilt import structure_digest
 from esper.kasmina.incubation.choices import chosen
-from esper.kasmina.incubation.rungs import number_of_tests, rounds_of
+from esper.kasmina.incubation.rungs import first_fence_of, number_of_tests, rounds_of
 from esper.kasmina.judging.statistics import z_limit
 from esper.leyline.decisions import Pair
 from esper.leyline.slots import SlotSpec
@@ -123,7 +123,7 @@ class Survey:
         """
         growth = self.config.growth
         return GrowthWindow(
-            first_fence=growth.first_fence,
+            first_fence=self.first_fence,
             round_steps=self.fence_steps[1],
             fences_beside_ramp=self.due_rounds + 1 + growth.probation_rounds,
             fences_of_fork=self.due_rounds if growth.entry == "adopt" else 0,
@@ -139,10 +139,15 @@ class Survey:
         return rounds_of(self.config.growth, self.fence_steps)
 
     @property
+    def first_fence(self) -> int:
+        """First fence at which a seed may germinate. It may be after the last fence."""
+        return first_fence_of(self.config.growth, self.fence_steps)
+
+    @property
     def can_grow(self) -> bool:
         """Whether growth is on, and a seed of the heuristic can germinate at some fence."""
         growth = self.config.growth
-        return growth.enabled and growth.first_fence <= self.last_germination
+        return growth.enabled and self.first_fence <= self.last_germination
 
     @property
     def parameter_budget(self) -> int:

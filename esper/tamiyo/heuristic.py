@@ -32,6 +32,8 @@ class HeuristicPolicy:
 
     Args:
         candidates: Largest number of pairs in one tournament.
+        best_again: Number of pairs in each tournament after the first: the best of the first. None: all pairs that do
+            not rest.
         replicas: Largest number of seeds of a winning pair in the host, the winner included.
         ramp_steps: Optimizer steps over which the alpha of a grafted seed rises. A replica gets the winner's blend.
     """
@@ -39,8 +41,8 @@ class HeuristicPolicy:
     name = "heuristic"
     version = "heuristic-1"
 
-    def __init__(self, candidates: int, replicas: int, ramp_steps: int) -> None:
-        self._candidates, self._replicas = candidates, replicas
+    def __init__(self, candidates: int, replicas: int, ramp_steps: int, best_again: int | None = None) -> None:
+        self._candidates, self._replicas, self._best_again = candidates, replicas, best_again
         self._blend = BlendSpec(mode=BlendMode.RESIDUAL, ramp_steps=ramp_steps)
 
     def decide(self, state: RoundState, eligible: Sequence[Pair], past: Sequence[FieldReport]) -> Decision:
@@ -53,6 +55,8 @@ class HeuristicPolicy:
             again = [p for p in eligible if (p.slot, p.blueprint_id) == (winner.slot, winner.blueprint_id)]
             if again and self._may_repeat(state, winner):
                 return make_decision(self, state, pairs=again, blend=winner.blend, replica_of=winner.seed_id)
+        if self._best_again is not None and state.seeds:
+            return self._again(state, eligible, past, self._best_again)
         rest = RETRY_FENCES if winner is None else SETTLED_RETRY_FENCES
         resting = {(r.slot, r.blueprint_id) for r in past if state.fence < r.window_fences[1] + rest}
         fresh = [pair for pair in eligible if (pair.slot, pair.blueprint_id) not in resting]
@@ -61,6 +65,15 @@ class HeuristicPolicy:
         room = min(self._candidates, state.tests_allowed - state.tests_used)
         chosen = sorted(fresh, key=lambda pair: (pair.risk, pair.slot, pair.blueprint_id))[:room]
         return make_decision(self, state, pairs=chosen, blend=self._blend)
+
+    def _again(self, state: RoundState, eligible: Sequence[Pair], past: Sequence[FieldReport], count: int) -> Decision:
+        """Return a tournament of the best pairs of the first tournament, as far as they are eligible."""
+        best = best_of_first(state, past)[:count]
+        chosen = [pair for pair in eligible if (pair.slot, pair.blueprint_id) in best]
+        if not chosen:
+            return make_decision(self, state, hold="none of the best pairs of the first tournament is open")
+        chosen.sort(key=lambda pair: best.index((pair.slot, pair.blueprint_id)))
+        return make_decision(self, state, pairs=chosen[: state.tests_allowed - state.tests_used], blend=self._blend)
 
     def logits(self, state: RoundState, seed: SeedState, past: Sequence[FieldReport]) -> tuple[float, ...]:
         """Return no logits, because no blend of this policy uses logits."""
@@ -76,3 +89,24 @@ class HeuristicPolicy:
         family = [s for s in state.seeds if s.seed_id == winner.seed_id or s.replica_of == winner.seed_id]
         in_host = sum(s.stage in IN_HOST for s in family)
         return in_host < self._replicas and in_host == len(family)  # no replica if one of the family failed
+
+
+def best_of_first(state: RoundState, past: Sequence[FieldReport]) -> list[tuple[str, str]]:
+    """Return the (slot, blueprint) pairs of the first tournament, the best first.
+
+    A pair whose seed was accepted has no report yet, or a successful one, and comes first. Then come the pairs whose
+    forks were trained to the end, and then the others, each by the gain on the pick shard. Seeds that failed a gate
+    before their fork trained have no gain, and are left out.
+    """
+    reports = {report.seed_id: report for report in reversed(past)}
+    found = []
+    for seed in state.seeds:
+        if seed.command_id != state.seeds[0].command_id:
+            break
+        report = reports.get(seed.seed_id)
+        accepted = seed.stage in IN_HOST
+        if accepted or (report is not None and report.pick_gain is not None):
+            gain = report.pick_gain if report is not None and report.pick_gain is not None else 0.0
+            dropped = report is not None and "not_enough_steps" in report.reasons
+            found.append((not accepted, dropped, -gain, seed.slot, seed.blueprint_id))
+    return [(slot, blueprint) for *_, slot, blueprint in sorted(found)]

@@ -48,6 +48,38 @@ def test_a_tournament_is_no_larger_than_its_budgets(candidates: int, tests_used:
     assert len(decide(make_state(tests_used=tests_used), candidates=candidates).pairs) == count
 
 
+def first_field() -> tuple[tuple[SeedState, ...], list[FieldReport], tuple[Any, ...]]:
+    """Seeds, reports and options after a first tournament: a won, b and c came next, d to f were dropped."""
+    seeds = [make_seed(name, slot=name, command_id="command-1", stage=Stage.DORMANT) for name in "bcdefa"]
+    seeds[-1] = seeds[-1].model_copy(update={"stage": Stage.BLENDING})
+    gains = {"b": 0.01, "c": 0.02, "d": 0.05, "e": 0.04, "f": None}
+    reports = [
+        make_report(
+            name,
+            seed_id=name,
+            slot=name,
+            pick_gain=gain,
+            reasons=("outperformed" if name in "bc" else "not_enough_steps",),
+        )
+        for name, gain in gains.items()
+    ]
+    return tuple(seeds), reports, tuple(make_pair("mlp", slot) for slot in "abcdefg")
+
+
+@pytest.mark.parametrize(("count", "slots"), [(4, "acbd"), (9, "acbde"), (1, "a")])
+def test_later_tournaments_are_between_the_best_pairs_of_the_first(count: int, slots: str) -> None:
+    seeds, reports, options = first_field()
+    state = make_state(seeds=seeds, options=options)
+    policy = HeuristicPolicy(18, 1, ramp_steps=30, best_again=count)
+    assert named(policy.decide(state, options, reports)) == [(slot, "mlp") for slot in slots]
+    later = [make_seed("z", slot="g", command_id="command-2", stage=Stage.DORMANT)]
+    after = state.model_copy(update={"seeds": (*seeds, *later)})
+    assert named(policy.decide(after, options, reports)) == [(slot, "mlp") for slot in slots]
+    assert len(policy.decide(make_state(options=options), options, ()).pairs) == 7
+    closed = policy.decide(state, options[6:], reports)
+    assert (closed.pairs, closed.hold) == ((), "none of the best pairs of the first tournament is open")
+
+
 def test_a_winner_is_repeated_alone() -> None:
     decision = decide(make_state(seeds=(make_seed("winner", stage=Stage.BLENDING),)))
 

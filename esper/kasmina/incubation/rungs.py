@@ -49,9 +49,15 @@ def rounds_of(limits: GrowthConfig, fence_steps: Sequence[int]) -> int:
     return max(1, rounds if rounds * length <= most else most // length)
 
 
+def first_fence_of(limits: GrowthConfig, fence_steps: Sequence[int]) -> int:
+    """Return the first fence at which a seed may germinate. It may be after the last fence of a short run."""
+    reached = [fence for fence, step in enumerate(fence_steps) if step >= limits.first_step]
+    return max(limits.first_fence, reached[0] if reached else len(fence_steps))
+
+
 def tournaments_of(limits: GrowthConfig, fence_steps: Sequence[int]) -> int:
     """Return the largest number of tournaments that a run can hold, at least 1. Only one can run at a time."""
-    fit = max(1, (len(fence_steps) - 1 - limits.first_fence) // rounds_of(limits, fence_steps))
+    fit = max(1, (len(fence_steps) - 1 - first_fence_of(limits, fence_steps)) // rounds_of(limits, fence_steps))
     return min(fit, limits.max_tournaments or fit)
 
 

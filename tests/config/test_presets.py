@@ -1,0 +1,73 @@
+"""Presets of growth: values for several keys at once, over which a given key wins."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esper.cli import plan_view
+from esper.config.joined import RunConfig, load_config
+from esper.errors import ConfigError
+from esper.kasmina.incubation.rungs import first_fence_of
+from esper.kasmina.settings import PRESETS, GrowthConfig
+from esper.setup.forecast import forecast
+from esper.setup.survey import survey_of
+from esper.testing import tiny_config, tiny_task
+
+PAGE = Path(__file__).parents[2] / "docs" / "growth.md"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_sets_its_keys_and_no_other_and_survives_run_json(name: str) -> None:
+    config = load_config(None, {"growth.preset": name})
+    changed = {key for key in GrowthConfig.model_fields if getattr(config.growth, key) != getattr(GrowthConfig(), key)}
+    same_as_default = {key for key, value in PRESETS[name].items() if getattr(GrowthConfig(), key) == value}
+    assert changed == {*PRESETS[name], "preset", "isolate_until"} - same_as_default
+    assert all(getattr(config.growth, key) == value for key, value in PRESETS[name].items())
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_a_key_that_is_given_wins_and_an_unknown_preset_is_refused() -> None:
+    given = {"growth.preset": "full", "growth.copies": 1, "growth.rungs": [4, 8], "growth.entry": "graft"}
+    growth = load_config(None, given).growth
+    assert (growth.copies, growth.rungs, growth.rung_samples, growth.placebos) == (1, (4, 8), None, 3)
+    assert (growth.entry, growth.isolate_until) == ("graft", "blended")
+    stored = RunConfig.model_validate_json(load_config(None, given).model_dump_json()).growth
+    assert stored == growth
+    with pytest.raises(ConfigError, match=r"growth.preset = 'big': must be 'lean' or 'full'"):
+        load_config(None, {"growth.preset": "big"})
+
+
+def test_the_plan_says_what_the_preset_has_set_and_what_replaces_it() -> None:
+    own: dict[str, Any] = {"growth__preset": "lean", "growth__copies": 2, "run__epochs": 6}
+    found = forecast(survey_of(tiny_task(), tiny_config(**own)))
+    assert found["preset_sets"]["placebos"] == found["placebos"] == 3
+    assert found["preset_overridden"]["copies"] == 2
+    first, second, *_ = plan_view.lines(found)
+    assert first.startswith("growth.preset=lean sets ")
+    assert "rungs=[20, 60]" in first
+    assert second.startswith("instead of the preset's: copies=2")
+
+
+def test_the_page_has_the_values_of_both_presets() -> None:
+    rows = re.findall(r"^\| (`[a-z_`, ]+) \| ([^|]+) \| ([^|]+) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    told = {tuple(re.findall(r"`(\w+)`", keys)): values for keys, *values in rows if keys != "`full`"}
+    for place, name in enumerate(("full", "lean")):
+        for keys, values in told.items():
+            if not set(keys) <= PRESETS[name].keys():
+                continue
+            ours = [PRESETS[name][key] for key in keys]
+            flat = [one for value in ours for one in (value if isinstance(value, tuple) else (value,))]
+            assert values[place].strip().split(", ") == [
+                f"{one:,}" if isinstance(one, int) else str(one) for one in flat
+            ]
+    named = {key for keys in told for key in keys}
+    assert PRESETS["full"].keys() - named == {"probe_ramp_steps", "probe_warmup_steps"}  # those of the defaults
+
+
+@pytest.mark.parametrize(("first_step", "fence"), [(0, 1), (1, 1), (40, 2), (41, 3), (100, 5), (101, 6)])
+def test_no_seed_germinates_before_the_first_step(first_step: int, fence: int) -> None:
+    assert first_fence_of(tiny_config(growth__first_step=first_step).growth, (0, 20, 40, 60, 80, 100)) == fence
