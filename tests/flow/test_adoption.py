@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from stopping import stop
 
 import esper
 from esper.archive.history import Past, read_past
@@ -113,3 +114,23 @@ def test_a_run_that_goes_back_over_an_adoption_ends_with_the_same_bits(
     result = esper.run(tiny_task(), config, on=InProcess(policy=TakenBack(to_fence)))
     assert result.rollbacks == 1
     same(result, adopted)
+
+
+RECIPE = SHORT | {
+    "growth__rungs": (10, 20, 40),
+    "growth__copies": 2,
+    "growth__placebos": 2,
+    "growth__finish": "better",
+    **{f"growth__{name}_budget": 60.0 for name in ("parameter", "cost", "memory")},
+}
+
+
+def test_a_long_tournament_with_copies_and_placebos_is_adopted_with_the_same_bits_after_a_stop(tmp_path: Path) -> None:
+    whole = run(tiny_task(), tiny_config(run__dir=str(tmp_path / "whole"), **RECIPE))
+    (first, second) = adoptions(read_past(tmp_path / "whole"))
+    assert (first.fence, first.graft.start_step, first.graft.copies) == (3, 20, 2)  # rounds of 20 steps
+    stop(second.fence - 1, tiny_task(), tiny_config(run__dir=str(tmp_path / "run"), **RECIPE))  # in the tournament
+    resumed = esper.resume(tmp_path / "run", tiny_task())
+    same(resumed, whole)
+    assert resumed.finish == whole.finish
+    assert resumed.ends_with == "live"

@@ -241,3 +241,30 @@ def test_a_host_grows_with_every_blend_and_ends_with_the_same_bits_after_a_stop(
     rounds = [entry.body for entry in read_past(tmp_path / "run").entries if entry.kind is RecordKind.ROUND_ENDED]
     modes = [{report["mode"] for report in body["blends"]} for body in rounds]
     assert modes[2] == modes[3] == {mode}, "a seed was in the host before the stop and after it"
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        pytest.param(name, mode, marks=pytest.mark.slow if (name, mode) in IN_CHECK else pytest.mark.torture)
+        for name in HOSTS
+        for mode in BlendMode
+    ],
+)
+def test_a_host_adopts_forks_of_every_blend_and_ends_with_the_same_bits_after_a_stop(
+    name, mode, tmp_path, monkeypatch
+) -> None:
+    """The digests of each adoption are compared in the run itself, so the forks computed the bits of the live host."""
+    for check in ("_improves", "_no_harm"):
+        monkeypatch.setattr(gates, check, lambda *_: [])
+    task, reference = load_task(RUNNING[name])
+    on, adopt = InProcess(policy=Blended(blend_with(mode, ramp_steps=4))), {"growth__entry": "adopt"}
+    whole = run(task, config(tmp_path / "whole", **adopt), reference=reference, on=on)
+    watch = StopAt(3)
+    with pytest.raises(Drained):
+        run(task, config(tmp_path / "run", **adopt), drain=watch.drain, progress=watch, reference=reference, on=on)
+    again = resume(tmp_path / "run", on=on)
+    assert (again.weights_sha256, again.test_loss) == (whole.weights_sha256, whole.test_loss)
+    plain = run(task, config(tmp_path / "plain", growth__enabled=False), reference=reference)
+    assert whole.twin_weights_sha256 == plain.weights_sha256
+    assert any(entry.kind is RecordKind.ADOPTED for entry in read_past(tmp_path / "run").entries)
