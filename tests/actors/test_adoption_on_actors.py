@@ -14,9 +14,10 @@ from esper.archive.history import read_past
 from esper.archive.journal import RecordKind
 from esper.errors import FaultInjected
 from esper.flow.result import Result
+from esper.ground.tensors import state_digest
 from esper.testing import tiny_config, tiny_task
 
-ADOPTING = {"growth__entry": "adopt", "growth__replicas": 2}
+ADOPTING = {"growth__entry": "adopt", "growth__replicas": 2, "growth__finish": "better"}
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +29,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Result:
 def compare(together: Result, alone: Result) -> None:
     assert together.weights_sha256 == alone.weights_sha256
     assert together.twin_weights_sha256 == alone.twin_weights_sha256
+    assert together.finish is not None
+    assert together.finish == alone.finish
+    assert state_digest(together.network.state_dict()) == alone.weights_sha256
     told = [
         [e.body for e in read_past(Path(one.run_dir)).entries if e.kind is RecordKind.ADOPTED]
         for one in (together, alone)

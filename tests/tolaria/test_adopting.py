@@ -11,12 +11,13 @@ from growing import DRAWN
 from training import RestlessHost, bits, live_trainer, make_plan, make_survey
 
 from esper.errors import AdoptionMismatch, DependencyViolationError
-from esper.leyline.reports import AdoptPlan, GraftPlan
+from esper.leyline.reports import AdoptPlan, GraftPlan, RemovePlan
 from esper.setup.survey import Survey
 from esper.tolaria.snapshot import HostSnapshot
 from esper.tolaria.trainer import Trainer, never
 
 LAST = 12
+GONE = {"seed_id": "seed-2", "command_id": "command-10"}
 
 
 @pytest.fixture
@@ -44,6 +45,10 @@ def test_the_live_host_goes_on_with_the_bits_of_the_fork_and_keeps_what_belongs_
     live, plan = live_trainer(survey), make_plan(survey, step=5, isolated=False)
     live.run_round(1, 5)
     fork, snapshot = of_fork(survey, live, plan)
+    other = plan.model_copy(update={"seed_id": "seed-2", "command_id": "command-9"})
+    live.apply(other, DRAWN)
+    gone = RemovePlan(**{name: getattr(plan, name) for name in ("run_id", "generation", "fence")}, **GONE)
+    live.apply(gone, {})
     trained = live.run_round(2, LAST)
     adopting = adoption(plan, live, fork)
     receipt = live.adopt(adopting, snapshot)
@@ -55,7 +60,7 @@ def test_the_live_host_goes_on_with_the_bits_of_the_fork_and_keeps_what_belongs_
     own = {"fence", "best_round", "receipts"}
     mine, theirs = bits(live), bits(fork)
     assert {k: v for k, v in mine.items() if k not in own} == {k: v for k, v in theirs.items() if k not in own}
-    assert list(live.snapshot().receipts.values()) == [(adopting, receipt)]
+    assert [applied for applied, _ in live.snapshot().receipts.values()] == [other, gone, adopting]
 
 
 @pytest.mark.parametrize(
