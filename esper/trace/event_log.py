@@ -76,6 +76,8 @@ def _event(line: bytes) -> SevereEvent | None:
     """Return the event of a line, or None if the line is no severe event."""
     try:
         told = json.loads(line.decode())
+        if b"\\ud" in line.lower():  # halves of surrogate pairs, which JSON may contain and UTF-8 may not
+            told = json.loads(json.dumps(told, ensure_ascii=False).encode("utf-8", "replace"))
         time = datetime.fromisoformat(told["time"])
         time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
         name, severity, trace_id, span_id, role = (told[key] for key in TEXTS)

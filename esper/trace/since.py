@@ -35,8 +35,9 @@ def iso(time_ns: int) -> str:
 
 
 def unix_ns(time: datetime) -> int:
-    """Return the Unix time in nanoseconds of a time with a zone. 0: it is before 1970."""
-    return max(0, (time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) * 1000)
+    """Return the Unix time in nanoseconds of a time with a zone, within the 64 bits that OTLP has for it."""
+    since_1970_ns = (time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) * 1000
+    return min(max(0, since_1970_ns), 2**64 - 1)
 
 
 def length(duration_ns: int) -> str:

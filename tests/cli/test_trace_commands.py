@@ -214,6 +214,15 @@ def test_an_export_is_valid_otlp_and_has_every_span(esper: Esper, incident: Path
     assert "--out" in told
 
 
+def test_an_export_is_valid_otlp_whatever_the_log_of_severe_events_has(esper: Esper, incident: Path) -> None:
+    log = incident / "telemetry" / "severe-events.jsonl"
+    told = json.loads(log.read_text()) | {"time": "9999-12-31T23:59:59", "fields": {"\ud800": ["\ud800x", 10**30]}}
+    log.write_text(json.dumps(told) + "\n" + json.dumps(told | {"time": "0001-01-01T00:00:00"}) + "\n")
+    read = json_format.Parse(esper("trace", "export", incident, TRACE, "--format", "otlp")[1], TracesData())
+    spans = [span for group in read.resource_spans for scope in group.scope_spans for span in scope.spans]
+    assert [len(span.events) for span in spans if span.name == "tamiyo decide"] == [2]
+
+
 def test_a_perfetto_export_has_nested_slices_and_flows_between_roles(esper: Esper, incident: Path) -> None:
     found = as_json(esper("trace", "export", incident, TRACE, "--format", "perfetto"))["traceEvents"]
     roles = {event["args"]["name"]: event["pid"] for event in found if event["ph"] == "M"}
