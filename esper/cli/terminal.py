@@ -113,8 +113,8 @@ class Terminal:
         self._hold = hold
 
     def answer(self, answer: Answer) -> None:
-        """Print the seeds that were grafted, fossilised, not accepted or culled from the host, with the measured values
-        that decided.
+        """Print the seeds that were grafted, adopted, fossilised, not accepted or culled from the host, with the
+        measured values that decided.
         """
         if answer.order is not None:
             self._hold = None
@@ -210,11 +210,12 @@ def _news(step: Transition, report: GateReport | None, *, replica: bool) -> str:
     """Return the message for a transition. The text is empty if the transition is not shown."""
     checks = {check.name: check for check in report.checks} if report is not None else {}
     if step.after is Stage.BLENDING:
+        entered = "adopted, its fork becomes the network" if "host_changes" in checks else "grafted, alpha rises"
         if replica:
-            return f"is not shown harmful ({beside_limit(checks['own_z'])}): grafted, alpha rises"
+            return f"is not shown harmful ({beside_limit(checks['own_z'])}): {entered}"
         gain = checks["relative_gain"].measured
         assert isinstance(gain, float)
-        return f"{beside_control(gain)} ({beside_limit(checks['z'])}): grafted, alpha rises"
+        return f"{beside_control(gain)} ({beside_limit(checks['z'])}): {entered}"
     if step.after is Stage.FOSSILIZED:
         return f"stays: FOSSILIZED{_twin(checks)}"
     lost_outright = step.before is Stage.TRAINING and ("rank" not in checks or not checks["rank"].passed)
@@ -264,7 +265,15 @@ def heading(survey: Survey, path: Path | None) -> list[str]:
         *over_budgets(left_out_by_budgets(survey)),
         "  stages of a seed: incubation > BLENDING (alpha rises) > SHADOWING (compared with the twin) > PROBATIONARY >"
         " FOSSILIZED (stays)",
+        *_ends(growth.entry, growth.finish),
     ]
+
+
+def _ends(entry: str, finish: str) -> list[str]:
+    """Return lines for settings that change how a seed enters the network, and with which network the run ends."""
+    adopts = "  an accepted seed is adopted: its fork becomes the network, and the old network becomes the twin"
+    better = "  the run ends with the better of network and twin, by the losses on pick and gate"
+    return [*([adopts] if entry == "adopt" else []), *([better] if finish == "better" else [])]
 
 
 def of_copies(copies: int) -> str:

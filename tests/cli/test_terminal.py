@@ -18,11 +18,13 @@ from esper.errors import PolicyFailed, TrainerRankLost
 from esper.flow.progress import Quiet
 from esper.flow.result import Result
 from esper.flow.tally import Tally
+from esper.leyline.finish import EndLosses, Finish
 from esper.leyline.incubation import Answer
 from esper.leyline.reports import Check, Gate, GateReport, Transition
 from esper.leyline.stages import IN_HOST, Stage
 from esper.leyline.state import RoundState, SeedState
 from esper.setup.survey import survey_of
+from esper.setup.wording import choice
 from esper.testing import ScriptedPolicy, tiny_config, tiny_task
 
 
@@ -274,6 +276,25 @@ def test_no_word_says_more_than_the_figure_where_a_seed_is_let_in_with_a_worse_l
     behind = Check(name="twin_z", reason="worse_than_twin", measured=-1.2, at_least=-3.0)
     assert told(Stage.FOSSILIZED, Stage.PROBATIONARY, report(Gate.G4, behind)).endswith(
         "stays: FOSSILIZED, the network is behind its twin, by less than the limit (z -1.2, needs at least -3)"
+    )
+
+
+def test_a_seed_whose_fork_becomes_the_network_is_told_so_and_the_heading_says_how_the_run_ends() -> None:
+    own = Check(name="own_z", reason="harmful", measured=-2.7, at_least=-3.0)
+    same = Check(name="host_changes", reason="host_changed", measured=0, at_most=0)
+    shown = told(Stage.BLENDING, Stage.TRAINING, report(Gate.G2, own, same), replica=True)
+    assert shown.endswith("(z -2.7, needs at least -3): adopted, its fork becomes the network")
+    lines = heading(survey_of(tiny_task(), tiny_config(growth__entry="adopt", growth__finish="better")), None)
+    assert [line.split()[:5] for line in lines[-2:]] == [
+        *(["an", "accepted", "seed", "is", "adopted:"], ["the", "run", "ends", "with", "the"]),
+    ]
+
+
+def test_the_network_that_a_run_chose_is_told_with_both_losses() -> None:
+    live, twin = (EndLosses(pick=loss, gate=loss, mean=loss, weights_sha256="") for loss in (1.25, 1.0))
+    ends = Finish(fence=9, network="twin", why="its mean loss is lower", live=live, twin=twin)
+    assert choice(ends) == (
+        "the twin, because its mean loss is lower (live host 1.2500 pick, 1.2500 gate; twin 1.0000 pick, 1.0000 gate)"
     )
 
 
