@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
+from itertools import groupby
 
 from drills.report import Mark, Outcome, Span
 from esper.archive.summary import Summary
 
 STYLE = """
-:root { color-scheme: light dark; --good: #1a7f37; --bad: #cf222e; --line: #8884; --run: #6e9bd1; }
+:root { color-scheme: light dark; --good: #1a7f37; --bad: #cf222e; --line: #8884; --run: #6e9bd1;
+  --broken: #d9a441; }
 body { font: 16px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 70rem; padding: 1rem; }
 h1 { font-size: 1.4rem; } h2 { font-size: 1.05rem; margin: 0; }
 article { border-top: 1px solid var(--line); padding: .8rem 0; }
@@ -17,10 +19,15 @@ article { border-top: 1px solid var(--line); padding: .8rem 0; }
 p { margin: .3rem 0; overflow-wrap: anywhere; }
 svg { display: block; width: 100%; height: 3.4rem; }
 ul { margin: .3rem 0; padding-left: 1.2rem; } li { overflow-wrap: anywhere; }
-dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .3rem .8rem; margin: .4rem 0; }
-dt { font-size: .8rem; opacity: .75; } dd { margin: 0; }
+dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(9rem, 100%), 1fr)); gap: .3rem .8rem;
+  margin: .4rem 0; }
+dl > div { min-width: 0; } dl > .wide { grid-column: 1 / -1; }
+dt { font-size: .8rem; opacity: .75; } dd { margin: 0; overflow-wrap: anywhere; }
+.axis { display: flex; justify-content: space-between; font-size: .75rem; opacity: .75; margin: 0; }
 summary { cursor: pointer; }
 """
+LONG = 24
+"""A value with more characters gets a row of its own."""
 WIDTH, HEIGHT, BAR = 1000.0, 40.0, 14.0
 """Size of a time line in units of its own picture, and the height of a stretch."""
 
@@ -59,14 +66,27 @@ def _article(outcome: Outcome) -> str:
         + "</li>"
         for one in outcome.findings
     )
-    told = "".join(f"<div><dt>{escape(n)}</dt><dd>{escape(v)}</dd></div>" for n, v in outcome.measured().items())
+    told = "".join(map(_fact, outcome.measured().items()))
     return (
         f'<article id="{escape(outcome.drill.name)}"><h2>{number}{escape(outcome.drill.name)}: '
-        f'<span class="{word}">{word}</span>, {_seconds(outcome.wall_s)} {escape(outcome.drill.place)}</h2>'
+        f'<span class="{word}">{word}</span>, {_seconds(outcome.wall_s)}, {escape(outcome.drill.place)}</h2>'
         f"<p>{escape(outcome.drill.what)}</p>{_time_line(outcome)}<dl>{told}</dl>"
-        f"<details{'' if outcome.passed else ' open'}><summary>{len(outcome.findings)} expectations</summary>"
-        f"<ul>{findings}</ul></details></article>"
+        f"<details{'' if outcome.passed else ' open'}><summary>expectations: {len(outcome.findings)}</summary>"
+        f"<ul>{findings}</ul></details>{_notes(outcome.notes)}</article>"
     )
+
+
+def _fact(fact: tuple[str, str]) -> str:
+    name, value = fact
+    wide = ' class="wide"' if len(value) > LONG else ""
+    return f"<div{wide}><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
+
+
+def _notes(notes: Sequence[str]) -> str:
+    if not notes:
+        return ""
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    return f"<details><summary>notes: {len(notes)}</summary><ul>{items}</ul></details>"
 
 
 def _time_line(outcome: Outcome) -> str:
@@ -78,13 +98,14 @@ def _time_line(outcome: Outcome) -> str:
         f'<svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" preserveAspectRatio="none" role="img" '
         f'aria-label="time line, {_seconds(end_s)}">'
         f"{''.join(_bar(span, scale) for span in outcome.spans)}"
-        f"{''.join(_tick(mark, scale) for mark in outcome.marks)}</svg>"
+        f"{''.join(_tick(mark, scale) for mark in _apart(outcome.marks, scale))}</svg>"
+        f'<p class="axis"><span>0 s</span><span>{_seconds(end_s)}</span></p>'
         f"<p><small>{escape(_legend(outcome))}</small></p>"
     )
 
 
 def _bar(span: Span, scale: float) -> str:
-    color = "var(--run)" if span.good else "var(--bad)"
+    color = "var(--run)" if span.good else "var(--broken)"
     x, width = span.begin_s * scale, max(1.0, (span.end_s - span.begin_s) * scale)
     return (
         f'<rect x="{x:.1f}" y="{HEIGHT - BAR:g}" width="{width:.1f}" height="{BAR:g}" fill="{color}" opacity=".8">'
@@ -100,10 +121,24 @@ def _tick(mark: Mark, scale: float) -> str:
     )
 
 
+def _apart(marks: Iterable[Mark], scale: float) -> list[Mark]:
+    """Return one mark of each name and place: many events of one name in one place are drawn once."""
+    return list({(round(mark.at_s * scale), mark.what): mark for mark in marks}.values())
+
+
 def _legend(outcome: Outcome) -> str:
     runs = "; ".join(f"{_seconds(span.begin_s)} to {_seconds(span.end_s)} {span.what}" for span in outcome.spans)
-    events = "; ".join(f"{_seconds(mark.at_s)} {mark.what}" for mark in outcome.marks)
+    grouped = (list(group) for _, group in groupby(outcome.marks, key=lambda mark: mark.what))
+    events = "; ".join(map(_several, grouped))
     return f"{runs}. Severe events: {events or 'none'}."
+
+
+def _several(marks: Sequence[Mark]) -> str:
+    """Return one or more events of one name that follow each other, in words."""
+    first, last = marks[0], marks[-1]
+    if len(marks) == 1:
+        return f"{_seconds(first.at_s)} {first.what}"
+    return f"{_seconds(first.at_s)} to {_seconds(last.at_s)} {len(marks)} times {first.what}"
 
 
 def _seconds(value: float | None) -> str | None:
