@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from esper import resume, run
+from esper.archive.history import read_past
+from esper.archive.journal import RecordKind
 from esper.errors import ConfigError, Drained
+from esper.kasmina.judging import gates
 from esper.setup.survey import survey_of
 from esper.testing import StopAt, tiny_config
 from esper.user_code.task_reference import load_task
@@ -28,7 +31,12 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # torch's own, at what users 
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in RUNNING]
 )
-def test_what_a_survey_accepts_runs_and_ends_with_the_same_bits_after_a_stop(name: str, tmp_path: Path) -> None:
+def test_what_a_survey_accepts_grows_and_ends_with_the_same_bits_after_a_stop(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gate G2 asks for no gain: by how much the seeds of such short runs gain depends on the processor."""
+    for check in ("_improves", "_no_harm"):
+        monkeypatch.setattr(gates, check, lambda *_: [])
     task, reference = load_task(RUNNING[name])
     whole = run(task, config(tmp_path / "whole"), reference=reference)
     with pytest.raises(Drained):
@@ -37,7 +45,8 @@ def test_what_a_survey_accepts_runs_and_ends_with_the_same_bits_after_a_stop(nam
     assert again.weights_sha256 == whole.weights_sha256
     assert (again.test_loss, again.test_metrics) == (whole.test_loss, whole.test_metrics)
     assert again.rounds == 6
-    assert whole.seeds  # most of them are grafted; by how much seeds gain depends on the processor
+    kinds = {entry.kind for entry in read_past(tmp_path / "run").entries}
+    assert RecordKind.PLAN_APPLIED in kinds, "no seed was grafted: the run says nothing about a host with a seed"
 
 
 @pytest.mark.parametrize("name", REFUSED)
