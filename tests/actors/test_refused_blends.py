@@ -1,17 +1,23 @@
-"""A registry in a real actor refuses incomplete blends and meshes, and culls for a fallback mark. One launch."""
+"""A registry in a real actor refuses incomplete blends and meshes, and culls for a fallback mark; and so do whole runs.
+
+Whole runs on actors that cull a seed are in test_gates_on_actors.py.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
+import esper
 from actors.actor_process import await_ready, spawn
 from actors.component_handles import kasmina_handle
 from actors.embedded_ray import EmbeddedRay
@@ -19,13 +25,20 @@ from actors.hosted_components import kasmina
 from actors.remote import Remote
 from actors.shell import ActorSpec
 from actors.task_transport import SentSurvey
+from esper import OnRay
+from esper.archive.history import read_past
+from esper.archive.journal import RecordKind
 from esper.errors import DependencyViolationError
 from esper.ground.clock import SystemClock
+from esper.ground.exit_codes import code_of
 from esper.leyline.commands import BlendSpec, Candidate, Command, Operation, sign
+from esper.leyline.decisions import Decision, Pair
 from esper.leyline.ports import Registrar
-from esper.leyline.reports import Gate
+from esper.leyline.reports import FieldReport, Gate
+from esper.leyline.state import RoundState
 from esper.setup.assembly import RunKey
 from esper.setup.survey import survey_of
+from esper.tamiyo.heuristic import HeuristicPolicy
 from esper.telemetry.events import LOG
 from esper.testing import tiny_config, tiny_task
 from esper.user_code.task_reference import Reference
@@ -136,3 +149,53 @@ def test_a_fallback_mark_in_a_command_stops_its_candidates_at_g0_in_the_actor(
     told = [json.loads(line) for log in folder.rglob(LOG) for line in log.read_text().splitlines()]
     assert [event["name"] for event in told[-2:]] == ["tamiyo_fallback_requested", "gate_failure"]
     assert {event["severity"] for event in told[-2:]} == {"CRITICAL"}
+
+
+# -- whole runs --------------------------------------------------------------------------------------------------
+
+
+class Incomplete(HeuristicPolicy):
+    """Tries what its parent tries, with a blend that lacks something."""
+
+    version = "incomplete-1"
+
+    def __init__(self, blend: dict[str, Any], logits: tuple[float, ...]) -> None:
+        super().__init__(8, 2, 30)
+        self.blend, self.figures = BlendSpec(ramp_steps=30, **blend), logits
+
+    def decide(self, state: RoundState, eligible: Sequence[Pair], past: Sequence[FieldReport]) -> Decision:
+        found = super().decide(state, eligible, past)
+        return found.model_copy(update={"blend": self.blend, "logits": self.figures}) if found.pairs else found
+
+
+INCOMPLETE: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
+    "channels missing": ({"mode": "CHANNEL"}, ()),
+    "confidence_logits missing (one given": ({"mode": "CONFIDENCE"}, (1.0,)),
+    "channels of another length": ({"mode": "CHANNEL", "channels": V[:7]}, ()),
+    "confidence_logits missing (none given": ({"mode": "CONFIDENCE"}, ()),
+    "a figure that is not finite": ({"mode": "CONFIDENCE"}, (1.0, math.inf)),
+}
+DONE = {RecordKind.TRANSITION, RecordKind.INCUBATION_BEGUN, RecordKind.PLAN_APPLIED}
+"""What follows a command that is not refused."""
+
+
+@pytest.mark.parametrize(
+    "kinds", [list(INCOMPLETE)[:2], pytest.param(list(INCOMPLETE)[2:], marks=pytest.mark.torture)], ids=["few", "rest"]
+)
+def test_a_policy_s_incomplete_blend_ends_a_whole_run_and_each_resume_of_it_with_exit_3(
+    embedded: EmbeddedRay, tmp_path: Path, kinds: list[str]
+) -> None:
+    path = tmp_path / "run"
+    for number, missing in enumerate(kinds):
+        on, config = OnRay(embedded, Incomplete(*INCOMPLETE[missing])), tiny_config(run__dir=str(path))
+        begin_or_go_on = partial(esper.resume, path, on=on) if number else partial(esper.run, config=config, on=on)
+        with pytest.raises(DependencyViolationError, match=re.escape(missing)) as refused:
+            begin_or_go_on(task=tiny_task())
+        assert code_of(refused.value) == 3
+        entries = read_past(path).entries
+        assert (entries[-1].kind, entries[-1].body["error"]) == (RecordKind.RUN_FAILED, "DependencyViolationError")
+        assert missing in entries[-1].body["message"]
+        assert not DONE & {entry.kind for entry in entries}
+    result = esper.resume(path, tiny_task(), on=OnRay(embedded, Incomplete({"mode": "CHANNEL", "channels": V}, ())))
+    assert {entry.kind for entry in read_past(path).entries} >= DONE
+    assert result.seeds
