@@ -26,6 +26,7 @@ from drills.catalogue.disk_fails import (
     JOURNAL_CUT,
     JOURNAL_FLIPPED,
     QUEUE_FLIPPED,
+    REPORTS_CUT,
     REPORTS_FLIPPED,
 )
 from drills.catalogue.driver_killed import DRIVER_KILLED
@@ -88,6 +89,7 @@ CATALOGUE: tuple[Drill, ...] = (
     JOURNAL_FLIPPED,
     JOURNAL_CUT,
     REPORTS_FLIPPED,
+    REPORTS_CUT,
     QUEUE_FLIPPED,
     REPORTS_DAMAGED,
     _waiting(16, "normaliser-flush-fails", "The normaliser cannot be written.", "the learned policy"),

@@ -79,6 +79,11 @@ def damages_report(drill: DrillContext) -> None:
     damages(drill, fault, drill.undisturbed.first_entry("FOSSILIZED"))
 
 
+def cuts_last_report(drill: DrillContext) -> None:
+    """Let the disk lose a part of the report of the first seed that stays, stop at its fence, and resume."""
+    damages(drill, in_reports(drill, Fault.TRUNCATE), drill.undisturbed.first_entry("FOSSILIZED"))
+
+
 def damages_signal(drill: DrillContext) -> None:
     """Let the disk damage the record of a signal while the sink is down, and resume when the sink is back."""
     fence, folder = drill.undisturbed.first_tournament, drill.signals_file.parent
@@ -205,6 +210,14 @@ REPORTS_FLIPPED = Drill(
     name="reports-flipped",
     what="The disk flips a bit of a field report: the resume names the damage, and the run ends with the same bits.",
     act=damages_report,
+    place="in process",
+    follows=(expect.exit_codes(143, 0), expect.events(field_reports_damaged=1), expect.same_bits()),
+)
+REPORTS_CUT = Drill(
+    number=14,
+    name="reports-cut",
+    what="The disk loses a part of the last field report: the resume misses it by the journal, and names the damage.",
+    act=cuts_last_report,
     place="in process",
     follows=(expect.exit_codes(143, 0), expect.events(field_reports_damaged=1), expect.same_bits()),
 )

@@ -16,7 +16,7 @@ from esper.archive.identity import Identity
 from esper.archive.journal import Journal, RecordKind
 from esper.archive.run_directory import reports_folder, summary_file
 from esper.flow.checkpoints import Checkpoints, FenceState, Trial
-from esper.tamiyo.field_reports import load_reports
+from esper.tamiyo.field_reports import load_reports, tell_missing
 from esper.telemetry.events import Severity, severe
 
 
@@ -48,7 +48,7 @@ def take_over(
     for damage in past.damages:
         level = Severity.WARNING if damage.torn else Severity.ERROR
         severe("journal_damaged", level, file=damage.file, offset=damage.offset, reason=damage.reason)
-    told += [f"damaged: {one.file.name}: {one.reason}" for one in load_reports(reports_folder(path)).errors]
+    told += _damaged_reports(path, past)
     saved = checkpoints.load_latest(trial) if past.commits else None
     fence = saved.fence if saved is not None else None
     told += [f"passed over: {written.file} does not load" for written in past.commits[len(checkpoints.committed) :]]
@@ -63,3 +63,13 @@ def take_over(
     return TakenOver(
         saved, (*told, f"continues from fence {fence}" if saved is not None else "begins again at fence 0")
     )
+
+
+def _damaged_reports(path: Path, past: Past) -> list[str]:
+    """Report the damage of the store of field reports. Return a line for each finding."""
+    folder = reports_folder(path)
+    loaded = load_reports(folder)
+    bodies = (entry.body for entry in past.entries if entry.kind is RecordKind.FIELD_REPORT)
+    journalled = [body["report_id"] for body in bodies if "report_id" in body]
+    lines = [f"damaged: {one.file.name}: {one.reason}" for one in loaded.errors]
+    return [*lines, *tell_missing(folder, loaded, journalled)]

@@ -7,6 +7,7 @@ the reports in `TamiyoState`.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,6 +113,28 @@ def load_reports(folder: Path) -> LoadedReports:
     for _ in errors:
         count("esper.load.errors", store="field_reports")
     return LoadedReports(tuple(reports.values()), tuple(errors))
+
+
+def tell_missing(folder: Path, loaded: LoadedReports, journalled: Collection[str]) -> tuple[str, ...]:
+    """Report the reports that the journal has and the store does not. Return a line if there are some.
+
+    A report is durable in the store before its record is in the journal, so a missing report was lost. If the last
+    entry of a segment is damaged, it looks like an incomplete entry, and only the journal shows that it was complete.
+    Each unreadable entry of `loaded` may be one of the missing reports, and is not reported again.
+
+    Args:
+        journalled: Ids of the reports in the valid records of the journal.
+    """
+    there = {report.report_id for report in loaded.reports}
+    missing = [report_id for report_id in journalled if report_id not in there]
+    lost = len(missing) - len(loaded.errors)
+    if lost <= 0:
+        return ()
+    why = f"{lost} reports of the journal are missing; {missing[-1]} is one of the missing reports"
+    severe("field_reports_damaged", Severity.ERROR, file=str(folder), offset=0, reason=why)
+    for _ in range(lost):
+        count("esper.load.errors", store="field_reports")
+    return (f"damaged: {folder.name}: {why}",)
 
 
 def _damaged(entry: UnreadEntry) -> UnreadEntry:

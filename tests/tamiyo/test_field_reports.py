@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from deciding import make_report
 from esper.durable.log import FramedLog, scan
 from esper.errors import FieldReportInvalid, StoreWriteFailed
 from esper.leyline.reports import FieldReport
-from esper.tamiyo.field_reports import KIND, FieldReportStore, load_reports, parse_report
+from esper.tamiyo.field_reports import KIND, FieldReportStore, UnreadEntry, load_reports, parse_report, tell_missing
 from esper.telemetry import Telemetry
 from esper.testing import telling
 
@@ -137,6 +138,25 @@ def test_a_sound_entry_that_is_no_report_hides_none_of_the_others(
     assert "issued_at" in error.reason
     assert told() == ["field_report_invalid"]
     assert telemetry.counters.total("esper.load.errors") == 1
+
+
+def test_a_report_of_the_journal_that_the_store_does_not_have_is_told_once(
+    tmp_path: Path, telemetry: Telemetry, told: Callable[[], list[str]]
+) -> None:
+    """A report whose record was the last of its segment, and was damaged, is cut off when the store is opened."""
+    stored(tmp_path, make_report(1))
+    segment = stored(tmp_path, make_report(2))
+    segment.write_bytes(segment.read_bytes()[:-1])
+    FieldReportStore(tmp_path).close()
+    loaded = load_reports(tmp_path)
+    assert tell_missing(tmp_path, loaded, ["report-1"]) == ()
+    assert told() == []
+    (line,) = tell_missing(tmp_path, loaded, ["report-1", "report-2"])
+    assert "report-2" in line
+    assert told() == ["field_reports_damaged"]
+    assert telemetry.counters.total("esper.load.errors", store="field_reports") == 1
+    an_entry = replace(loaded, errors=(UnreadEntry(segment, 0, 1, "damaged"),))
+    assert tell_missing(tmp_path, an_entry, ["report-1", "report-2"]) == ()
 
 
 def test_a_segment_that_is_no_log_is_left_as_it_is_and_the_next_is_begun(
