@@ -14,6 +14,7 @@ from actors.embedded_ray import EmbeddedRay
 from actors.emergency_link import EmergencyGuard, EmergencyLink
 from actors.emergency_word import emergency_word
 from actors.end_signals import uninterrupted
+from actors.joined_ray import JoinedRay
 from actors.policy_transport import SentPolicy
 from actors.ray_crew import RayCrew
 from actors.run_actors import RunActors, actor_roles, manager_names
@@ -50,7 +51,9 @@ def fault_points(config: RunConfig) -> dict[str, set[str]]:
     return points
 
 
-def bring_up(sent: SentSurvey, embedded: EmbeddedRay | None = None, policy: SentPolicy | None = None) -> BringUp:
+def bring_up(
+    sent: SentSurvey, embedded: EmbeddedRay | JoinedRay | None = None, policy: SentPolicy | None = None
+) -> BringUp:
     """Return the function by which `esper.flow.runner.Conductor` starts the components.
 
     It uses `embedded`, or a new Ray.

@@ -120,15 +120,9 @@ class EmbeddedRay(Closing):
                 self._put_back()
 
     def _put_back(self) -> None:
-        """Restore the environment of this process, so that the caller can start another Ray with it."""
         ray_private.set_printing(self._printing)
-        for name, value in self._before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        put_back(self._before)
         self._before = {}
-        ray_private.read_environment_again()
 
     def _report_if_stuck(self) -> None:
         """End this process with a report if a process of Ray has died and a call into Ray waits too long.
@@ -143,6 +137,16 @@ class EmbeddedRay(Closing):
         """Check Ray's own processes. Raises: ActorLost: one of them has ended, so no actor can answer."""
         if gone := self._heads.gone():
             raise ActorLost(RAY, gone)
+
+
+def put_back(before: Mapping[str, str | None]) -> None:
+    """Restore variables of this process's environment, so that it can start or join another Ray. None: remove it."""
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    ray_private.read_environment_again()
 
 
 def _logged(data: Mapping[str, Any], ignore_prefix: bool) -> None:

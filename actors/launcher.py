@@ -10,6 +10,7 @@ from torch import nn
 
 from actors.bring_up import bring_up, fault_points
 from actors.embedded_ray import EmbeddedRay
+from actors.joined_ray import JoinedRay
 from actors.policy_transport import SentPolicy
 from actors.task_transport import SentSurvey
 from esper.config.joined import RunConfig
@@ -26,13 +27,13 @@ from esper.user_code.task_reference import Reference
 
 
 class RayLauncher:
-    """Starts one run with an actor for each component, on a new Ray or on an `EmbeddedRay` that is up."""
+    """Starts one run with an actor for each component, on a new Ray or on a Ray that is up."""
 
     conductor_name: ClassVar[str] = CONDUCTOR
 
     def __init__(self, on: OnRay) -> None:
-        """Raises: ConfigError: `embedded` is not an `EmbeddedRay`, or `policy` is not a policy or cannot be sent."""
-        if on.embedded is not None and not isinstance(on.embedded, EmbeddedRay):
+        """Raises: ConfigError: `embedded` is not a Ray that is up, or `policy` is not a policy or cannot be sent."""
+        if on.embedded is not None and not isinstance(on.embedded, EmbeddedRay | JoinedRay):
             raise ConfigError("embedded", on.embedded, "give an actors.embedded_ray.EmbeddedRay, or leave it out")
         self.clock: Clock = SystemClock()
         self._embedded = on.embedded

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Break a run on purpose, and check everything that must follow.", no_args_is_help=True, rich_markup_mode=None
 )
+LOCAL = "local"
+"""Value of `--on`: start a Ray for the drills."""
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object, last on standard output")]
 
 
@@ -54,6 +56,7 @@ def run_drills(
     report: Annotated[Path | None, typer.Option("--report", help="FILE.json, FILE.xml or FILE.html")] = None,
     soak: Annotated[float, typer.Option("--soak", min=0.0, help="seconds of drill 29, the random schedule")] = 60.0,
     episode: Annotated[int | None, typer.Option("--episode", min=0, help="this episode of drill 29 only")] = None,
+    on: Annotated[str, typer.Option("--on", metavar="ADDRESS", help="local, or a Ray that runs here")] = LOCAL,
     keep: Annotated[Path | None, typer.Option("--keep", help="folder in which the run directories stay")] = None,
     as_json: JsonOption = False,
 ) -> int:
@@ -73,7 +76,13 @@ def run_drills(
     given = parse_overrides(settings or [])
     subject = TaskUnderDrill.named(task, config, given, seed) if task is not None else TaskUnderDrill.tiny(seed)
     schedule = Soak(soak, episode or 0, only=episode is not None)
-    with DrillRunner(subject, keep=keep, soak=schedule, say=lambda told: say(told, error=as_json)) as runner:
+    with DrillRunner(
+        subject,
+        keep=keep,
+        soak=schedule,
+        say=lambda told: say(told, error=as_json),
+        address=on if on != LOCAL else None,
+    ) as runner:
         outcomes = runner.run(drills, lambda outcome: say(line(outcome), error=as_json))
         undisturbed = runner.compared_with
     write(report, outcomes, seed, undisturbed)

@@ -109,6 +109,8 @@ class DrillContext:
     """How long a random schedule goes on."""
     say: Callable[[str], object] = lambda _: None
     """Shows a line to the person who runs the drill."""
+    own_ray: bool = True
+    """Whether commands may start a Ray of their own. False: all drills shall use a Ray that is up."""
     attempts: list[Attempt] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """Lines for the report, such as a schedule."""
@@ -213,8 +215,11 @@ class DrillContext:
             resumes: Start `esper resume` instead.
             settings: Config values by dotted key.
 
-        Raises: DrillImpossible: the task has no reference, so that no command line can name it.
+        Raises: DrillImpossible: the task has no reference, so that no command line can name it; or the command would
+            start a Ray although all drills shall use one that is up.
         """
+        if not (in_process or self.own_ray):
+            raise DrillImpossible("it needs a driver with a Ray of its own; run it without --on ADDRESS")
         self._arm(faults)
         words = ["resume", str(self.run_dir), *_set(settings or {})] if resumes else self._run_words(settings)
         broken = self._faults_file(faults)
@@ -275,7 +280,7 @@ class DrillContext:
         """Return a context for one part of a long drill: another run, in a folder of its own."""
         folder = self.folder / name
         folder.mkdir()
-        return DrillContext(self.subject, folder, self.place, self.undisturbed, say=self.say)
+        return DrillContext(self.subject, folder, self.place, self.undisturbed, say=self.say, own_ray=self.own_ray)
 
     def note(self, line: str) -> None:
         """Show a line, and keep it for the report."""

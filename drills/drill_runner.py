@@ -11,6 +11,7 @@ from typing import Self
 
 import esper
 from actors.embedded_ray import EmbeddedRay
+from actors.joined_ray import JoinedRay
 from drills import expect
 from drills.drill import Drill, Finding
 from drills.drill_context import DrillContext, Soak
@@ -24,6 +25,7 @@ from drills.undisturbed import Undisturbed
 from esper import InProcess, OnRay
 from esper.archive.history import read_past
 from esper.archive.summary import Summary
+from esper.config.joined import RunConfig
 from esper.errors import EsperError, in_a_line
 from esper.ground.closing import Closing
 from esper.leyline.ports import Policy
@@ -42,14 +44,17 @@ class DrillRunner(Closing):
         keep: Path | None = None,
         soak: Soak | None = None,
         say: Callable[[str], object] = lambda _: None,
+        address: str | None = None,
     ) -> None:
         """Args:
         keep: folder in which the run directories stay. None: they are removed after each drill.
         say: shows a line of a long drill at once.
+        address: address of a running Ray on this machine, for all drills on actors. None: they get an embedded Ray.
         """
         self._subject, self._keep, self._soak, self._say = subject, keep, soak or Soak(), say
+        self._address = address
         self._stack = ExitStack()
-        self._ray: EmbeddedRay | None = None
+        self._ray: EmbeddedRay | JoinedRay | None = None
         self._undisturbed: Undisturbed | None = None
 
     def __enter__(self) -> Self:
@@ -79,7 +84,9 @@ class DrillRunner(Closing):
             return _failed(drill, in_a_line(error), time.monotonic() - began)
         with self._folder(drill) as folder:
             before = Footprint.now()
-            context = DrillContext(self._subject, folder, place, undisturbed, self._soak, self._say)
+            context = DrillContext(
+                self._subject, folder, place, undisturbed, self._soak, self._say, self._address is None
+            )
             try:
                 with MemoryWatch() as memory:
                     drill.act(context)
@@ -116,16 +123,16 @@ class DrillRunner(Closing):
         if drill.place == "in process":
             return lambda policy: InProcess(policy=policy)
         if self._ray is None:
-            config = self._subject.config({})
-            self._ray = self._stack.enter_context(
-                EmbeddedRay(
-                    slots=1 + config.growth.managers,
-                    threads=config.run.threads,
-                    deadline_s=2 * config.ray.start_deadline_s,
-                )
-            )
+            self._ray = self._ray_for(self._subject.config({}))
+            self._stack.callback(self._ray.close)
         ours = self._ray
         return lambda policy: OnRay(ours, policy)
+
+    def _ray_for(self, config: RunConfig) -> EmbeddedRay | JoinedRay:
+        slots, threads = 1 + config.growth.managers, config.run.threads
+        if self._address is not None:
+            return JoinedRay(self._address, slots=slots, threads=threads)
+        return EmbeddedRay(slots=slots, threads=threads, deadline_s=2 * config.ray.start_deadline_s)
 
 
 def _outcome(drill: Drill, observed: Observed, wall_s: float, peak_memory_bytes: int) -> Outcome:

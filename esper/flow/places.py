@@ -32,8 +32,8 @@ class OnRay:
     actors.
 
     Args:
-        embedded: An `actors.embedded_ray.EmbeddedRay` that is already up. It stays up after the run. By default the run
-            starts a Ray instance and ends it.
+        embedded: An `actors.embedded_ray.EmbeddedRay` that is already up, or an `actors.joined_ray.JoinedRay`. It stays
+            up after the run. By default the run starts a Ray instance and ends it.
         policy: Replaces the policy that the config names. It is pickled once. Each process that makes decisions loads
             it from these bytes.
     """
