@@ -5,15 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 
 import ray
 
 from actors import ray_private
 from actors.actor_process import actor_environment
 from actors.embedded_ray import put_back
-from esper.errors import ActorLost, PlacementUnavailable
+from esper.errors import ActorLost, ConfigError, PlacementUnavailable
 from esper.ground.closing import Closing
 from esper.user_code.import_paths import ROOT, is_installed
+
+ANSWER_S = 5.0
+"""Longest wait for an answer of the address. Ray itself would ask again for minutes, and could end this process."""
 
 
 class JoinedRay(Closing):
@@ -31,11 +35,13 @@ class JoinedRay(Closing):
             slots: Number of CPUs that the runs need.
 
         Raises:
+            ConfigError: `address` is not HOST:PORT.
             PlacementUnavailable: this process is already connected to a Ray, the connection failed, or Ray has fewer
                 CPUs than `slots`.
         """
         if ray.is_initialized():
             raise PlacementUnavailable("ray", "this process is already connected to a Ray; end it first")
+        _check_answers(address)
         self._before = {name: os.environ.get(name) for name in actor_environment(threads)}
         os.environ.update(actor_environment(threads))
         ray_private.read_environment_again()
@@ -65,3 +71,14 @@ class JoinedRay(Closing):
         ray.shutdown()
         put_back(self._before)
         self._before = {}
+
+
+def _check_answers(address: str) -> None:
+    """Raises: ConfigError, PlacementUnavailable: the address is malformed, or nothing answers there."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise ConfigError("address", address, "give HOST:PORT of a running Ray, such as 127.0.0.1:6379")
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
+    except OSError as error:
+        raise PlacementUnavailable("ray", f"nothing answers at {address}: {error}") from error

@@ -268,7 +268,7 @@ class DrillContext:
         result, error, code = None, None, DONE
         try:
             result = do()
-        except (Exception, KeyboardInterrupt) as raised:  # how the run ended is what the drill judges
+        except Exception as raised:  # how the run ended is what the drill judges
             error, code = raised, code_of(raised)
         failure = self._journalled() if error is not None else None
         ended_s, fired = time.monotonic() - began, self._fired()

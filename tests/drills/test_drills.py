@@ -29,6 +29,8 @@ from esper.archive.run_directory import checkpoints_folder
 from esper.errors import ConfigError
 from esper.faults import Fault
 from esper.flow.progress import Quiet
+from esper.flow.tally import Tally
+from esper.leyline.state import RoundState
 from esper.tamiyo.service import Tamiyo
 from esper.testing import telling, until
 
@@ -145,6 +147,19 @@ def test_what_a_drill_leaves_behind_fails_it(runner: DrillRunner, monkeypatch: p
     left[0].wait()
     assert not outcome.passed
     assert f"process {left[0].pid}" in outcome.why
+
+
+class Interrupts(Quiet):
+    """Ctrl-C at the first fence."""
+
+    def fence(self, state: RoundState, tally: Tally) -> None:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_drills_and_is_no_outcome_of_a_run(runner: DrillRunner) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        runner.run_one(broken(lambda drill: drill.run(progress=Interrupts())))
 
 
 @pytest.mark.slow

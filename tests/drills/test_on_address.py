@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from actors.joined_ray import JoinedRay
-from esper.errors import PlacementUnavailable
+from esper.errors import ConfigError, PlacementUnavailable
 from esper.testing import telling
 
 HOST = """
@@ -50,7 +50,12 @@ def test_drills_use_a_ray_that_is_up_and_leave_it_up(
     assert out.split() == ["1"]
 
 
-@pytest.mark.slow
 def test_an_address_at_which_no_ray_runs_is_refused() -> None:
     with pytest.raises(PlacementUnavailable, check=telling("127.0.0.1:1")):
         JoinedRay("127.0.0.1:1", slots=1)
+
+
+@pytest.mark.parametrize("address", ["6379", "here:", ":6379", "here:0", "here:70000", "auto"])
+def test_a_malformed_address_is_refused(address: str) -> None:
+    with pytest.raises(ConfigError, check=telling("HOST:PORT")):
+        JoinedRay(address, slots=1)

@@ -15,7 +15,7 @@ from drills.drill_runner import DrillRunner
 from drills.task_under_drill import TaskUnderDrill
 
 SAMPLE = (
-    *("policy-fails", "no-candidates", "no-channel-vector", "no-logits", "queue-capped", "queue-full", "sink-down"),
+    *("policy-fails", "no-candidates", "no-channel-vector", "no-logits", "queue-full", "sink-down"),
     *("checkpoint-damaged", "reports-damaged", "disk-full-checkpoint"),
 )
 PAGE = Path(__file__).parents[2] / "docs" / "drills.md"
