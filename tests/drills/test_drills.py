@@ -153,6 +153,7 @@ class Interrupts(Quiet):
     """Ctrl-C at the first fence."""
 
     def fence(self, state: RoundState, tally: Tally) -> None:
+        del state, tally
         raise KeyboardInterrupt
 
 
