@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from esper.cli import plan_view
+from esper.archive.history import read_past
+from esper.archive.resuming import task_for
+from esper.cli import null_view, plan_view
 from esper.cli.console import PlainConsole
 from esper.cli.options import JsonOption, RunArgument, SetOption, TaskOfRunOption
 from esper.cli.output import print_json, say
@@ -18,11 +20,14 @@ from esper.config.joined import RunConfig, add_override, load_config, parse_over
 from esper.flow.proof import prove as repeat
 from esper.ground.exit_codes import CHECK_FAILED, DONE
 from esper.setup.forecast import forecast
-from esper.setup.survey import survey_of
+from esper.setup.null_trial import null_trial
+from esper.setup.survey import Survey, survey_of
 from esper.tolaria.compiling import announced
 from esper.user_code.process_state import process_state
-from esper.user_code.task_reference import load_task
+from esper.user_code.task_reference import given_task, load_task
 
+TOURNAMENTS = 20
+"""Number of tournaments of `--null`."""
 DEFAULT_TASK = "esper.tasks.stdlib_text:task"
 
 TaskArgument = Annotated[str, typer.Argument(metavar="[TASK]", help="module:attribute or path/to/file.py:attribute")]
@@ -30,6 +35,12 @@ SeedOption = Annotated[int | None, typer.Option("--seed", help="run seed; short 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="a TOML file; see `esper config`")]
 NoGrowthOption = Annotated[bool, typer.Option("--no-growth", help="train the host alone; growth.enabled=false")]
 InProcessOption = Annotated[bool, typer.Option("--in-process", help="one process, without Ray; the same bits")]
+NullOption = Annotated[
+    bool, typer.Option("--null", help="hold tournaments of useless seeds, and tell the share that G2 accepts")
+]
+TournamentsOption = Annotated[
+    int, typer.Option("--tournaments", min=1, metavar="N", help="number of tournaments of --null")
+]
 FaultsOption = Annotated[
     Path | None, typer.Option("--faults", help="TOML with [[faults]]: break it on purpose; see docs/faults.md")
 ]
@@ -62,6 +73,8 @@ def plan(
     seed: SeedOption = None,
     config: ConfigOption = None,
     settings: SetOption = None,
+    null: NullOption = False,
+    tournaments: TournamentsOption = TOURNAMENTS,
     as_json: JsonOption = False,
 ) -> None:
     """Print what a run would try and cost, without running it."""
@@ -71,6 +84,9 @@ def plan(
         say(announced(resolved.run.compile_backend), error=True)
     with process_state(resolved.run.threads):
         survey = survey_of(loaded, resolved)
+        if null:
+            _null(survey, tournaments, as_json=as_json)
+            return
         found = forecast(survey)
     if as_json:
         print_json(found)
@@ -98,8 +114,21 @@ def resume(
         print_json(result.as_json())
 
 
-def prove(run_dir: RunArgument, task: TaskOfRunOption = None, as_json: JsonOption = False) -> int:
+def prove(
+    run_dir: RunArgument,
+    task: TaskOfRunOption = None,
+    null: NullOption = False,
+    tournaments: TournamentsOption = TOURNAMENTS,
+    as_json: JsonOption = False,
+) -> int:
     """Run a run's config again, undisturbed, and compare every step's loss and every fence's weights."""
+    if null:
+        identity = read_past(run_dir).identity
+        config = identity.config
+        loaded, _ = task_for(identity, given_task(task)[0] if task is not None else None)
+        with process_state(config.run.threads):
+            _null(survey_of(loaded, config), tournaments, as_json=as_json)
+        return DONE
     terminal = Terminal(PlainConsole(stderr=as_json))
     try:
         with leaving_on_sigterm():
@@ -115,6 +144,15 @@ def prove(run_dir: RunArgument, task: TaskOfRunOption = None, as_json: JsonOptio
         where = f"step {found.step}" if found.step is not None else f"fence {found.fence}"
         say(f"another {found.what} at {where}: {found.recorded} recorded, {found.repeated} repeated")
     return DONE if proof.divergence is None else CHECK_FAILED
+
+
+def _null(survey: Survey, tournaments: int, *, as_json: bool) -> None:
+    """Hold tournaments of useless seeds, and print the share that G2 accepts."""
+    found = null_trial(survey, tournaments, lambda one: say(null_view.line(one), error=True))
+    if as_json:
+        print_json(found.as_json())
+    else:
+        say(null_view.summary(found))
 
 
 def _config(

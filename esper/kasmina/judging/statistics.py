@@ -93,6 +93,18 @@ def placebo_limit(gains: Sequence[float]) -> float:
     return PLACEBO_SPREAD * math.sqrt(math.fsum(gain * gain for gain in gains) / len(gains))
 
 
+def exact_interval(hits: int, count: int, level: float = 0.95) -> tuple[float, float]:
+    """Return the exact interval of a share of which `hits` of `count` independent trials are a sample.
+
+    Source: Clopper and Pearson 1934, doi:10.1093/biomet/26.4.404.
+    """
+    from scipy import special  # imported here: the import is slow, and few processes need it
+
+    tail = (1 - level) / 2
+    low = float(special.betaincinv(hits, count - hits + 1, tail)) if hits else 0.0
+    return low, float(special.betaincinv(hits + 1, count - hits, 1 - tail)) if hits < count else 1.0
+
+
 def stouffer(zs: tuple[float, ...]) -> float:
     """Combine k values of z for the same question into one value, `sum(z) / sqrt(k)`.
 
