@@ -178,6 +178,7 @@ ALLOWED: dict[str, str] = {
     "actors/actor_process.py check_room: .get with a default": "a Ray without GPUs names none",
     "actors/actor_process.py check_room: says type: ignore": "Ray leaves it untyped",
     "drills/catalogue/driver_paused.py act: answers RunDirectoryError": "the refusal is expected, and noted",
+    "drills/catalogue/no_room.py absent: says type: ignore": "Ray leaves it untyped",
     "drills/catalogue/no_room.py taken: says type: ignore": "Ray leaves it untyped",
     "tests/drills/test_planted_bugs.py swallowing.careless: answers StoreWriteFailed": "the planted bug",
     "drills/small_disk.py fill: answers OSError": "a full disk is what is wanted; other errors are raised",

@@ -25,10 +25,10 @@ class Holder:
 
 
 def absent(drill: DrillContext) -> None:
-    """Ask for one manager more than there are CPUs, and resume with as many as there are."""
-    managers = drill.config().growth.managers
-    drill.run(settings={"growth.managers": managers + 1})
-    drill.resume(settings={"growth.managers": managers})
+    """Ask for as many managers as there are CPUs, beside the trainer, and resume with the managers of the task."""
+    cpus = int(ray.cluster_resources()["CPU"])  # type: ignore[no-untyped-call]  # Ray leaves it untyped
+    drill.run(settings={"growth.managers": cpus})
+    drill.resume(settings={"growth.managers": drill.config().growth.managers})
 
 
 def taken(drill: DrillContext) -> None:
