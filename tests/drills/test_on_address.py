@@ -10,15 +10,17 @@ from collections.abc import Iterator
 
 import pytest
 
+from actors import ray_private
 from actors.joined_ray import JoinedRay
 from esper.errors import ConfigError, PlacementUnavailable
 from esper.testing import telling
 
 HOST = """
 import os, sys, ray
+from actors import ray_private
 from actors.embedded_ray import EmbeddedRay
 with EmbeddedRay(slots=3, deadline_s=300.0) as up:
-    print(ray.get_runtime_context().gcs_address, os.environ["RAY_AUTH_TOKEN"], flush=True)
+    print(ray.get_runtime_context().gcs_address, os.environ[ray_private.TOKEN], flush=True)
     sys.stdin.read()
     print(len(ray.nodes()), flush=True)
 """
@@ -31,7 +33,7 @@ def running() -> Iterator[tuple[subprocess.Popen[str], str, dict[str, str]]]:
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as host:
         assert host.stdout is not None
         address, token = host.stdout.readline().split()
-        yield host, address, {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+        yield host, address, {**os.environ, **ray_private.ENVIRONMENT, ray_private.TOKEN: token}
         host.kill()
 
 
