@@ -498,7 +498,7 @@ class EmergencyStop(EsperError):
 
     def __str__(self) -> str:
         if not (self.reason or self.signal_id):
-            return f"halted before step {self.step}: this process does not know the reason"
+            return f"halted before step {self.step} by a HALT signal"
         sender = f" (signal {self.signal_id})" if self.signal_id else ""
         return f"halted before step {self.step}: {self.reason or 'no reason given'}{sender}"
 

@@ -21,7 +21,7 @@ from esper.cli.console import PlainConsole
 from esper.cli.options import JsonOption, RunArgument
 from esper.cli.output import print_json, say
 from esper.cli.tables import cells, table
-from esper.cli.trace_view import in_one_line, tree
+from esper.cli.trace_view import in_one_line, titled, tree
 from esper.ground.clock import SystemClock
 from esper.ground.exit_codes import CHECK_FAILED, DONE
 from esper.ground.strict_json import strict_json
@@ -185,7 +185,7 @@ def check(
         told = {"passed": bool(found), "why": found.reason, "trace_ids": found.trace_ids}
         print_json({**told, "skipped": found.skipped.as_json()})
     elif found:
-        say(f"found in {len(found.trace_ids)} traces: {listed(found.trace_ids)}" if found.ends else "no trace has it")
+        say(f"found in {_traces(len(found.trace_ids))}: {listed(found.trace_ids)}" if found.ends else "no trace has it")
     else:
         say(in_one_line(f"not found: {found.reason}"))
     tell_skipped(found.skipped, as_json=as_json)
@@ -201,6 +201,7 @@ def _summary(trace: TraceSummary) -> dict[str, Any]:
     return {
         "trace_id": trace.trace_id,
         "root": trace.root,
+        "fence": trace.fence,
         "start": iso(trace.start_ns),
         "duration_s": trace.duration_ns / 1e9,
         "spans": len(trace.spans),
@@ -217,12 +218,13 @@ def _show_list(chosen: Sequence[TraceSummary], severe: Mapping[str, int], number
         *("trace", "root", "start (UTC)", "time", "spans", "errors", "severe"),
         figures=("trace", "start (UTC)", "time", "spans", "errors", "severe"),
     )
+    shown.padding = (0, 1, 0, 0)  # with more, the table would be wider than 80 columns
     for trace in chosen:
         open_spans = f" +{trace.never_ended} open" if trace.never_ended else ""
         row = cells(
             trace.trace_id[:8],
-            in_one_line(trace.root),
-            iso(trace.start_ns)[5:19].replace("T", " "),  # the year would make the table wider than 80 columns
+            in_one_line(titled(trace.root, {"fence": trace.fence})),
+            iso(trace.start_ns)[5:19].replace("T", " "),  # without the year, for the same reason
             length(trace.duration_ns),
             f"{len(trace.spans):,}",
             f"{trace.errors or ''}{open_spans}",
@@ -240,6 +242,10 @@ def _heading(roots: Sequence[Node], spans: Sequence[Span]) -> Text:
     counts += [f"{failed:,} failed"] if failed else []
     counts += [f"{never:,} never ended"] if never else []
     return Text(f"trace {spans[0].trace_id}\n{iso(first)[:19].replace('T', ' ')} UTC, {', '.join(counts)}")
+
+
+def _traces(number: int) -> str:
+    return f"{number:,} trace{'s' * (number != 1)}"
 
 
 def _match(one: Match) -> dict[str, Any]:
@@ -266,6 +272,8 @@ def _node(node: Node) -> dict[str, Any]:
             "class": failure.error,
             "message": failure.message,
             "place": failure.place,
+            "users_place": failure.users_place,
+            "notes": list(failure.notes),
             "began_here": failure.began_here,
         }
         if failure is not None

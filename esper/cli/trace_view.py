@@ -82,7 +82,8 @@ def _span(row: Row, above: str, width: int) -> Iterator[Text]:
     node = row.node
     label = Text(_branch(node, row, above))
     label.append(
-        in_one_line(node.span.name) or "(no name)", style="red" if node.span.failed else "bold" if row.critical else ""
+        in_one_line(titled(node.span.name, node.span.attributes) if row.count == 1 else node.span.name) or "(no name)",
+        style="red" if node.span.failed else "bold" if row.critical else "",
     )
     if row.count > 1:
         below = f", {row.below:,} spans below" if row.below else ""
@@ -167,9 +168,39 @@ def _failure(node: Node, indent: str, failure: Failure, width: int) -> Iterator[
         yield from _wrapped(node.span.role, indent, f"{failure.error or 'error'}, from below", width, "red")
         return
     told = ": ".join(part for part in (failure.error or "error", " ".join(failure.message.split())) if part)
-    yield from _wrapped(node.span.role, indent, f"{told}{_listed(failure.fields)}", width, "bold red")
-    if failure.place:
-        yield from _wrapped(node.span.role, indent, f"at {failure.place}", width, "red")
+    yield from _wrapped(node.span.role, indent, f"{told}{_listed(_new(failure, node.span))}", width, "bold red")
+    first = failure.users_place or failure.place
+    for place in (first, failure.place) if first != failure.place else (first,):
+        before = "at" if place == first else "raised in"
+        if place:
+            yield from _wrapped(node.span.role, indent, f"{before} {place}", width, "red")
+    for note in failure.notes:
+        yield from _wrapped(node.span.role, indent, note, width, "red")
+
+
+def _new(failure: Failure, span: Span) -> dict[str, Any]:
+    """Return the fields of an error that say more than the severe events of its span do."""
+    told = {
+        key: json.dumps(value, default=repr)
+        for event in span.events
+        if event.name != EXCEPTION
+        for key, value in event.attributes.items()
+    }
+    return {
+        key: value
+        for key, value in failure.fields.items()
+        if value not in ("", None) and told.get(key) != json.dumps(value, default=repr)
+    }
+
+
+def titled(name: str, attributes: Mapping[str, Any]) -> str:
+    """Return the name of a span with its fence, or else its step: "esper round 4", "checkpoint restore, fence 3"."""
+    for word in ("fence", "step"):
+        number = attributes.get(word)
+        if isinstance(number, int) and not isinstance(number, bool):
+            own = name.endswith((" round", " step"))
+            return f"{name} {number}" if own else f"{name}, {word} {number}"
+    return name
 
 
 def _fields(node: Node, indent: str, fields: Mapping[str, Any], width: int) -> Iterator[Text]:
@@ -202,10 +233,13 @@ def _wrapped(role: str, indent: str, text: str, width: int, style: str = "") -> 
 
 
 def _lines(text: str, room: int) -> list[str]:
-    """Break a text at spaces into lines of at most `room` columns. A wide character has two columns."""
+    """Break a text at spaces into lines of at most `room` columns. A wide character has two columns.
+
+    A path is not broken, so that it can be copied; if it is longer than a line, the line is longer.
+    """
     lines, used = [""], 0
     for space, word in _WORDS.findall(text):
-        for place, part in enumerate(chop_cells(word, room)):
+        for place, part in enumerate([word] if "/" in word else chop_cells(word, room)):
             before = "" if place else space
             if used + len(before) + (size := cell_len(part)) > room:
                 lines.append(part)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path, PurePath
 from typing import Any
 
 from esper.trace.otlp_json import NOTHING, Attributes, Span
@@ -13,6 +14,10 @@ from esper.trace.span_tree import Node
 _OWN = ("exception.type", "exception.message", "exception.stacktrace", "exception.escaped")
 EXCEPTION = "exception"
 _FRAME = re.compile(r'^  File "(.*)", line (\d+), in (.*)$', re.MULTILINE)
+_INSTALLED = re.compile(r"[/\\](site-packages|dist-packages|lib[/\\]python3[.\d]*)[/\\]|^<")
+"""Matches a file of an installed package or of Python's library, on any machine, and code without a file."""
+_ROOT = Path(__file__).parents[2]
+_OURS = ("esper", "actors", "drills")
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,10 @@ class Failure:
     """The error's own public fields."""
     place: str
     """The innermost place of its traceback: file, line and function. "": it is not known."""
+    users_place: str
+    """The innermost place that is neither in esper nor in an installed package. "": there is none."""
+    notes: tuple[str, ...]
+    """The lines that were added to the exception, for example which part of the task raised it."""
     began_here: bool
     """False: a span below failed with the same error, or the parent did before this span began. The error is the same
     if its class and its message are: a HALT has its reason in the conductor alone, so that both errors are shown."""
@@ -45,7 +54,27 @@ def failure_of(node: Node) -> Failure | None:
         return None
     fields = {key: value for key, value in _exception(span).items() if key not in _OWN}
     began_here = not (_after_its_parent(node) or any(map(_same(node), node.children)))
-    return Failure(error_class(span), _message(span), fields, _place(span), began_here)
+    trace = _stacktrace(span)
+    place, users = places_of(trace)
+    return Failure(error_class(span), _message(span), fields, place, users, _notes(span, trace), began_here)
+
+
+def places_of(stacktrace: str) -> tuple[str, str]:
+    """Return the innermost place of a traceback, and the innermost place in the user's code, each as file, line and
+    function. "": there is none.
+    """
+    frames = _FRAME.findall(stacktrace)
+    theirs = [frame for frame in frames if not _INSTALLED.search(frame[0]) and not _is_ours(PurePath(frame[0]))]
+    last, users = ("{}, line {}, in {}".format(*found[-1]) if found else "" for found in (frames, theirs))
+    return last, users
+
+
+def _is_ours(file: PurePath) -> bool:
+    """Return whether a file is one of esper's. The traceback may be of another machine, with esper in another folder:
+    the end of the path decides.
+    """
+    tails = [file.parts[place:] for place, part in enumerate(file.parts) if part in _OURS]
+    return any(_ROOT.joinpath(*tail).is_file() for tail in tails if len(tail) > 1)
 
 
 def _exception(span: Span) -> Attributes:
@@ -53,10 +82,17 @@ def _exception(span: Span) -> Attributes:
     return next((event.attributes for event in reversed(span.events) if event.name == EXCEPTION), NOTHING)
 
 
-def _place(span: Span) -> str:
+def _stacktrace(span: Span) -> str:
     trace = _exception(span).get("exception.stacktrace")
-    frames = _FRAME.findall(trace) if isinstance(trace, str) else []
-    return "{}, line {}, in {}".format(*frames[-1]) if frames else ""
+    return trace if isinstance(trace, str) else ""
+
+
+def _notes(span: Span, trace: str) -> tuple[str, ...]:
+    """Return the lines after the message, which Python prints last."""
+    kind = str(_exception(span).get("exception.type", "")).removeprefix("builtins.")
+    message = _message(span)
+    _, found, after = trace.rpartition(f"\n{kind}: {message}\n" if message else f"\n{kind}\n")
+    return tuple(after.splitlines()) if kind and found else ()
 
 
 def _message(span: Span) -> str:

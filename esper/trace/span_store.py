@@ -48,6 +48,8 @@ class Brief(NamedTuple):
     start_ns: int
     end_ns: int | None
     failed: bool
+    fence: int | None
+    """None: the span has no fence."""
 
 
 @dataclass
@@ -62,7 +64,9 @@ class TraceSummary:
         """Add a span. A started span is replaced when it ended."""
         known = self.spans.get(span.span_id)
         if known is None or (known.end_ns is None and span.end_ns is not None):
-            self.spans[span.span_id] = Brief(span.name, span.parent_id, span.start_ns, span.end_ns, span.failed)
+            fence = span.attributes.get("fence")
+            whole = fence if isinstance(fence, int) and not isinstance(fence, bool) else None
+            self.spans[span.span_id] = Brief(span.name, span.parent_id, span.start_ns, span.end_ns, span.failed, whole)
 
     @property
     def start_ns(self) -> int:
@@ -88,8 +92,17 @@ class TraceSummary:
     @property
     def root(self) -> str:
         """Name of the root; of the first span without a parent on disk, if several spans are roots."""
+        return self._root.name
+
+    @property
+    def fence(self) -> int | None:
+        """Fence of the root. None: it has none."""
+        return self._root.fence
+
+    @property
+    def _root(self) -> Brief:
         roots = [one for one in self.spans.values() if one.parent_id not in self.spans]
-        return min(roots or self.spans.values(), key=lambda one: (one.parent_id != "", one.start_ns)).name
+        return min(roots or self.spans.values(), key=lambda one: (one.parent_id != "", one.start_ns))
 
 
 @dataclass

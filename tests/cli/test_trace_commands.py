@@ -23,10 +23,17 @@ OTHER = "b2" * 16
 TRACEBACK = """Traceback (most recent call last):
   File "/home/me/run.py", line 3, in <module>
     restore()
+  File "/opt/elsewhere/esper/tolaria/trainer.py", line 5, in restore
+    restore()
   File "/home/me/store.py", line 7, in restore
+    torch.load(file)
+  File "/opt/python/site-packages/torch/a_very_long_name_of_a_module/serialization.py", line 776, in __init__
     raise CheckpointCorrupt(file)
 esper.errors.CheckpointCorrupt: the checksum is wrong
+raised by task.train: a sample of the data set
 """
+INSIDE = "/opt/python/site-packages/torch/a_very_long_name_of_a_module/serialization.py"
+FENCE = {"key": "fence", "value": {"intValue": "4"}}
 Esper = Callable[..., tuple[int, str]]
 
 
@@ -61,7 +68,7 @@ def incident(tmp_path: Path) -> Path:
         *steps,
         span("restore", "round", 100, 1900, name="checkpoint restore", **error),
         span("policy", "round", 40, None, role="tamiyo", name="tamiyo decide"),
-        span("next", traceId=OTHER, start=3000, end=3100, role="conductor", name="esper round"),
+        span("next", traceId=OTHER, start=3000, end=3100, role="conductor", name="esper round", attributes=[FENCE]),
     )
     log = {"time": "2023-11-14T22:13:20+00:00", "name": "policy_timeout", "severity": "ERROR", "trace_id": TRACE}
     log |= {"span_id": "706f6c6963790000", "role": "tamiyo", "fields": {"elapsed_s": 5.5}}
@@ -74,6 +81,7 @@ def test_a_list_has_a_row_for_each_trace_and_takes_filters(esper: Esper, inciden
     assert first == {
         "trace_id": TRACE,
         "root": "esper round",
+        "fence": None,
         "start": "2023-11-14T22:13:20+00:00",
         "duration_s": 2.0,
         "spans": 15,
@@ -96,6 +104,7 @@ def test_a_list_has_a_row_for_each_trace_and_takes_filters(esper: Esper, inciden
     log.write_text(log.read_text() * 2 + log.read_text().replace(TRACE, ""))
     told = esper("trace", "list", incident)[1]
     assert re.search(r"a1a1a1a1 +esper round +11-14 22:13:20 +2.00 s +15 +2 \+1 open +2 *\n", told)
+    assert re.search(r"b2b2b2b2 +esper round 4 ", told)
     assert "1 severe events are in no trace on disk: esper events" in told
     assert max(map(len, told.splitlines()[:-1])) <= 80
     assert as_json(esper("trace", "list", incident, "--json"))["severe_events_without_trace"] == 1
@@ -108,14 +117,30 @@ def test_a_trace_is_a_tree_of_80_columns_whose_lines_begin_with_their_roles(espe
     code, told = esper("trace", "show", incident, TRACE[:4])
     lines = told.splitlines()
     assert code == 0
-    assert max(map(len, lines)) <= 80
+    assert max(len(line) for line in lines if INSIDE not in line) <= 80
     assert all(line.split()[0] in ("conductor", "tolaria", "tamiyo") for line in lines[3:])
     assert re.search(r"tolaria +├ esper step +x12 \* +12.0 ms", told)
     assert re.search(r"tolaria +CheckpointCorrupt: the checksum is wrong +file=fence-3.ckpt", told)
-    assert re.search(r"tolaria +at /home/me/store.py, line 7, in restore", told)
+    at = [" ".join(line.split()[1:]) for line in lines].index("at /home/me/store.py, line 7, in restore")
+    below = " ".join(" ".join(line.split()[1:]) for line in lines[at + 1 :])
+    note = "raised by task.train: a sample of the data set"
+    assert below.startswith(f"raised in {INSIDE}, line 776, in __init__ {note}")
     assert re.search(r"conductor +CheckpointCorrupt, from below", told)
     assert re.search(r"tamiyo +. tamiyo decide +never ended", told)
     assert re.search(r"tamiyo +at 0 ns: policy_timeout ERROR +elapsed_s=5.5", told)
+
+
+def test_a_line_has_its_fence_or_step_and_no_field_that_is_empty_or_said_before(esper: Esper, tmp_path: Path) -> None:
+    error = failed("EmergencyStop", "halted", reason="", what="loss", origin="ups")
+    event = {"timeUnixNano": "1700000000000000000", "name": "emergency_halt"}
+    error["events"].insert(0, event | {"attributes": [{"key": "what", "value": {"stringValue": "loss"}}]})
+    step = {"attributes": [{"key": "step", "value": {"intValue": "87"}}]}
+    restore = span("b", "round", name="checkpoint restore", attributes=[FENCE])
+    write(tmp_path, span("round"), span("a", "round", name="esper step", **step, **error), restore)
+    told = esper("trace", "show", tmp_path, TRACE)[1]
+    assert "esper step 87" in told
+    assert "checkpoint restore, fence 4" in told
+    assert (told.count("what=loss"), told.count("origin=ups"), told.count("reason=")) == (1, 1, 0)
 
 
 def test_the_critical_path_and_the_json_of_a_trace(esper: Esper, incident: Path) -> None:
@@ -124,12 +149,13 @@ def test_the_critical_path_and_the_json_of_a_trace(esper: Esper, incident: Path)
     assert "tamiyo decide" not in told
     found = as_json(esper("trace", "show", incident, TRACE, "--json"))
     assert [span["name"] for span in found["spans"] if span["critical"]].count("checkpoint restore") == 1
-    place = "/home/me/store.py, line 7, in restore"
     restore = next(span for span in found["spans"] if span["name"] == "checkpoint restore")
     assert restore["error"] == {
         "class": "CheckpointCorrupt",
         "message": "the checksum is wrong",
-        "place": place,
+        "place": f"{INSIDE}, line 776, in __init__",
+        "users_place": "/home/me/store.py, line 7, in restore",
+        "notes": ["raised by task.train: a sample of the data set"],
         "began_here": True,
     }
     assert [event["name"] for event in found["severe_events_without_span"]] == ["policy_timeout"]
@@ -244,7 +270,7 @@ def test_a_perfetto_export_has_nested_slices_and_flows_between_roles(esper: Espe
 def test_assert_ends_with_1_unless_a_trace_has_every_path(esper: Esper, incident: Path) -> None:
     restore = "esper round > checkpoint restore"
     code, told = esper("trace", "assert", incident, restore, "--error", "CheckpointCorrupt", "--role", "tolaria")
-    assert (code, told) == (0, f"found in 1 traces: {TRACE}\n")
+    assert (code, told) == (0, f"found in 1 trace: {TRACE}\n")
     code, told = esper("trace", "assert", incident, restore, "--error", "StoreCorrupt")
     assert code == 1
     assert "not found: 2 spans are at esper round; in them no span meets checkpoint restore!StoreCorrupt" in told
