@@ -86,8 +86,7 @@ class EmergencySignal(GrownMessage):
         """Return all fields as JSON in ASCII, and the SHA-256 of all fields except `checksum`, in hexadecimal. One call
         for both is faster than two, because the text of the fields is made once.
         """
-        content = self.model_dump(mode="json")
-        content.pop("checksum", None)
+        content = self.model_dump(mode="json", exclude={"checksum"})
         text = _SORTED.encode(content)
         return f'{text[:-1]}, "checksum": "{self.checksum}"}}', hashlib.sha256(text.encode()).hexdigest()
 

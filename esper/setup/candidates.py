@@ -77,11 +77,11 @@ def left_out_by_budgets(survey: Survey) -> dict[str, tuple[str, ...]]:
     """Return the candidates that no tournament of the run tries, as "BLUEPRINT at SLOT", by the key of the budget that
     they exceed. A candidate that exceeds several budgets is listed under each.
     """
-    found: dict[str, tuple[str, ...]] = {}
+    found: dict[str, list[str]] = {}
     for pair in survey.options if survey.config.growth.enabled else ():
         for key in _over(survey, pair):
-            found[key] = (*found.get(key, ()), f"{pair.blueprint_id} at {pair.slot}")
-    return found
+            found.setdefault(key, []).append(f"{pair.blueprint_id} at {pair.slot}")
+    return {key: tuple(names) for key, names in found.items()}
 
 
 def why_nothing_grows(survey: Survey) -> str | None:

@@ -26,10 +26,6 @@ MOST_S: Final = 10.0
 _KINDS: Final = {"TRACES": ExportTraceServiceResponse, "LOGS": ExportLogsServiceResponse}
 
 
-class NoAnswer(requests.RequestException):
-    """The receiver has answered, but not as a collector of OTLP."""
-
-
 @dataclass
 class Answers:
     """What the collector answered to the last export of one signal."""
@@ -53,7 +49,8 @@ class Answers:
         self.rejected, self.why = max(0, rejected), f"the collector rejected them: {told.error_message}"
 
     def session(self) -> requests.Session:
-        """Return a session that raises `NoAnswer` if the answer to an export over HTTP is none of OTLP."""
+        """Return a session that raises `requests.RequestException` if the answer to an export over HTTP is none of
+        OTLP."""
         made = requests.Session()
         made.stream = True  # the body is read by the hook, which limits its size
         made.hooks["response"].append(self._check)
@@ -64,7 +61,9 @@ class Answers:
             response.close()
         elif not 200 <= response.status_code < 300:
             response.close()
-            raise NoAnswer(f"status {response.status_code} is no answer of a collector: check the address")
+            raise requests.RequestException(
+                f"status {response.status_code} is no answer of a collector: check the address"
+            )
         elif body := _body(response):
             typed = "content-type" in response.headers
             self.hear(self._read(response.headers["content-type"] if typed else "", body))
@@ -77,8 +76,10 @@ class Answers:
             if content_type.startswith("application/x-protobuf") or not content_type:
                 return kind.FromString(body)
         except (DecodeError, ParseError, ValueError) as error:
-            raise NoAnswer("the answer cannot be read as one of OTLP: check the address") from error
-        raise NoAnswer(f"an answer of type {content_type!r} is no answer of a collector: check the address")
+            raise requests.RequestException("the answer cannot be read as one of OTLP: check the address") from error
+        raise requests.RequestException(
+            f"an answer of type {content_type!r} is no answer of a collector: check the address"
+        )
 
     def watched(self, stub: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """Return a constructor of gRPC stubs whose answers are noted."""
@@ -98,11 +99,11 @@ class Answers:
 
 
 def _body(response: requests.Response) -> bytes:
-    """Return the body. Raises: NoAnswer: it is too large or too slow."""
+    """Return the body. Raises: requests.RequestException: it is too large or too slow."""
     until_s, body = time.monotonic() + MOST_S, bytearray()
     for part in response.iter_content(1):  # a larger part would wait for a receiver that sends one byte at a time
         body += part
         if len(body) > MOST_BYTES or time.monotonic() > until_s:
             response.close()
-            raise NoAnswer("the answer does not end: check the address")
+            raise requests.RequestException("the answer does not end: check the address")
     return bytes(body)
