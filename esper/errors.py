@@ -51,6 +51,7 @@ Each class takes positional arguments only and passes them to `Exception.__init_
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 
 def _rebuild(cls: type[EsperError], args: tuple[object, ...]) -> EsperError:
@@ -376,14 +377,32 @@ class LossDeviceMismatch(EsperError):
 
 
 class DivergenceUnrecoverable(EsperError):
-    """Training diverged, and there is no live seed to remove. `what` was not finite at `step`."""
+    """Training diverged, and there is no live seed to remove. `what` was not finite at `step`.
+
+    Attributes:
+        measured: Counts of values that are not finite, and the losses before, as the guard has measured them. Empty:
+            nothing was measured.
+    """
 
     def __init__(self, step: int, what: str, value: float) -> None:
         super().__init__(step, what, value)
         self.step, self.what, self.value = step, what, value
+        self._measured: dict[str, Any] = {}  # not in `vars` of a span: `guard_tripped` has it
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """Field of `guard_tripped` -> its value."""
+        return self._measured
 
     def __str__(self) -> str:
-        return f"step {self.step}: {self.what} is {self.value}"
+        found = [f"step {self.step}: {self.what} is {self.value}"]
+        for part in ("inputs", "targets", "outputs"):
+            if f"{part}_values" in self.measured:
+                bad, number = self.measured[f"{part}_not_finite"], self.measured[f"{part}_values"]
+                found.append(f"{bad:,} of {number:,} values of the {part} are not finite")
+        if "last_losses" in self.measured:
+            found.append("losses before: " + ", ".join(f"{one:.4g}" for one in self.measured["last_losses"]))
+        return "; ".join(found)
 
 
 # -- durable state -----------------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ from esper.task import Task
 from esper.trace.span_files import has_spans
 from esper.user_code.plugins import launcher
 from esper.user_code.task_reference import Reference
+from esper.user_code.their_code import marked
 
 SHOW_CURSOR = "\x1b[?25h"
 """Control sequence that shows the cursor, which the live view hides."""
@@ -191,11 +192,14 @@ def say_failure(error: Exception, run_dir: Path | None, *, as_json: bool) -> Non
             kept = _kept(run_dir, found)
     trace_id = last.body["trace_id"] if last is not None else None
     on_disk = trace_id if run_dir is not None and has_spans(run_dir) else ""
+    call = marked(error)
     told: dict[str, Any] = {
         **facts,
+        **({"place": call.place} if call is not None and call.place else {}),
         "trace_id": trace_id,
         "run_dir": shown(run_dir) if run_dir is not None else None,
         "kept": kept,
+        **({"last_fence": last.body["fence"]} if last is not None else {}),
         "next": next_step(error, Path(shown(run_dir)) if run_dir is not None else None, on_disk or ""),
     }
     del told["notes"]
@@ -208,7 +212,7 @@ def say_failure(error: Exception, run_dir: Path | None, *, as_json: bool) -> Non
     elif notes:
         say(*notes, error=True)
     for name, value in told.items():
-        if value:
+        if value or (name == "last_fence" and value == 0):
             say(f"{name}: {value}", error=True)
     if as_json:
         print_json({**told, "notes": notes} if notes else told)

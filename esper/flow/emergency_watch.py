@@ -29,6 +29,8 @@ class SignalWatch:
     journal: Journal
     at: Position
     progress: Progress
+    halt: EmergencySignal | None = None
+    """The first HALT that was read."""
 
     def hear(self, fence: int, step: int) -> None:
         """Read the signals in the queue, and set the emergency level of this fence.
@@ -70,7 +72,10 @@ class SignalWatch:
         except EmergencyStop as stop:
             with continue_from(above()), span("emergency halt", role="conductor", step=stop.step):
                 told = stop if stop.signal_id else self._explained(stop.step)
-                names = {"signal_id": told.signal_id, "reason": told.reason, "step": told.step}
+                names: dict[str, object] = {"signal_id": told.signal_id, "reason": told.reason, "step": told.step}
+                if self.halt is not None and self.halt.signal_id == told.signal_id:
+                    names |= {"origin": self.halt.origin, "issued_at": self.halt.issued_at.isoformat()}
+                    names |= {"attributes": dict(self.halt.attributes)} if self.halt.attributes else {}
                 reported(told, "emergency_halt", Severity.CRITICAL, **names)
             if told is stop:
                 raise
@@ -101,6 +106,7 @@ class SignalWatch:
             self._take(fence, signals)
             halts += [signal for signal in signals if signal.level is Level.HALT]
             read += len(signals)
+        self.halt = self.halt or (halts[0] if halts else None)
         return halts[0] if halts else None
 
     def _take(self, fence: int, signals: Sequence[EmergencySignal]) -> None:

@@ -44,7 +44,11 @@ STEPS: tuple[tuple[type[BaseException], str], ...] = (
     ),
     (errors.CommandRejected, "report this bug of esper with the run directory; the run would fail in the same way"),
     (errors.LossDeviceMismatch, "mend the task's model or loss and begin a new run; this one would fail again"),
-    (errors.DivergenceUnrecoverable, "lower the learning rate or mend the data, then begin a new run"),
+    (
+        errors.DivergenceUnrecoverable,
+        "lower the learning rate, set run.clip_norm, or mend the loss or the data, and begin a new run; "
+        "this one would fail again",
+    ),
     (errors.StoreWriteFailed, "mend what the system refused, then esper resume {run}"),
     (errors.StoreCorrupt, "restore the named file from a copy (`esper snapshot` makes them)"),
     (errors.RestoreImpossible, "restore the checkpoints from a copy (`esper snapshot` makes them) or begin a new run"),
@@ -56,7 +60,7 @@ STEPS: tuple[tuple[type[BaseException], str], ...] = (
     (errors.RestartIntensityExceeded, "remove the cause of the actor's death, then esper resume {run}"),
     (errors.EmergencyStop, "once the reason is dealt with: esper resume {run}"),
     (EsperError, RESUME),
-    (OSError, "mend what the system refused, then esper resume {run}"),
+    (OSError, "mend what the message names, then esper resume {run}"),
     (MemoryError, "make memory free or give more, then esper resume {run}"),
     (Exception, "mend the task's code and begin a new run; this one would fail in the same way"),
 )

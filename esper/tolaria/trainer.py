@@ -15,7 +15,13 @@ import torch
 from torch import nn
 
 from esper import faults
-from esper.errors import AdoptionMismatch, DependencyViolationError, EmergencyStop, IsolationViolation
+from esper.errors import (
+    AdoptionMismatch,
+    DependencyViolationError,
+    DivergenceUnrecoverable,
+    EmergencyStop,
+    IsolationViolation,
+)
 from esper.ground.heartbeat import beat
 from esper.leyline.evidence import ResetProbe
 from esper.leyline.host_ports import HostEditor
@@ -28,7 +34,7 @@ from esper.telemetry.metrics import observe, timed
 from esper.tolaria.data import TaskData
 from esper.tolaria.dependencies import check_plan
 from esper.tolaria.gradient_norm import LargestNorm
-from esper.tolaria.guard import check_finite
+from esper.tolaria.guard import check_finite, measure, tell_trip
 from esper.tolaria.host_building import build_host, names_of
 from esper.tolaria.host_state import TrainerSettings as TrainerSettings  # re-exported: an argument of `Trainer`
 from esper.tolaria.loss import batch_loss
@@ -37,7 +43,7 @@ from esper.tolaria.slot_calls import MOST_SKIPPED
 from esper.tolaria.snapshot import HostSnapshot
 from esper.tolaria.unkept import Changing, Unkept
 from esper.user_code.process_state import check_process
-from esper.user_code.their_code import their_code
+from esper.user_code.their_code import tell_step, their_code
 
 BACKWARD = their_code("task.model", "the backward pass")
 OPTIMIZER_STEP = their_code("task.optimizer", "optimizer.step")
@@ -85,6 +91,8 @@ class Trainer(MeasuredHost):
         """Ids of the seeds that were audited since the start of the last round or of the last call of `train_to`."""
         self._norms = LargestNorm()
         """Gradient norms since the start of the present round, or call of `train_to`, before clipping."""
+        self._losses: list[float] = []
+        """Losses of the steps since the start of the present round, or call of `train_to`."""
         self._last_step = 0
         """Step before which the present round, or call of `train_to`, ends."""
         self._unkept: Unkept | None = None
@@ -113,7 +121,7 @@ class Trainer(MeasuredHost):
         if self._unkept is not None:
             self._unkept.begin_round()
         self._begin_audits(last_step)
-        losses: list[float] = []
+        losses = self._losses
         while self.step < last_step:
             losses.append(self._one_step())
         self._end_audits()
@@ -144,7 +152,7 @@ class Trainer(MeasuredHost):
         No round or fence is counted.
         """
         self._begin_audits(step)
-        losses = []
+        losses = self._losses
         while self.step < step:
             losses.append(self._one_step())
         self._end_audits()
@@ -163,12 +171,25 @@ class Trainer(MeasuredHost):
     def _one_step(self) -> float:
         if self.step % self._settings.trace_every == 0 or self._first_step_at is None:  # the first good step is shown
             with span("esper step", role=self._settings.role, step=self.step):
-                return self._checked_update()
+                try:
+                    return self._checked_update()
+                except Exception as error:
+                    self._tell_failed(error)
+                    raise
         try:
             return self._checked_update()
         except Exception as error:
             with span("esper step", role=self._settings.role, step=self.step):  # a failed step always gets a span
+                self._tell_failed(error)
                 raise error
+
+    def _tell_failed(self, error: Exception) -> None:
+        """Report the failure of the present step in the current span, if it is one of the guard, and add the number of
+        the step to an exception of the user's code.
+        """
+        tell_step(error, self.step)
+        if isinstance(error, DivergenceUnrecoverable):
+            tell_trip(error)
 
     def _checked_update(self) -> float:
         """Check that no emergency and no failed save stops the run. Then take one optimizer step; see `_update`."""
@@ -189,13 +210,15 @@ class Trainer(MeasuredHost):
         BACKWARD.run(loss.backward)
         parameters = self._trained_parameters()
         gradients = [gradient for p in parameters if (gradient := p.grad) is not None]
-        value = loss.item()
-        if self._settings.clip_norm is None:
-            check_finite(self.step, value, self._norms.see(gradients))
-        else:
-            norm = self._norms.see_exactly(gradients)
-            check_finite(self.step, value, norm.item())
-            torch.nn.utils.clip_grads_with_norm_(parameters, self._settings.clip_norm, norm)
+        value, clip = loss.item(), self._settings.clip_norm
+        norm = self._norms.see_exactly(gradients) if clip is not None else None
+        try:
+            check_finite(self.step, value, norm.item() if norm is not None else self._norms.see(gradients))
+        except DivergenceUnrecoverable as error:
+            measure(error, {"inputs": inputs, "targets": targets, "outputs": output}, self._losses)
+            raise
+        if clip is not None and norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
         OPTIMIZER_STEP.run(self._optimizer.step)
         self._optimizer.zero_grad(set_to_none=True)
         for optimizer in self._seed_optimizers.values():
@@ -231,6 +254,7 @@ class Trainer(MeasuredHost):
         self._optimizer.zero_grad(set_to_none=True)  # the seed of a fork in this process may have reached this host
         self._audited()  # findings outside of steps are dropped: their changes were undone, and a resume lacks them
         self._audited_now, self._last_step, self._norms = set(), last_step, LargestNorm()
+        self._losses = []
 
     def _audit_is_due(self) -> bool:
         if not self._judged.keys() <= self._leaks.keys() or self.step + 1 == self._last_step:

@@ -89,10 +89,12 @@ def _stacktrace(span: Span) -> str:
 
 def _notes(span: Span, trace: str) -> tuple[str, ...]:
     """Return the lines after the message, which Python prints last."""
-    kind = str(_exception(span).get("exception.type", "")).removeprefix("builtins.")
-    message = _message(span)
+    told, message = _exception(span).get("exception.type"), _message(span)
+    if not isinstance(told, str):
+        return ()
+    kind = told.removeprefix("builtins.")
     _, found, after = trace.rpartition(f"\n{kind}: {message}\n" if message else f"\n{kind}\n")
-    return tuple(after.splitlines()) if kind and found else ()
+    return tuple(after.splitlines()) if found else ()
 
 
 def _message(span: Span) -> str:

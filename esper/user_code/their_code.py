@@ -31,16 +31,21 @@ class Call(str):
 
     field: str
     call: str
+    place: str
+    """File and line in the user's code. "": not known."""
+    step: int | None
+    """The optimizer step that failed. None: no step had begun."""
 
-    def __new__(cls, field: str, call: str) -> Call:
+    def __new__(cls, field: str, call: str, place: str = "", step: int | None = None) -> Call:
         """Make the note. Tracebacks show its text."""
-        note = super().__new__(cls, f"raised by {field}: {call}")
-        note.field, note.call = field, call
+        during = f", in step {step}" if step is not None else ""
+        note = super().__new__(cls, f"raised by {field}: {call}{during}{f' ({place})' if place else ''}")
+        note.field, note.call, note.place, note.step = field, call, place, step
         return note
 
-    def __reduce__(self) -> tuple[type[Call], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type[Call], tuple[str, str, str, int | None]]:
         """Support pickle, because an exception is pickled with its notes."""
-        return Call, (self.field, self.call)
+        return Call, (self.field, self.call, self.place, self.step)
 
 
 class TheirCode:
@@ -84,7 +89,7 @@ class TheirCode:
         call = self.call or _function(error)
         if not call:
             return
-        note = Call(self.field, call)
+        note = Call(self.field, call, _place(error))
         passes = _raised_by_us(error) if means_more(error) else _takes_note(error, note)
         if not passes:
             raised = TheirCodeRaised(self.field, call, exception_in_words(error))
@@ -105,6 +110,14 @@ def marked(error: BaseException) -> Call | None:
     None: the exception has no note, so no call of the user's code raised it.
     """
     return next((note for note in notes_of(error) if isinstance(note, Call)), None)
+
+
+def tell_step(error: BaseException, step: int) -> None:
+    """Add the number of the failed step to the note on an exception of the user's code, if there is one."""
+    note = marked(error)
+    if note is not None and note.step is None:
+        notes = error.__notes__
+        notes[notes.index(note)] = Call(note.field, note.call, note.place, step)
 
 
 def from_their_file(error: BaseException) -> bool:
@@ -168,7 +181,9 @@ def exception_in_words(error: BaseException) -> str:
     place = (
         "" if isinstance(error, SyntaxError) else _place(error)
     )  # the message of a SyntaxError has its file and line
-    return f"it raised {type(error).__name__}{':' if message else ''} {message}".rstrip() + place
+    return f"it raised {type(error).__name__}{':' if message else ''} {message}".rstrip() + (
+        f" ({place})" if place else ""
+    )
 
 
 def _takes_note(error: BaseException, note: Call) -> bool:
@@ -197,7 +212,7 @@ def _place(error: BaseException) -> str:
     """
     frames = _frames(error)
     theirs = [frame for frame in frames if _is_theirs(frame)] or _below_ours(frames)
-    return f" ({_file(theirs[-1])}, line {theirs[-1].tb_lineno})" if theirs else ""
+    return f"{_file(theirs[-1])}, line {theirs[-1].tb_lineno}" if theirs else ""
 
 
 def _function(error: BaseException) -> str:

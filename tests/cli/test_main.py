@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -318,16 +319,30 @@ def test_a_model_that_fails_while_it_trains_is_a_strict_failure_that_says_what_i
     code, out, err = esper("run", "t.py:fragile", "--no-growth", "--run-dir", "here", "--json")
     found = json.loads(out)
     assert (code, out.count("\n")) == (3, 1)
-    assert found.keys() == {"error", "message", "cause", "trace_id", "run_dir", "kept", "next", "notes"}
+    assert found.keys() == {
+        "error",
+        "message",
+        "cause",
+        "trace_id",
+        "run_dir",
+        "kept",
+        "next",
+        "notes",
+        "last_fence",
+        "place",
+    }
     assert (found["error"], found["message"]) == ("RuntimeError", "the model gave up")
-    assert found["notes"] == ["raised by task.model: a forward in training mode"]
+    raised = r"raised by task.model: a forward in training mode, in step \d+ \((\S+/t.py, line \d+)\)"
+    (note,) = found["notes"]
+    assert (where := re.fullmatch(raised, note)) is not None
+    assert found["place"] == where[1]
     assert (found["run_dir"], found["next"]) == ("here", next_step(RuntimeError(), Path("here"), found["trace_id"]))
     assert found["next"].endswith(f"; to see what happened: esper trace show here {found['trace_id']}")
     shown = esper("trace", "show", "here", found["trace_id"])
     assert "RuntimeError: the model gave up" in shown[1]
     last = read(journal_file(Path("here"), FIRST_GENERATION))[0][-1]
     assert found["trace_id"] == last.body["trace_id"] != ""
-    assert last.body["fence"] > 0
+    assert found["last_fence"] == last.body["fence"] > 0
     fences = f"0, {last.body['fence'] - 1}, {last.body['fence']}"
     assert found["kept"] == f"journal, telemetry and checkpoints of fence {fences}"
     assert "raise RuntimeError" in err  # the user's own code: where it failed is what helps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from incidents import HALT, the_trace_of
 
 from esper import InProcess, faults, resume, run
-from esper.archive.journal import read
+from esper.archive.journal import RecordKind, read
 from esper.archive.run_directory import journal_file, run_file
 from esper.errors import Drained, EmergencyStop, StoreCorrupt
 from esper.flow.operator import Outcome, send
@@ -28,7 +29,13 @@ def the_halt_is_reported(run_dir: Path, stop: EmergencyStop, generation: int = 1
     """The newest severe event is this stop: on a span and in the log, in the trace that the end of the run names."""
     told = severe_events(run_dir, Skipped())[-1]
     assert (told.name, told.severity) == ("emergency_halt", "CRITICAL")
+    signal = {key: told.fields.pop(key) for key in ("origin", "issued_at")}
     assert told.fields == {"signal_id": stop.signal_id, "reason": stop.reason, "step": stop.step}
+    assert signal == next(
+        {"origin": sent["origin"], "issued_at": datetime.fromisoformat(sent["issued_at"]).isoformat()}
+        for entry in read(journal_file(run_dir, generation))[0]
+        if entry.kind is RecordKind.SIGNAL and (sent := entry.body)["signal_id"] == stop.signal_id
+    )
     assert told.trace_id == read(journal_file(run_dir, generation))[0][-1].body["trace_id"] != ""
     the_trace_of(run_dir, ["emergency halt[role=conductor]@emergency_halt"], told.trace_id)
 

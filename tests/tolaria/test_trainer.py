@@ -509,6 +509,9 @@ class Faulty:
         loss = cross_entropy(output, target)
         if self.breaks == "loss":
             return loss * float("nan")
+        if self.breaks == "outputs":
+            output.data[0, 0] = float("nan")
+            return loss * float("nan")
         if self.breaks == "infinite loss":
             return loss - float("inf")
         if self.breaks == "gradient_norm":
@@ -524,7 +527,7 @@ def faulty(**changed: Any) -> tuple[Trainer, Faulty, Survey]:
     return live_trainer(survey), loss, survey
 
 
-@pytest.mark.parametrize("what", ["loss", "infinite loss", "gradient_norm"])
+@pytest.mark.parametrize("what", ["loss", "infinite loss", "gradient_norm", "outputs"])
 def test_what_is_not_finite_stops_the_run_before_any_parameter_changes(
     telemetry: Telemetry, told: Callable[[], list[str]], what: str
 ) -> None:
@@ -536,10 +539,18 @@ def test_what_is_not_finite_stops_the_run_before_any_parameter_changes(
 
     with pytest.raises(DivergenceUnrecoverable) as caught:
         trainer.run_round(1, 20)
-    assert (caught.value.step, caught.value.what) == (7, what.removeprefix("infinite "))
+    assert (caught.value.step, caught.value.what) == (7, "gradient_norm" if what == "gradient_norm" else "loss")
     assert bits(trainer) == before
     assert told() == ["guard_tripped"]
     assert telemetry.counters.total("esper.guard.trips") == 1
+    spans = [
+        one for one in ended(telemetry.directory) if any(event["name"] == "guard_tripped" for event in one["events"])
+    ]
+    assert [one["name"] for one in spans] == ["esper step"]
+    measured = caught.value.measured
+    assert (measured["inputs_not_finite"], measured["outputs_not_finite"]) == (0, int(what == "outputs"))
+    assert "last_losses" not in measured, "no step of this round ended"
+    assert f"{int(what == 'outputs')} of {measured['outputs_values']} values of the outputs" in str(caught.value)
 
 
 def test_a_halt_is_seen_at_the_first_step_boundary_and_no_step_is_begun() -> None:
