@@ -553,6 +553,16 @@ def test_a_seed_that_fails_a_gate_is_culled(live: Live, case: Case) -> None:
     assert removed is None or max(told) < removed
 
 
+@pytest.mark.slow
+def test_a_fork_is_not_adopted_if_the_live_host_lost_a_seed_meanwhile(live: Live) -> None:
+    """The first seed begins to leak while the fork of its replica trains."""
+    lived = live(task(), config(entry="adopt", due_rounds=2, replicas=2, max_tests=2), blueprints=late(leaks, 45), stop=6)
+    check_told(lived)
+    culled, refused = failed(lived)
+    assert culled.reasons == ("isolation_violated",)
+    assert (refused.gate, refused.reasons, refused.fence) == (Gate.G2, ("host_changed",), 5)
+
+
 # -- state of a seed -------------------------------------------------------------------------------------------------
 
 
@@ -766,6 +776,7 @@ def test_missing_evidence_is_never_a_pass_and_changes_nothing(live: Live) -> Non
     judged = {(report.gate, check.reason) for report in sound.gates for check in report.checks}
     assert judged - {(Gate.G4, "performance_nominal")} == of_the_page() - {
         (Gate.G2, "within_placebo"),  # this run has no placebos
+        (Gate.G2, "host_changed"),  # and adopts no fork
         *((Gate.G4, reason) for reason in ("fallback_status", "performance_degraded")),
     }
     found: dict[str, set[str]] = {}
@@ -812,7 +823,7 @@ def test_a_blueprint_without_a_mesh_is_refused_by_admission(live: Live) -> None:
 def test_the_page_has_each_reason_that_a_run_can_reach_and_no_other() -> None:
     reached = {(gate, reason) for gate, reason, _ in UNSOUND} | {(Gate.G5, "reset_incomplete")}
     reached |= {(case.gate, reason) for case in CASES.values() for reason in case.reasons}
-    reached |= {(Gate.G2, "not_enough_steps"), (Gate.G2, "outperformed")}
+    reached |= {(Gate.G2, reason) for reason in ("not_enough_steps", "outperformed", "host_changed")}
     assert of_the_page() == reached
 
 
