@@ -556,7 +556,8 @@ def test_a_seed_that_fails_a_gate_is_culled(live: Live, case: Case) -> None:
 @pytest.mark.slow
 def test_a_fork_is_not_adopted_if_the_live_host_lost_a_seed_meanwhile(live: Live) -> None:
     """The first seed begins to leak while the fork of its replica trains."""
-    lived = live(task(), config(entry="adopt", due_rounds=2, replicas=2, max_tests=2), blueprints=late(leaks, 45), stop=6)
+    keys = config(entry="adopt", due_rounds=2, replicas=2, max_tests=2)
+    lived = live(task(), keys, blueprints=late(leaks, 45), stop=6)
     check_told(lived)
     culled, refused = failed(lived)
     assert culled.reasons == ("isolation_violated",)
