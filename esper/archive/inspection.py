@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 
 from esper.archive.history import Remains, last_halt, level_history, look_at
 from esper.archive.journal import Entry, RecordKind
-from esper.archive.run_directory import LEASE, checkpoints_folder, metrics_file
+from esper.archive.run_directory import LEASE, checkpoints_folder, journals, metrics_file, quarantined
 from esper.emergency.settings import EmergencyConfig
 from esper.ground.machine import is_alive
 from esper.leyline.base import Message
@@ -65,6 +65,7 @@ def inspect_run(path: Path) -> dict[str, Any]:
         "rollbacks": found.rollbacks,
         "checkpoints": [written.fence for written in found.commits],
         "missing_checkpoints": missing(path, found.commits),
+        "quarantined_checkpoints": quarantined(path),
         "train_loss": last["train_loss"],
         **{name: ended.get(name) for name in AT_THE_END},
         "damaged": found.damaged,
@@ -109,6 +110,25 @@ def still_kept(path: Path, files: set[str]) -> set[str]:
 
 STOPPED_BY = {"KeyboardInterrupt": "interrupted", "Drained": "drained", "EmergencyStop": "halted"}
 """The shown state of a run that ended on request, by the class of the error that ended it."""
+
+
+def failure_of_run(path: Path) -> dict[str, Any] | None:
+    """Return the record of the error that ended a run: error, message, cause, notes, trace_id, fence.
+
+    None: the run has ended in another way, is in progress, or is not known to have failed, because its directory has no
+    journal that can be read.
+
+    Raises:
+        RunDirectoryError: the system refuses to read the directory.
+    """
+    if not journals(path):  # the telemetry of a run may be copied without the rest
+        return None
+    found = look_at(path)
+    ends = (RecordKind.RUN_ENDED, RecordKind.RUN_FAILED, RecordKind.SUPERSEDED)
+    last = next((entry for entry in reversed(found.entries) if entry.kind in ends), None)
+    if found.newest_lost or last is None or last.kind is not RecordKind.RUN_FAILED:
+        return None
+    return {name: last.body[name] for name in ("error", "message", "cause", "notes", "trace_id", "fence")}
 
 
 def _state(path: Path, found: Remains) -> str:

@@ -16,6 +16,7 @@ from esper.errors import RunDirectoryError, StoreWriteFailed
 from esper.ground.closing import Closing, noted_on
 from esper.ground.workplace import fixed, shown
 from esper.leyline.base import is_utf8
+from esper.leyline.checkpoint_record import QUARANTINE
 
 DEFAULT_PARENT = Path("runs")
 LEASE = "lease"
@@ -231,6 +232,12 @@ def generation_of(journal: Path) -> int:
 def checkpoints_folder(path: Path) -> Path:
     """Return the folder of the checkpoints. Its subfolder `quarantine` is for damaged checkpoints."""
     return path / "checkpoints"
+
+
+def quarantined(path: Path) -> list[str]:
+    """Return the file names of the checkpoints that were moved to quarantine because they did not load."""
+    folder = checkpoints_folder(path) / QUARANTINE
+    return sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
 
 
 def telemetry_folder(path: Path) -> Path:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
 
+from esper.archive.inspection import failure_of_run
 from esper.cli.console import PlainConsole
 from esper.cli.options import JsonOption, RunArgument
 from esper.cli.output import print_json, say
@@ -19,7 +23,7 @@ from esper.ground.suggest import existing_names
 from esper.ground.workplace import fixed
 from esper.trace.event_log import SEVERITIES, SevereEvent, severe_events
 from esper.trace.since import since
-from esper.trace.span_files import Skipped
+from esper.trace.span_files import Skipped, has_spans
 
 
 def events(
@@ -31,7 +35,9 @@ def events(
     since_text: SinceOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Print the severe events of a run, the newest last, with their trace ids."""
+    """Print the severe events of a run, the newest last, with their trace ids. Then print the error that ended the run,
+    if one did: it may be no severe event, for example if it is an exception of the task.
+    """
     skipped = Skipped()
     every = severe_events(fixed(run_dir), skipped)
     least = _rank(level.upper()) if level is not None else 0
@@ -43,10 +49,14 @@ def events(
         and name in (None, event.name)
         and (begin is None or event.time >= begin)
     ]
+    ended_by = failure_of_run(fixed(run_dir))
     if as_json:
-        print_json({"events": [event.as_json() for event in chosen], "skipped": skipped.as_json()})
+        told = [event.as_json() for event in chosen]
+        print_json({"events": told, "ended_by": ended_by, "skipped": skipped.as_json()})
     else:
-        _show(chosen, every)
+        _show(chosen, every, level, others=name is not None or begin is not None)
+        if ended_by is not None:
+            _show_end(ended_by, run_dir)
     tell_skipped(skipped, as_json=as_json)
     return DONE
 
@@ -58,9 +68,20 @@ def _rank(level: str) -> int:
     return SEVERITIES.index(level)
 
 
-def _show(chosen: list[SevereEvent], every: list[SevereEvent]) -> None:
+def _show_end(ended_by: Mapping[str, Any], run_dir: Path) -> None:
+    trace = ended_by["trace_id"]
+    shown = f": esper trace show {shlex.quote(str(run_dir))} {trace}" if trace and has_spans(fixed(run_dir)) else ""
+    told = ": ".join(part for part in (ended_by["error"], " ".join(ended_by["message"].split())) if part)
+    say(in_one_line(f"the run ended with {told} (after fence {ended_by['fence']}){shown}"))
+
+
+def _wanted(level: str | None, others: bool) -> str:
+    return f"are {level.upper()} or higher" if level is not None and not others else "match"
+
+
+def _show(chosen: list[SevereEvent], every: list[SevereEvent], level: str | None, *, others: bool) -> None:
     if not chosen:
-        say(f"no severe event is to be shown; the run has {len(every)}")
+        say(f"0 of {len(every):,} severe events {_wanted(level, others)}" if every else "the run has no severe event")
     console = PlainConsole()
     for event in chosen:
         head = f"{event.time:%Y-%m-%d %H:%M:%S} {event.severity:<8} "

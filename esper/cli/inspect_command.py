@@ -35,5 +35,7 @@ def _show(found: dict[str, Any]) -> None:
         console.print(Text(beaten), soft_wrap=True)
     for file in found["missing_checkpoints"]:
         console.print(f"{file}: is missing", soft_wrap=True)
+    for file in found["quarantined_checkpoints"]:
+        console.print(f"{file}: did not load; it was moved to checkpoints/quarantine", soft_wrap=True)
     for damage in found["damages"]:
         console.print(str(Damage(**damage)), soft_wrap=True)

@@ -17,7 +17,7 @@ import typer
 
 from esper.archive.history import Remains, look_at
 from esper.archive.journal import Entry, RecordKind
-from esper.archive.run_directory import checkpoints_folder, run_file
+from esper.archive.run_directory import checkpoints_folder, quarantined, run_file
 from esper.archive.summary import failure
 from esper.cli.console import PlainConsole
 from esper.cli.output import complain, print_json, say
@@ -34,7 +34,6 @@ from esper.ground.closing import noted_on
 from esper.ground.exit_codes import DRAINED, INTERRUPTED, STRICT_FAILURE, code_of
 from esper.ground.parent import End
 from esper.ground.workplace import fixed, shown
-from esper.leyline.checkpoint_record import QUARANTINE
 from esper.task import Task
 from esper.trace.span_files import has_spans
 from esper.user_code.plugins import launcher
@@ -251,8 +250,7 @@ def _kept(run_dir: Path, found: Remains) -> str:
         return "run.json; the run had not begun"
     there = [str(one.fence) for one in found.commits if (checkpoints_folder(run_dir) / one.file).exists()]
     kept = f"journal, telemetry and checkpoints of fence {', '.join(there)}" if there else "journal and telemetry"
-    aside = checkpoints_folder(run_dir) / QUARANTINE
-    names = sorted(file.name for file in aside.iterdir()) if aside.is_dir() else []
+    names = quarantined(run_dir)
     return f"{kept}; in quarantine, since they do not load: {', '.join(names)}" if names else kept
 
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from esper.archive.recovery_record import Recovery
+from esper.archive.run_directory import quarantined
 from esper.archive.summary import SeedFate, Summary
 from esper.cli.console import can_redraw
 from esper.cli.plan_view import companions
@@ -362,6 +363,8 @@ def _totals(result: Summary, notes: Sequence[str]) -> Table:
     parts = {"trainer": result.trainer_gflops, "incubation": result.incubator_gflops, "twin": result.twin_gflops}
     compute = " + ".join(f"{name} {number(value, 2)}" for name, value in parts.items())
     totals.add_row(*cells("modelled GFLOP", f"{compute} = {number(sum(parts.values()), 2)}"))
+    if aside := quarantined(workplace.fixed(Path(result.run_dir))):
+        totals.add_row(*cells("in quarantine", f"{', '.join(aside)}: did not load, so an earlier checkpoint was used"))
     totals.add_row(*cells("weights", f"sha256 {result.weights_sha256[:16]}..."))
     totals.add_row(*cells("run", result.run_dir))
     return totals

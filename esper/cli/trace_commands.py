@@ -129,7 +129,7 @@ def grep(
         print_json({"matches": [_match(one) for one in found], "skipped": skipped.as_json()})
     else:
         for one in found:
-            text = in_one_line(one.text[:LONGEST_TEXT]) + ("..." if len(one.text) > LONGEST_TEXT else "")
+            text = in_one_line(_around(word, one.text))
             place = in_one_line(f"{one.role or '-'}  {one.span}  {one.where}")
             say(f"{one.trace_id}  {place}={text}")
         if not found:
@@ -171,7 +171,7 @@ def export(
 @app.command("assert")
 def check(
     run_dir: RunArgument,
-    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help='such as "esper round > gate evaluate!"')],
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="such as 'esper round > gate evaluate!'")],
     trace_id: Annotated[str, typer.Option("--trace", metavar="ID", help="only this trace")] = "",
     role: Annotated[str | None, typer.Option("--role", help="role of the last span")] = None,
     error: Annotated[str | None, typer.Option("--error", metavar="CLASS", help="error of the last span")] = None,
@@ -242,6 +242,14 @@ def _heading(roots: Sequence[Node], spans: Sequence[Span]) -> Text:
     counts += [f"{failed:,} failed"] if failed else []
     counts += [f"{never:,} never ended"] if never else []
     return Text(f"trace {spans[0].trace_id}\n{iso(first)[:19].replace('T', ' ')} UTC, {', '.join(counts)}")
+
+
+def _around(word: str, text: str) -> str:
+    """Return at most `LONGEST_TEXT` characters of a text, with the word in their middle."""
+    place = text.lower().find(word.lower())
+    first = max(0, min(place - LONGEST_TEXT // 2, len(text) - LONGEST_TEXT))
+    end = first + LONGEST_TEXT
+    return ("..." if first else "") + text[first:end] + ("..." if end < len(text) else "")
 
 
 def _traces(number: int) -> str:

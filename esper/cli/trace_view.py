@@ -26,6 +26,9 @@ WIDEST = 110
 DEEPEST = 12
 """Largest depth that is shown by indentation. Below it, the depth is a number."""
 _WORDS = re.compile(r"(\s*)(\S+)")
+MUCH_NS = 1_000_000
+"""Smallest time by which a span below must end later than its parent to be told. It is more than the clocks of two
+processes of a machine differ."""
 QUIET = frozenset({"esper.role", "error.type"})
 """Attributes that the tree shows in another way."""
 
@@ -87,7 +90,8 @@ def _span(row: Row, above: str, width: int) -> Iterator[Text]:
     )
     if row.count > 1:
         below = f", {row.below:,} spans below" if row.below else ""
-        label.append(f"  x{row.count:,}{below}", style="dim")
+        longest = f", longest {length(row.longest_ns)}" if row.longest_ns * row.count > 2 * row.total_ns else ""
+        label.append(f"  x{row.count:,}{longest}{below}", style="dim")
     if row.critical:
         label.append(" *", style="bold")
     if node.orphan:
@@ -101,6 +105,8 @@ def _span(row: Row, above: str, width: int) -> Iterator[Text]:
         return
     if ended < node.span.start_ns:
         label.append("  (ends before it starts)", style="yellow")
+    elif row.count == 1 and node.last_ns - ended > max(MUCH_NS, (node.duration_ns or 0) // 100):
+        label.append("  (a child outlives it)", style="dim")
     yield from _fitting(node.span.role, label, length(row.total_ns), length(row.self_ns), width)
 
 

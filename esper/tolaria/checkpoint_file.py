@@ -335,9 +335,14 @@ def _reject(folder: Path, written: CheckpointWritten, error: CheckpointCorrupt) 
     Returns:
         File name and reason, for the message.
     """
-    severe("checkpoint_rejected", Severity.ERROR, file=written.file, fence=written.fence, reason=error.reason)
-    if _trouble(error) is None or not (folder / written.file).is_file():
-        _quarantine(folder / written.file)
+    file = folder / written.file
+    moves = _trouble(error) is None or not file.is_file()
+    moved_to = _place_in_quarantine(file) if moves and _is_there(file) else None
+    told = {"file": written.file, "fence": written.fence, "reason": error.reason}
+    told["moved_to"] = str(moved_to.relative_to(folder.parent)) if moved_to is not None else None
+    severe("checkpoint_rejected", Severity.ERROR, **told)
+    if moved_to is not None:
+        _move(file, moved_to)
     return f"{written.file} {error.reason}"
 
 
@@ -347,20 +352,34 @@ def _trouble(error: CheckpointCorrupt) -> int | None:
     return system.errno if system is not None and not isinstance(system, FileNotFoundError) else None
 
 
-def _quarantine(path: Path) -> None:
-    """Move a file to `quarantine/`, under a name that is free there. A missing file is ignored.
+def _is_there(path: Path) -> bool:
+    return path.exists() or path.is_symlink()
+
+
+def _place_in_quarantine(path: Path) -> Path:
+    """Return the place of a file in `quarantine/`, under a name that is free there.
+
+    Raises:
+        StoreWriteFailed: the folder cannot be read.
+    """
+    folder = path.parent / QUARANTINE
+    try:
+        taken = sum(1 for other in folder.iterdir() if other.name.startswith(path.name)) if folder.is_dir() else 0
+    except OSError as error:
+        raise StoreWriteFailed(str(path), "moving it to quarantine") from error
+    return folder / (f"{path.name}.{taken}" if taken else path.name)
+
+
+def _move(path: Path, moved_to: Path) -> None:
+    """Move a file.
 
     Raises:
         StoreWriteFailed: the file was not moved, or the move is not durable.
     """
-    if not (path.exists() or path.is_symlink()):
-        return
-    folder = path.parent / QUARANTINE
     try:
-        make_folders(folder)
-        taken = sum(1 for other in folder.iterdir() if other.name.startswith(path.name))
-        path.rename(folder / (f"{path.name}.{taken}" if taken else path.name))
+        make_folders(moved_to.parent)
+        path.rename(moved_to)
     except OSError as error:
         raise StoreWriteFailed(str(path), "moving it to quarantine") from error
-    sync_folder(folder)
+    sync_folder(moved_to.parent)
     sync_folder(path.parent)

@@ -104,9 +104,13 @@ def _message(span: Span) -> str:
 
 def _same(node: Node) -> Callable[[Node], bool]:
     """Return a function that returns whether another span failed with the same class and message of an error."""
-    span = node.span
-    kind, message = error_class(span), _message(span)
-    return lambda other: other.span.failed and (error_class(other.span), _message(other.span)) == (kind, message)
+    error = error_of(node.span)
+    return lambda other: other.span.failed and error_of(other.span) == error
+
+
+def error_of(span: Span) -> tuple[str, str]:
+    """Return the class and the message of the error of a failed span. Equal pairs are the same error."""
+    return error_class(span), _message(span)
 
 
 def _after_its_parent(node: Node) -> bool:

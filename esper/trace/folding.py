@@ -20,6 +20,8 @@ class Row:
     """Number of equal siblings, with the first."""
     total_ns: int
     """Sum of their durations."""
+    longest_ns: int
+    """The longest duration."""
     self_ns: int
     """Sum of their self times."""
     below: int
@@ -67,6 +69,7 @@ def _row(first: Node, alike: list[Node], sizes: dict[int, int], *, last: bool) -
         first,
         len(alike),
         sum(node.duration_ns or 0 for node in alike),
+        max(node.duration_ns or 0 for node in alike),
         sum(node.self_ns for node in alike),
         sum(sizes[id(node)] - 1 for node in alike),
         any(node.critical for node in alike),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from esper.trace.event_log import severe_events
+from esper.trace.failures import EXCEPTION, error_of
 from esper.trace.otlp_json import Span
 from esper.trace.since import unix_ns
 from esper.trace.span_files import LIMITS, Limits, Skipped, telemetry_of
@@ -37,21 +38,43 @@ class Match:
 def grep(run_dir: Path, word: str, limits: Limits = LIMITS) -> tuple[list[Match], Skipped]:
     """Return the texts that have the word, in upper or lower case, in the order of the starts of their spans.
 
+    Of an error that passed through several spans, only the texts of the span in which it began are returned. If its
+    message has the word, its status and its stacktrace, which repeat the message, are left out.
+
     Raises:
         RunDirectoryError: the directory has no readable telemetry folder.
     """
-    skipped, found = Skipped(), dict[tuple[str, str], list[Match]]()
+    skipped, found = Skipped(), dict[tuple[str, str], tuple[Span, list[Match]]]()
     wanted = word.casefold()
     for span in every_span(telemetry_of(run_dir), skipped, limits):
-        matches = [match for match in _texts(span) if wanted in f"{match.where}={match.text}".casefold()]
+        matches = _once([match for match in _texts(span) if wanted in f"{match.where}={match.text}".casefold()])
         if matches:  # the end of a span has all that its start line has
-            found[span.trace_id, span.span_id] = matches
+            found[span.trace_id, span.span_id] = span, matches
         if len(found) >= MOST_MATCHES:
             skipped.add("the folder", "matches after the limit of one search")
             break
-    every = [match for matches in found.values() for match in matches]
+    below = {(one.trace_id, one.parent_id, error_of(one)) for one, _ in found.values() if one.failed}
+    every = [
+        match
+        for span, matches in found.values()
+        for match in matches
+        if not (_of_an_error(match) and (span.trace_id, span.span_id, error_of(span)) in below)
+    ]
     every += _in_log(run_dir, wanted, every, skipped, limits)
     return sorted(every, key=lambda match: match.start_ns), skipped
+
+
+STATUS, MESSAGE, STACK = "status", f"{EXCEPTION}.exception.message", f"{EXCEPTION}.exception.stacktrace"
+
+
+def _once(matches: list[Match]) -> list[Match]:
+    """Return the matches of a span without those that repeat the message of its error."""
+    repeated = (STATUS, STACK) if any(match.where == MESSAGE for match in matches) else ()
+    return [match for match in matches if match.where not in repeated]
+
+
+def _of_an_error(match: Match) -> bool:
+    return match.where == STATUS or match.where.startswith(f"{EXCEPTION}.")
 
 
 def _in_log(run_dir: Path, wanted: str, known: Iterable[Match], skipped: Skipped, limits: Limits) -> Iterator[Match]:

@@ -73,6 +73,10 @@ def test_whichever_is_missing_is_told_and_a_copy_is_refused(
     assert (code, [one["file"] for one in told["checkpoints"] if not one["ok"]]) == (1, [file])
     assert exit_code(["checkpoint", "list", str(path)]) == 1
     assert f"{file}: is missing\n" in capsys.readouterr().out
+    (checkpoints_folder(path) / "quarantine").mkdir()
+    (checkpoints_folder(path) / "quarantine" / "fence-4-g1.pt").touch()
+    assert exit_code(["inspect", str(path)]) == 1
+    assert "fence-4-g1.pt: did not load; it was moved to checkpoints/quarantine\n" in capsys.readouterr().out
     assert exit_code(["inspect", str(path), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["missing_checkpoints"] == [file]
     assert exit_code(["snapshot", str(path), "--to", str(tmp_path / "copy")]) == 3

@@ -342,6 +342,13 @@ def test_a_model_that_fails_while_it_trains_is_a_strict_failure_that_says_what_i
     assert "RuntimeError: the model gave up" in shown[1]
     last = read(journal_file(Path("here"), FIRST_GENERATION))[0][-1]
     assert found["trace_id"] == last.body["trace_id"] != ""
+    code, told, _ = esper("events", "here", "--level", "CRITICAL")
+    assert code == 0
+    assert told.splitlines()[-1] == (
+        f"the run ended with RuntimeError: the model gave up (after fence {last.body['fence']}): "
+        f"esper trace show here {found['trace_id']}"
+    )
+    assert json.loads(esper("events", "here", "--json")[1])["ended_by"]["trace_id"] == found["trace_id"]
     assert found["last_fence"] == last.body["fence"] > 0
     fences = f"0, {last.body['fence'] - 1}, {last.body['fence']}"
     assert found["kept"] == f"journal, telemetry and checkpoints of fence {fences}"

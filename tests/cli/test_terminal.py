@@ -315,7 +315,7 @@ def test_quiet_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr() == ("", "")
 
 
-def test_what_is_declared_of_failures_and_every_recovery_is_told(plain: Seen) -> None:
+def test_what_is_declared_of_failures_and_every_recovery_is_told(plain: Seen, tmp_path: Path) -> None:
     config = tiny_config(failure_policy__FaultInjected="restart")
     assert "  failure_policy.FaultInjected = restart" in heading(survey_of(tiny_task(), config), None)
     death = Stopwatch(TrainerRankLost("tolaria", "gone"))
@@ -323,11 +323,18 @@ def test_what_is_declared_of_failures_and_every_recovery_is_told(plain: Seen) ->
         death.lap(phase)
     recovery = death.recovery(Lost({"tolaria": "tolaria"}, None), 3, 2, from_memory=False)
     result = plain.result.model_copy(
-        update={"recoveries": (recovery.model_copy(update={"start_s": 2.5, "first_step_s": 0.7}),)}
+        update={
+            "recoveries": (recovery.model_copy(update={"start_s": 2.5, "first_step_s": 0.7}),),
+            "run_dir": str(tmp_path),
+        }
     )
+    (tmp_path / "checkpoints" / "quarantine").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "quarantine" / "fence-4-g1.pt").touch()
     shown = console()
     shown.print(results(result))
-    assert "tolaria (TrainerRankLost), 3.2 s until the next good step" in shown.export_text()
+    text = shown.export_text()
+    assert "tolaria (TrainerRankLost), 3.2 s until the next good step" in text
+    assert "fence-4-g1.pt: did not load" in text
 
 
 def test_a_figure_that_is_not_finite_is_said_in_every_place(plain: Seen, tmp_path: Path) -> None:

@@ -140,6 +140,12 @@ def test_a_line_has_its_fence_or_step_and_no_field_that_is_empty_or_said_before(
     told = esper("trace", "show", tmp_path, TRACE)[1]
     assert "esper step 87" in told
     assert "checkpoint restore, fence 4" in told
+    assert "a child outlives it" not in told
+    slow = [span(f"w{number}", "b", 0, 90 if number == 3 else 10, name="await actor") for number in range(4)]
+    write(tmp_path, span("round"), restore, *slow)
+    told = esper("trace", "show", tmp_path, TRACE)[1]
+    assert "await actor  x4, longest 90.0 ms" in told
+    assert "round *  (a child outlives it)" in told
     assert (told.count("what=loss"), told.count("origin=ups"), told.count("reason=")) == (1, 1, 0)
 
 
@@ -212,7 +218,7 @@ def test_a_chain_of_ten_thousand_spans_is_shown_at_once(esper: Esper, tmp_path: 
     assert time.process_time() - began < 10, "each line took a time that grows with its depth"
 
 
-def test_grep_finds_a_word_in_every_part_of_a_span(esper: Esper, incident: Path) -> None:
+def test_grep_finds_a_word_in_every_part_of_a_span(esper: Esper, incident: Path, tmp_path: Path) -> None:
     for word, where in (("CHECKSUM", "exception.exception.message"), ("fence-3", "exception.file"), ("decide", "name")):
         found = as_json(esper("trace", "grep", incident, word, "--json"))["matches"]
         assert where in [match["where"] for match in found], word
@@ -220,6 +226,10 @@ def test_grep_finds_a_word_in_every_part_of_a_span(esper: Esper, incident: Path)
     code, told = esper("trace", "grep", incident, "fence-3")
     assert code == 0
     assert f"{TRACE}  tolaria  checkpoint restore  exception.file=fence-3.ckpt" in told
+    places = [match["where"] for match in as_json(esper("trace", "grep", incident, "checksum", "--json"))["matches"]]
+    assert places == ["exception.exception.message"], "the span above, the status or the stacktrace repeats it"
+    write(tmp_path, span("long", **failed("E", "x" * 2000 + "needle" + "y" * 2000)))
+    assert re.search(r"=\.\.\.x{100,400}needley{100,400}\.\.\.\n$", esper("trace", "grep", tmp_path, "Needle")[1])
     assert esper("trace", "grep", incident, "nowhere") == (0, "no span has 'nowhere'\n")
 
 
@@ -295,6 +305,7 @@ def test_events_are_shown_with_their_trace_ids_and_take_filters(esper: Esper, in
     ):
         assert len(as_json(esper("events", incident, *words, "--json"))["events"]) == number, words
     assert as_json(esper("events", incident, "--json"))["events"][0]["trace_id"] == TRACE
+    assert esper("events", incident, "--level", "critical")[1] == "0 of 1 severe events are CRITICAL or higher\n"
     code, told = esper("events", incident, "--level", "fatal")
     assert code == 2
     assert "WARNING, ERROR and CRITICAL" in told

@@ -203,8 +203,7 @@ IN_PROCESS = (
         (
             Change(
                 CHECKPOINT,
-                '    severe("checkpoint_rejected", Severity.ERROR, file=written.file, fence=written.fence, '
-                "reason=error.reason)\n",
+                '    severe("checkpoint_rejected", Severity.ERROR, **told)\n',
                 "",
             ),
         ),

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
+import typer
 
 import monitoring
+from esper.cli.command_table import COMMANDS
+from esper.cli.main import app
 from esper.telemetry import events
 from esper.telemetry.events import Severity
 
@@ -67,6 +71,22 @@ def test_every_alert_has_a_page_with_its_four_parts_and_every_page_has_an_alert(
         assert tuple(parts) == PARTS, name
         assert min(map(len, parts.values())) > 25, name
         assert "```\nesper " in parts["Which command"]
+
+
+COMMAND = re.compile(r"^(esper [a-z].*)$|`(esper [a-z][^`]* RUN[^`]*)`", re.MULTILINE)
+
+
+def test_the_command_line_takes_every_command_of_a_page():
+    found = {first or second for page in PAGES.glob("*.md") for first, second in COMMAND.findall(page.read_text())}
+    assert len(found) > 15
+    for line in sorted(found):
+        words, command = shlex.split(line)[1:], typer.main.get_command(app)
+        if words[0] not in COMMANDS:
+            assert words[:2] == ["drill", "run"], line  # the command of an installed package
+            continue
+        while hasattr(command, "resolve_command"):
+            _, command, words = command.resolve_command(command.context_class(command), words)
+        command.make_context(line, words)  # a wrong option or a missing argument raises
 
 
 @pytest.mark.prometheus

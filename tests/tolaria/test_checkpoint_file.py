@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import errno
 import io
+import json
 import operator
 import os
 import pickle
@@ -33,6 +34,8 @@ from esper.errors import CheckpointCorrupt, DependencyViolationError, RestoreImp
 from esper.ground.heartbeat import beats
 from esper.ground.tensors import state_crc32c
 from esper.leyline.checkpoint_record import QUARANTINE, CheckpointWritten
+from esper.telemetry import Telemetry
+from esper.telemetry.events import LOG
 from esper.testing import telling
 from esper.tolaria import background_save, checkpoint_file
 from esper.tolaria.checkpoint_file import FORMAT, load, load_written, restore_latest, save, verify_all
@@ -577,7 +580,7 @@ def damage(path: Path) -> None:
 
 
 def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_it_is_used(
-    tmp_path: Path, commits: Commits, told: Callable[[], list[str]]
+    tmp_path: Path, commits: Commits, telemetry: Telemetry, told: Callable[[], list[str]]
 ) -> None:
     damage(tmp_path / "fence-3-g1.pt")
     (tmp_path / "fence-2-g1.pt").unlink()
@@ -588,6 +591,9 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_it_is_used(
     assert [path.name for path in (tmp_path / QUARANTINE).iterdir()] == ["fence-3-g1.pt"]
     assert not (tmp_path / "fence-3-g1.pt").exists()
     assert told() == ["checkpoint_rejected", "checkpoint_rejected"]
+    log = (telemetry.directory / LOG).read_text().splitlines()
+    moved = [json.loads(line)["fields"]["moved_to"] for line in log]
+    assert moved == [f"{tmp_path.name}/{QUARANTINE}/fence-3-g1.pt", None]
 
 
 def test_when_none_is_left_the_restore_names_each_with_its_reason(tmp_path: Path, commits: Commits) -> None:
