@@ -141,12 +141,12 @@ def test_a_line_has_its_fence_or_step_and_no_field_that_is_empty_or_said_before(
     assert "esper step 87" in told
     assert "checkpoint restore, fence 4" in told
     assert "a child outlives it" not in told
+    assert (told.count("what=loss"), told.count("origin=ups"), told.count("reason=")) == (1, 1, 0)
     slow = [span(f"w{number}", "b", 0, 90 if number == 3 else 10, name="await actor") for number in range(4)]
     write(tmp_path, span("round"), restore, *slow)
     told = esper("trace", "show", tmp_path, TRACE)[1]
     assert "await actor  x4, longest 90.0 ms" in told
     assert "round *  (a child outlives it)" in told
-    assert (told.count("what=loss"), told.count("origin=ups"), told.count("reason=")) == (1, 1, 0)
 
 
 def test_the_critical_path_and_the_json_of_a_trace(esper: Esper, incident: Path) -> None:
