@@ -190,4 +190,4 @@ def _record(failed: Span, error: BaseException) -> None:
             "exception.stacktrace": "".join(traceback.format_exception(error)),
         },
     )
-    failed.set_status(Status(StatusCode.ERROR, f"{kind.__name__}: {message}"))
+    failed.set_status(Status(StatusCode.ERROR, f"{kind.__name__}: {message}" if message else kind.__name__))

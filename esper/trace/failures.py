@@ -99,7 +99,10 @@ def _notes(span: Span, trace: str) -> tuple[str, ...]:
 
 def _message(span: Span) -> str:
     message = _exception(span).get("exception.message")
-    return message if isinstance(message, str) else span.message.removeprefix(f"{error_class(span)}: ")
+    if isinstance(message, str):
+        return message
+    kind = error_class(span)
+    return span.message.removeprefix(f"{kind}: ") if span.message != kind else ""
 
 
 def _same(node: Node) -> Callable[[Node], bool]:

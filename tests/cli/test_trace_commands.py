@@ -23,9 +23,9 @@ OTHER = "b2" * 16
 TRACEBACK = """Traceback (most recent call last):
   File "/home/me/run.py", line 3, in <module>
     restore()
-  File "/opt/elsewhere/esper/tolaria/trainer.py", line 5, in restore
-    restore()
   File "/home/me/store.py", line 7, in restore
+    read(file)
+  File "/opt/elsewhere/esper/tolaria/trainer.py", line 5, in read
     torch.load(file)
   File "/opt/python/site-packages/torch/a_very_long_name_of_a_module/serialization.py", line 776, in __init__
     raise CheckpointCorrupt(file)

@@ -55,6 +55,9 @@ def test_an_error_passes_unchanged_and_its_fields_are_on_record(telemetry):
     assert caught.value is error
     assert recorded["attributes"]["error.type"] == {"stringValue": "CommandRejected"}
     assert recorded["status"] == {"code": 2, "message": "CommandRejected: command c-1 rejected: stale (61 s)"}
+    with pytest.raises(KeyboardInterrupt), span("esper round"):
+        raise KeyboardInterrupt
+    assert spans_of(telemetry)["esper round"]["status"]["message"] == "KeyboardInterrupt"
     assert event["name"] == "exception"
     assert event["attributes"]["exception.type"] == {"stringValue": "esper.errors.CommandRejected"}
     assert event["attributes"]["exception.message"] == {"stringValue": str(error)}
