@@ -56,7 +56,7 @@ def deliver_the_rest(path: Path, identity: Identity, config: RunConfig, progress
         )
         with hosted(service, config.emergency.drain_s, report_undelivered, reads_inbox=False):
             pass
-    for line in undelivered(folder):
+    for line in undelivered(folder, finished=True):
         progress.found(line)
 
 

@@ -212,7 +212,7 @@ class OpenRun:
                 ended = self._to_the_end(line, lambda: clock.monotonic() - began)
             summary = ended(**self._faults())
             summary.save(self.path)
-            self._tell_undelivered()
+            self._tell_undelivered(finished=True)
         except BaseException as error:
             self.checkpoints.close()  # the components are down now, so no COMMIT can follow the record below
             if line is not None:
@@ -221,7 +221,7 @@ class OpenRun:
                 told = {**failure(error), "trace_id": trace, "fence": stands}
                 self.journal.write(RecordKind.RUN_FAILED, **told, **self._faults())
             with noted_on(error, "reading the queue of emergency signals"):
-                self._tell_undelivered()
+                self._tell_undelivered(finished=False)
             if isinstance(error, KeyboardInterrupt):  # the command line has a line of its own; Python prints the note
                 error.add_note(f"the fences are saved; to resume the run: {resume_in_python(self.path)}")
             raise
@@ -229,12 +229,12 @@ class OpenRun:
         progress.ended(summary)
         return summary
 
-    def _tell_undelivered(self) -> None:
+    def _tell_undelivered(self, *, finished: bool) -> None:
         """Report the signals that sinks have not confirmed, and the requests that no process has read. Call it when the
         components are down.
         """
         folder = emergency_folder(self.path)
-        for line in (*report_unread(folder), *undelivered(folder)):
+        for line in (*report_unread(folder), *undelivered(folder, finished=finished)):
             self.conductor.progress.found(line)
 
     def _take_over(self, past: Past) -> None:

@@ -48,8 +48,12 @@ class LiveHost(Protocol):
         """Train up to step `last_step`, which ends at fence `fence`."""
         ...
 
-    def sample_losses(self, shard: str, fence: int) -> SampleLosses:
-        """Return the losses on a fence's slice of a shard."""
+    def sample_losses(self, shard: str, fence: int, units: int | None = None) -> SampleLosses:
+        """Return the losses on a fence's slice of a shard.
+
+        Args:
+            units: Number of samples, or of groups, in the slice. None: the number that a fence draws.
+        """
         ...
 
     def observe(self, fence: int, stages: Mapping[str, Stage]) -> HostObservation:

@@ -27,7 +27,7 @@ from actors.publisher import Publisher
 from esper import OnRay, run
 from esper.archive.history import read_past
 from esper.archive.journal import Entry, RecordKind, read
-from esper.archive.run_directory import emergency_folder, faults_file
+from esper.archive.run_directory import emergency_folder, faults_file, telemetry_folder
 from esper.config.joined import RunConfig
 from esper.emergency.conductor_inbox import ConductorInbox
 from esper.emergency.emergency_service import QUEUE, EmergencyService
@@ -49,6 +49,7 @@ from esper.leyline.state import RoundState
 from esper.setup.assembly import RunKey, make_incubator, make_kasmina, make_tamiyo, make_trainer
 from esper.setup.survey import Survey, survey_of
 from esper.task import Task
+from esper.telemetry.events import LOG
 from esper.testing import telling, tiny_config, tiny_task, until
 from esper.user_code.task_reference import Reference
 
@@ -342,6 +343,10 @@ def test_a_halt_of_the_last_moment_stays_in_the_queue_for_a_resume(
     local.before["close"] = lambda: local.publish(signal(Level.HALT, "last"))
     run_here(growth__enabled=False)
     assert (heard(tmp_path), waiting(tmp_path)) == ([], ["last"])
+    told = [json.loads(line) for line in (telemetry_folder(tmp_path / "run") / LOG).read_text().splitlines()]
+    assert ("emergency_signals_undelivered", {"sink": "conductor", "signals": 1}) in [
+        (event["name"], event["fields"]) for event in told
+    ]
 
 
 def test_a_signal_is_acknowledged_only_when_the_journal_has_it(

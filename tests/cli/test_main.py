@@ -430,7 +430,7 @@ def test_a_start_that_a_signal_ends_names_the_signal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(*_: object, drain: Drain, **__: object) -> NoReturn:
-        with drain.starting():
+        with drain.starting(0):
             signal.raise_signal(signal.SIGTERM)
         raise AssertionError("the signal ends the start")
 
