@@ -280,6 +280,18 @@ IN_PROCESS = (
         ),
     ),
     Sabotage(
+        "the cap is ignored",
+        "queue-capped",
+        "deliveries in any 59 s",
+        (
+            Change(
+                "esper/emergency/schedule.py",
+                "        room = most if self._cap is None else min(most, self._cap - self._used(now))\n",
+                "        room = most\n",
+            ),
+        ),
+    ),
+    Sabotage(
         "a full queue refuses in silence",
         "queue-full",
         "some refused; found",
@@ -297,9 +309,21 @@ ON_ACTORS = (
     Sabotage("a swallowed error", "policy-fails", "expected PolicyFailed", (Change(GROWTH, DECIDE, HOLD),)),
     Sabotage(
         "a fault that does not fire",
-        "policy-fails",
+        "policy-late",
         "expected faults fired 1 times; found 0 times",
         (Change(SERVICE, '            faults.point("tamiyo.decide", round=state.fence)\n', ""),),
+    ),
+    Sabotage(
+        "an error of the policy that no event tells of",
+        "policy-fails",
+        "expected severe events policy_failed 1; found none",
+        (
+            Change(
+                SERVICE,
+                "        reported(error, event, Severity.CRITICAL, error=type(error).__name__, message=text_of(error))",
+                "        del event",
+            ),
+        ),
     ),
     Sabotage(
         "a leaked process",
