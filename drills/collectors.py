@@ -14,7 +14,9 @@ from esper.archive.run_directory import metrics_file
 from esper.archive.summary import Summary
 from esper.flow.progress import Quiet
 from esper.setup.survey import Survey
+from esper.telemetry.context import current
 from esper.telemetry.exposition import prometheus_name
+from esper.telemetry.setup import Telemetry
 
 SETTINGS = {"telemetry.prometheus_port": 0}
 """Config values with which a run shows its metrics on a free port."""
@@ -51,12 +53,21 @@ def collector_down(*, silent: bool) -> Iterator[None]:
 
 
 class ReadsLosses(Quiet):
-    """Progress of a run that reads at its end how many spans were lost, from the endpoint for Prometheus."""
+    """Progress of a run in one process that reads at its end how many spans were lost, as Prometheus does.
+
+    The exporter still works then. After the run, `in_all` has the final count.
+    """
 
     def __init__(self) -> None:
         self.lost: int | None = None
         """None: not read."""
         self._path = Path()
+        self._telemetry: Telemetry | None = None
+
+    @property
+    def in_all(self) -> int | None:
+        """Number of lost spans, counted by the telemetry of the run. None: the run did not reach its end."""
+        return self._telemetry.counters.total("esper.spans.lost") if self._telemetry is not None else None
 
     def started(self, survey: Survey, path: Path) -> None:
         """Keep the directory of the run."""
@@ -66,6 +77,7 @@ class ReadsLosses(Quiet):
     def ended(self, result: Summary) -> None:
         """Read the count."""
         del result
+        self._telemetry = current()
         url = Endpoint.model_validate_json(metrics_file(self._path).read_text()).url
         with urlopen(url, timeout=WAIT_S) as answer:
             page = answer.read().decode()

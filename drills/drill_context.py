@@ -120,6 +120,8 @@ class DrillContext:
     """Ids of the emergency signals that the drill sent."""
     spans_lost: int | None = None
     """Number of spans that did not reach their collector, as the run showed it. None: the drill did not ask."""
+    spans_lost_in_all: int | None = None
+    """The same number when the telemetry of the run was closed."""
     began_at: float = field(default_factory=time.time)
     """Unix time at the begin of the drill."""
     _began: float = field(default_factory=time.monotonic)

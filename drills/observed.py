@@ -20,6 +20,10 @@ from esper.archive.run_directory import emergency_folder, journal_file, run_file
 from esper.emergency.sinks import DEFAULT_FILE
 from esper.faults import Firing
 from esper.telemetry.events import LOG
+from esper.trace.span_store import spans_with
+
+SENDS = "send esper.emergency"
+"""Name of the span of a delivery to a sink."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,17 @@ class Observed:
     def delivered(self) -> Counter[str]:
         """How often the file sink got each emergency signal, by id."""
         return delivered(emergency_folder(self.run_dir) / DEFAULT_FILE, self.context.signals_file)
+
+    @cached_property
+    def sent_at(self) -> list[float]:
+        """Unix times at which deliveries to sinks began, by the spans of the run, in order."""
+        spans = spans_with(self.run_dir).spans.values()
+        return sorted(one.start_ns / 1e9 for one in spans if one.name == SENDS)
+
+    @cached_property
+    def spans_ended(self) -> int:
+        """Number of spans that ended, by the files of spans of the run."""
+        return sum(one.end_ns is not None for one in spans_with(self.run_dir).spans.values())
 
     @cached_property
     def refused(self) -> set[str]:

@@ -9,11 +9,11 @@ from drills.drill_context import DrillContext
 
 
 def _act(drill: DrillContext, *, silent: bool) -> None:
-    """Run with a collector that is down, and read at the end how many spans were lost."""
+    """Run with a collector that is down, and read at its end, and after it, how many spans were lost."""
     with collector_down(silent=silent):
         progress = ReadsLosses()
         drill.run(progress=progress, settings=SETTINGS)
-        drill.spans_lost = progress.lost
+        drill.spans_lost, drill.spans_lost_in_all = progress.lost, progress.in_all
 
 
 FOLLOWS = (expect.exit_codes(0), expect.spans_lost(), expect.events(), expect.same_bits())

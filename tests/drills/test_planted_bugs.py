@@ -41,10 +41,11 @@ def swallowing(write: Callable[..., Any]) -> Callable[..., Any]:
     return careless
 
 
-def uncounted(add: Callable[..., None]) -> Callable[..., None]:
+def less_one(add: Callable[..., None]) -> Callable[..., None]:
+    """At most one span of each loss is not counted."""
+
     def careless(self: Counters, name: str, amount: int = 1, **labels: Any) -> None:
-        if name != "esper.spans.lost":
-            add(self, name, amount, **labels)
+        add(self, name, amount - (name == "esper.spans.lost" and amount > 1), **labels)
 
     return careless
 
@@ -61,7 +62,7 @@ PLANTED = {
     "fallback-status": (f"{EVIDENCE}.performance_status", lambda *_: PerformanceStatus.NOMINAL),
     "disk-full-journal": ("esper.archive.journal.Journal.write_many", swallowing(Journal.write_many)),
     "checkpoint-flipped": ("esper.durable.streams._verify", nothing),
-    "collector-refuses": ("esper.telemetry.metrics.Counters.add", uncounted(Counters.add)),
+    "collector-refuses": ("esper.telemetry.metrics.Counters.add", less_one(Counters.add)),
 }
 """Drill -> the function that is replaced, and what replaces it."""
 
