@@ -19,6 +19,7 @@ from drills.leaks import Footprint, settled
 from drills.memory_watch import MemoryWatch
 from drills.observed import Observed
 from drills.report import Outcome, phases
+from drills.severe_log import refusal, severe_events
 from drills.task_under_drill import TaskUnderDrill
 from drills.time_line import marks, spans
 from drills.undisturbed import Undisturbed
@@ -106,7 +107,8 @@ class DrillRunner(Closing):
             folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="drill-of-esper-")))
             config = self._subject.config({"run.dir": str(folder / "run")})
             result = esper.run(self._subject.task, config, reference=self._subject.reference)
-            self._undisturbed = Undisturbed(result, read_past(folder / "run").entries)
+            told = {found for event in severe_events(folder / "run") if (found := refusal(event)) is not None}
+            self._undisturbed = Undisturbed(result, read_past(folder / "run").entries, frozenset(told))
         return self._undisturbed
 
     @contextmanager

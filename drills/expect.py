@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from drills.drill import Expectation, Finding
 from drills.observed import Observed
+from drills.severe_log import refusal
 from esper.archive.journal import Entry, RecordKind
+from esper.archive.run_directory import quarantined
 from esper.errors import in_a_line
 from esper.ground.exit_codes import DONE
 from esper.leyline.reports import GateReport
@@ -65,6 +68,19 @@ def journalled(name: str) -> Expectation:
     return judge
 
 
+def put_aside(checkpoints: int) -> Expectation:
+    """Expect this number of checkpoints in quarantine, and an event for each that says where it went."""
+
+    def judge(found: Observed) -> Finding:
+        there = [f"checkpoints/quarantine/{name}" for name in quarantined(found.run_dir)]
+        told = [one["fields"]["moved_to"] for one in found.events if one["name"] == "checkpoint_rejected"]
+        met = len(there) == checkpoints and sorted(map(str, told)) == there
+        wanted = f"{checkpoints} checkpoints in quarantine, each told by its place"
+        return Finding(wanted, f"{listed(there)}; told: {listed(told)}", met)
+
+    return judge
+
+
 def nothing_changed() -> Expectation:
     """Expect that the run changed neither its registry nor its host after the last command of its first generation."""
 
@@ -96,15 +112,21 @@ def _culls(entry: Entry) -> bool:
     return bool(entry.body["after"] == Stage.CULLED)
 
 
-def events(**wanted: int) -> Expectation:
+def events(*, diverges: bool = False, **wanted: int) -> Expectation:
     """Expect exactly these severe events by name and number, and no others.
 
-    The events of the undisturbed run, such as refusals by gates, and the firing of faults are left out on both sides.
+    The firing of faults is left out. So is each refusal by a gate of which the undisturbed run tells, too: a round that
+    is done again tells of it again. Every other `gate_failure` counts.
+
+    Args:
+        diverges: True if the run goes on with other seeds than the undisturbed run. Then all refusals are left out.
     """
 
     def judge(found: Observed) -> Finding:
-        left_out = {"fault_fired", "gate_failure"} - wanted.keys()
-        told = {name: number for name, number in sorted(found.event_counts.items()) if name not in left_out}
+        known = found.context.undisturbed.refusals
+        left_out = {"fault_fired", *(("gate_failure",) if diverges else ())} - wanted.keys()
+        names = [one["name"] for one in found.events if refusal(one) not in known]
+        told = dict(Counter(name for name in sorted(names) if name not in left_out))
         return Finding(f"severe events {named(wanted)}", named(told), told == wanted)
 
     return judge
@@ -219,6 +241,23 @@ def at_most(cap: int) -> Expectation:
         wanted = f"at most {cap} deliveries in any {WINDOW_S:g} s, each at a known time"
         told = f"{most} in one such time; the times of {len(begun)} of {came} deliveries"
         return Finding(wanted, told, 0 < most <= cap and len(begun) == came)
+
+    return judge
+
+
+def full_before_the_fault(places: int) -> Expectation:
+    """Expect that the queue had refused all signals beyond these places before the first fault fired. The sink
+    is down until the resume, so the queue is full when the fault fires.
+    """
+
+    def judge(found: Observed) -> Finding:
+        times = [one["time"] for one in found.events if one["name"] == "fault_fired"]
+        refused = [one["time"] for one in found.events if one["name"] == "emergency_signal_rejected"]
+        before = sum(time < min(times) for time in refused) if times else 0
+        accepted = len(found.context.sent) - len(found.refused)
+        wanted = f"{places} signals accepted, all others refused before the fault"
+        told = f"{accepted} accepted, {before} of {len(refused)} refused before the fault"
+        return Finding(wanted, told, accepted == places and before == len(refused) > 0)
 
     return judge
 

@@ -12,14 +12,14 @@ from typing import Any
 
 from drills.drill_context import Attempt, DrillContext
 from drills.redone import every_entry, rounds_redone, steps_redone
+from drills.severe_log import severe_events
 from drills.signalling import delivered
 from esper.archive.history import Remains, look_at
 from esper.archive.journal import FIRST_GENERATION, Entry, RecordKind, read
 from esper.archive.recovery_record import Recovery
-from esper.archive.run_directory import emergency_folder, journal_file, run_file, telemetry_folder
+from esper.archive.run_directory import emergency_folder, journal_file, run_file
 from esper.emergency.sinks import DEFAULT_FILE
 from esper.faults import Firing
-from esper.telemetry.events import LOG
 from esper.trace.span_store import spans_with
 
 SENDS = "send esper.emergency"
@@ -63,8 +63,7 @@ class Observed:
     @cached_property
     def events(self) -> list[dict[str, Any]]:
         """The lines of the log of severe events, in order."""
-        log = telemetry_folder(self.run_dir) / LOG
-        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        return severe_events(self.run_dir)
 
     @cached_property
     def event_counts(self) -> Counter[str]:

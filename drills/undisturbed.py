@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from drills.severe_log import Refusal
 from esper.archive.journal import Entry, RecordKind
 from esper.archive.summary import Summary
 from esper.errors import DrillImpossible
@@ -21,6 +22,8 @@ class Undisturbed:
     summary: Summary
     entries: Sequence[Entry]
     """All records of its journal."""
+    refusals: frozenset[Refusal] = frozenset()
+    """The refusals by gates that its severe events tell of."""
 
     @property
     def first_tournament(self) -> int:

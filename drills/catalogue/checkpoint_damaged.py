@@ -45,6 +45,7 @@ CHECKPOINT_DAMAGED = Drill(
     follows=(
         expect.exit_codes(143, 143, 143, 0),
         expect.events(checkpoint_rejected=3),
+        expect.put_aside(3),
         expect.redone(rounds=3),
         expect.same_bits(),
     ),

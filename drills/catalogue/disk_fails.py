@@ -134,7 +134,7 @@ DISK_FULL_REPORTS = Drill(
 DISK_FULL_QUEUE = Drill(
     number=14,
     name="disk-full-queue",
-    what="The disk is full while a signal is recorded: the run stops, and a resume delivers each signal.",
+    what="The disk is full while a signal is recorded: its sender is told, the run stops; a resume delivers the rest.",
     act=full_for_the_queue,
     place="in process",
     follows=(
@@ -174,7 +174,7 @@ CHECKPOINT_FLIPPED = Drill(
     what="The disk flips a bit of a checkpoint while it is written: the resume puts it aside; same bits.",
     act=lambda drill: damages(drill, in_checkpoint(drill, Fault.BIT_FLIP), drill.undisturbed.middle),
     place="in process",
-    follows=(expect.exit_codes(143, 0), expect.events(checkpoint_rejected=1), expect.same_bits()),
+    follows=(expect.exit_codes(143, 0), expect.events(checkpoint_rejected=1), expect.put_aside(1), expect.same_bits()),
 )
 CHECKPOINT_CUT = Drill(
     number=14,
@@ -182,7 +182,7 @@ CHECKPOINT_CUT = Drill(
     what="The disk loses a part of a checkpoint while it is written: the resume puts it aside; same bits.",
     act=lambda drill: damages(drill, in_checkpoint(drill, Fault.TRUNCATE), drill.undisturbed.middle),
     place="in process",
-    follows=(expect.exit_codes(143, 0), expect.events(checkpoint_rejected=1), expect.same_bits()),
+    follows=(expect.exit_codes(143, 0), expect.events(checkpoint_rejected=1), expect.put_aside(1), expect.same_bits()),
 )
 JOURNAL_FLIPPED = Drill(
     number=14,

@@ -10,6 +10,8 @@ from drills.breaking import kill
 from drills.drill import Drill
 from drills.drill_context import DrillContext
 from drills.signalling import SINK, SendsSignals
+from esper.config.joined import flattened
+from esper.emergency.queue import HALT_PLACES
 from esper.emergency.settings import FileSinkConfig
 from esper.faults import FaultSpec
 
@@ -23,6 +25,9 @@ DOWN: Mapping[str, object] = {
     "emergency.longest_retry_s": 1.0,
 }
 """Settings with which signals wait for a sink that is down, and the end of the run does not wait for it."""
+CAPACITY = 64
+"""Places of the queue in the drills of the emergency actor. Signals below HALT may use 48 of them."""
+NONE: Mapping[str, object] = {}
 UNCAPPED: Mapping[str, object] = {"emergency.cap_per_minute": 10_000, "emergency.drain_s": 300.0}
 
 
@@ -49,23 +54,39 @@ def full(drill: DrillContext) -> None:
 
 
 def killed(drill: DrillContext) -> None:
-    """Kill the emergency actor at the second fence after the signals. The sink is down, so that it holds them all."""
-    _down(drill, kill("emergency.pending", passage=drill.undisturbed.first_tournament + 3))
+    """Kill the emergency actor at the second fence after the signals, while its queue is full."""
+    full_and_down(drill, kill("emergency.pending", passage=drill.undisturbed.first_tournament + 3))
 
 
 def down(drill: DrillContext) -> None:
     """Send signals while the sink is down."""
-    _down(drill)
+    _down(drill, settings=DOWN)
 
 
-def _down(drill: DrillContext, *faults: FaultSpec) -> None:
+def full_and_down(drill: DrillContext, fault: FaultSpec, settings: Mapping[str, object] = NONE) -> None:
+    """Fill the queue, whose sink is down, and break the emergency actor.
+
+    Args:
+        settings: Further config values of the run. The resume has those of the drill's task.
+    """
+    usual = flattened(drill.config())
+    before = {name: usual[name] for name in settings}
+    _down(drill, fault, settings={**DOWN, **settings, "emergency.capacity": CAPACITY}, resumed_with=before)
+
+
+def _down(
+    drill: DrillContext,
+    *faults: FaultSpec,
+    settings: Mapping[str, object],
+    resumed_with: Mapping[str, object] = NONE,
+) -> None:
     """Remove the folder of the sink before the signals are sent, make it after the run, and resume."""
     folder = drill.signals_file.parent
     folder.mkdir()
     sink = SINK.model_copy(update={"path": str(drill.signals_file)})
-    _send(drill, *faults, settings=DOWN, sink=sink, before=lambda: shutil.rmtree(folder))
+    _send(drill, *faults, settings=settings, sink=sink, before=lambda: shutil.rmtree(folder))
     folder.mkdir()
-    drill.resume(settings={"emergency.drain_s": 300.0})
+    drill.resume(settings={"emergency.drain_s": 300.0, **resumed_with})
 
 
 QUEUE_CAPPED = Drill(
@@ -87,13 +108,14 @@ QUEUE_FULL = Drill(
 EMERGENCY_KILLED = Drill(
     number=8,
     name="emergency-killed",
-    what="The emergency actor is killed while its queue holds signals: it restarts alone, and loses none.",
+    what="The emergency actor is killed while its queue is full: it restarts alone, and loses no accepted signal.",
     act=killed,
     follows=(
         expect.exit_codes(0, 0),
         expect.restarted("emergency"),
         expect.replaced_alone("emergency"),
-        expect.signals(MANY),
+        expect.full_before_the_fault(CAPACITY - HALT_PLACES),
+        expect.signals(MANY, some_refused=True),
         expect.same_bits(),
     ),
 )

@@ -39,7 +39,7 @@ FALLBACK_MARKED = Drill(
     follows=(
         expect.exit_codes(0),
         expect.culled("G2", "fallback_requested"),
-        expect.events(tamiyo_fallback_requested=1),
+        expect.events(tamiyo_fallback_requested=1, diverges=True),
     ),
 )
 FALLBACK_STATUS = Drill(
@@ -51,7 +51,7 @@ FALLBACK_STATUS = Drill(
     follows=(
         expect.exit_codes(0),
         expect.culled("G4", "fallback_status"),
-        expect.events(fallback_status_rejected=1),
+        expect.events(fallback_status_rejected=1, diverges=True),
     ),
 )
 MESH_INCOMPLETE = Drill(
@@ -60,5 +60,9 @@ MESH_INCOMPLETE = Drill(
     what="A seed requires a layer that the host does not have: G3 culls the seed.",
     act=mesh_incomplete,
     place="in process",
-    follows=(expect.exit_codes(0), expect.culled("G3", "mesh_incomplete"), expect.events(mesh_coverage_missing=1)),
+    follows=(
+        expect.exit_codes(0),
+        expect.culled("G3", "mesh_incomplete"),
+        expect.events(mesh_coverage_missing=1, diverges=True),
+    ),
 )

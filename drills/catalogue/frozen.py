@@ -6,10 +6,10 @@ from __future__ import annotations
 
 from drills import expect
 from drills.breaking import spec
-from drills.catalogue.emergency import MANY, UNCAPPED
+from drills.catalogue.emergency import CAPACITY, MANY, full_and_down
 from drills.drill import Drill
 from drills.drill_context import DrillContext
-from drills.signalling import SINK, SendsSignals
+from esper.emergency.queue import HALT_PLACES
 from esper.faults import Fault
 
 PATIENCE_S = 15.0
@@ -18,13 +18,10 @@ PAUSE_S = 30.0
 
 
 def emergency(drill: DrillContext) -> None:
-    """Stop the emergency actor when the conductor asks it at the second fence after the signals."""
+    """Stop the emergency actor at the second fence after the signals, while its queue is full."""
     fence = drill.undisturbed.first_tournament
-    progress = SendsSignals(fence, MANY)
-    drill.sent = progress.sent
-    settings = {**UNCAPPED, "emergency.sinks": [SINK.model_dump()], "ray.collective_timeout_s": PATIENCE_S}
     pause = spec("emergency.pending", Fault.PAUSE, passage=fence + 3, seconds=PAUSE_S)
-    drill.run(pause, progress=progress, settings=settings)
+    full_and_down(drill, pause, {"ray.collective_timeout_s": PATIENCE_S})
 
 
 def manager(drill: DrillContext) -> None:
@@ -36,9 +33,15 @@ def manager(drill: DrillContext) -> None:
 EMERGENCY_FROZEN = Drill(
     number=8,
     name="emergency-frozen",
-    what="The emergency actor stands still with a full queue: it is killed and replaced, and no signal is lost.",
+    what="The emergency actor stands still with a full queue: it is killed and replaced; no accepted signal is lost.",
     act=emergency,
-    follows=(expect.exit_codes(0), expect.restarted("emergency"), expect.signals(MANY), expect.same_bits()),
+    follows=(
+        expect.exit_codes(0, 0),
+        expect.restarted("emergency"),
+        expect.full_before_the_fault(CAPACITY - HALT_PLACES),
+        expect.signals(MANY, some_refused=True),
+        expect.same_bits(),
+    ),
 )
 MANAGER_FROZEN = Drill(
     number=20,
