@@ -52,6 +52,7 @@ class Outcome:
     error: str | None
     fault_fired: int
     phases_s: dict[str, float | None]
+    """Seconds of each phase of the first recovery. `recoveries` has all."""
     steps_redone: int | None
     signals_lost: int | None
     signals_duplicated: int | None
@@ -84,13 +85,22 @@ class Outcome:
     def not_measured(self) -> dict[str, str]:
         """Why a value of the report is None, by the name of the value."""
         if not self.spans:
-            none = ("phases_s", "steps_redone", "signals_lost", "signals_duplicated", "same_bits", "trace_id")
+            none = (
+                "phases_s",
+                "phases_of",
+                "steps_redone",
+                "signals_lost",
+                "signals_duplicated",
+                "same_bits",
+                "trace_id",
+            )
             return dict.fromkeys((*none, "weights_sha256", "peak_memory_bytes"), "the drill did not run")
         no_end = "the run did not reach its end, as the drill expects" if self.passed else "no run reached its end"
         unknown = "a fault broke a round off, and no record names the step"
         reasons = {
             "error": (self.error, "no run failed"),
             "phases_s": (self.recoveries or None, "no process was restarted within a run"),
+            "phases_of": (self.recoveries or None, "no process was restarted within a run"),
             "steps_redone": (self.steps_redone, unknown if self.same_bits is not None else no_end),
             "signals_lost": (self.signals_lost, "the drill sent no signal"),
             "signals_duplicated": (self.signals_duplicated, "the drill sent no signal"),
@@ -111,7 +121,7 @@ class Outcome:
             "fault fired": self.fault_fired,
             "error": self.error,
             "same bits": {True: "yes", False: "no", None: None}[self.same_bits],
-            **{f"{name.replace('_', ' ')} (s)": _rounded(value) for name, value in self.phases_s.items()},
+            **self._phases(),
             "recoveries": len(self.recoveries) or None,
             **{f"rollback {one.tier} (s)": f"{one.seconds:.3f}" for one in self.rollbacks},
             "steps redone": self.steps_redone,
@@ -122,6 +132,15 @@ class Outcome:
             "trace": self.trace_id,
         }
         return {name: str(value) for name, value in facts.items() if value is not None}
+
+    def _phases(self) -> dict[str, str]:
+        """Return the seconds of each phase that was timed, of all recoveries in order."""
+        each = [phases([one]) for one in self.recoveries]
+        return {
+            f"{name.replace('_', ' ')} (s)": ", ".join(_rounded(one[name]) or "not timed" for one in each)
+            for name in self.phases_s
+            if any(one[name] is not None for one in each)
+        }
 
     def as_json(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -135,6 +154,7 @@ class Outcome:
             "fault_fired": self.fault_fired,
             "error": self.error,
             "phases_s": self.phases_s,
+            "phases_of": f"recovery 1 of {len(self.recoveries)}" if self.recoveries else None,
             "recoveries": [
                 {"actors": one.actors, "alone": one.alone, "from_memory": one.from_memory, "phases_s": phases([one])}
                 for one in self.recoveries

@@ -47,6 +47,7 @@ NO_PROGRESS = Drill(
     follows=(
         expect.exit_codes(3, 0),
         expect.error("RestartIntensityExceeded", cause="TrainerRankLost"),
+        expect.restarted("tolaria"),
         expect.redone(rounds=2),
         expect.same_bits(),
     ),
