@@ -48,7 +48,7 @@ def list_drills(as_json: JsonOption = False) -> None:
 def run_drills(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="names or numbers")] = None,
     every: Annotated[bool, typer.Option("--all", help="every drill that esper can run")] = False,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="run seed")] = 0,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="run seed; default: that of --config, or 0")] = None,
     task: Annotated[str | None, typer.Option("--task", help="drill this task; default: a tiny one")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="a TOML file for --task")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="one config key")] = None,
@@ -74,7 +74,9 @@ def run_drills(
     checked_report(report)
     drills = chosen(names or [], every=every, file=file)
     given = parse_overrides(settings or [])
-    subject = TaskUnderDrill.named(task, config, given, seed) if task is not None else TaskUnderDrill.tiny(seed)
+    tiny = TaskUnderDrill.tiny
+    subject = TaskUnderDrill.named(task, config, given, seed) if task is not None else tiny(seed or 0)
+    run_seed = subject.config({}).run.seed
     schedule = Soak(soak, episode or 0, only=episode is not None)
     with DrillRunner(
         subject,
@@ -85,9 +87,9 @@ def run_drills(
     ) as runner:
         outcomes = runner.run(drills, lambda outcome: say(line(outcome), error=as_json))
         undisturbed = runner.compared_with
-    write(report, outcomes, seed, undisturbed)
+    write(report, outcomes, run_seed, undisturbed)
     if as_json:
-        print_json(json_of(outcomes, seed, undisturbed))
+        print_json(json_of(outcomes, run_seed, undisturbed))
     else:
         say(total(outcomes))
     return DONE if all(outcome.passed for outcome in outcomes) else CHECK_FAILED

@@ -178,9 +178,15 @@ def rolled_back(*tiers: str) -> Expectation:
     """
 
     def judge(found: Observed) -> Finding:
-        told = [f"{one.tier} to fence {one.fence} in {one.seconds:.3f} s" for one in found.rollbacks]
-        met = [one.tier for one in found.rollbacks] == list(tiers)
-        return Finding(f"rollbacks {listed(tiers)}", f"rollbacks {listed(told)}", met)
+        checkpoint = found.context.config().checkpoint
+        limits = {"fast": checkpoint.fast_rollback_s, "full": checkpoint.full_rollback_s}
+        told = [
+            f"{one.tier} to fence {one.fence} in {one.seconds:.3f} s of {limits[one.tier]:g} s"
+            for one in found.rollbacks
+        ]
+        in_time = all(one.seconds <= limits[one.tier] for one in found.rollbacks)
+        met = in_time and [one.tier for one in found.rollbacks] == list(tiers)
+        return Finding(f"rollbacks {listed(tiers)}, each in its time", f"rollbacks {listed(told)}", met)
 
     return judge
 

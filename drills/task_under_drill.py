@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from esper.config.joined import RunConfig, load_config
 from esper.errors import DrillImpossible
@@ -22,7 +22,7 @@ PATIENT: Mapping[str, object] = {
     "checkpoint.fast_rollback_s": 600.0,
     "checkpoint.full_rollback_s": 600.0,
 }
-"""Deadlines that a busy machine meets. A drill of a deadline sets a shorter deadline."""
+"""Deadlines that a busy machine meets, where the user gives none. A drill of a deadline sets a shorter deadline."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,21 @@ class TaskUnderDrill:
         return cls(task, reference, {**PATIENT, **bands.SETTINGS, "run.seed": seed})
 
     @classmethod
-    def named(cls, text: str, file: Path | None, settings: Mapping[str, object], seed: int) -> Self:
-        """Load the task of a user. Raises: TaskError: as `load_task`."""
+    def named(cls, text: str, file: Path | None, settings: Mapping[str, object], seed: int | None) -> Self:
+        """Load the task of a user. A value of the file or of `settings` is never replaced, except by a given `seed`.
+
+        Args:
+            seed: Run seed, which `settings` may replace. None: that of the file.
+
+        Raises:
+            ConfigError: the file or a setting is wrong.
+            TaskError: as `load_task`.
+        """
         task, reference = load_task(text)
-        return cls(task, reference, {**PATIENT, "run.seed": seed, **settings}, file)
+        given = load_config(file, settings).model_dump(exclude_unset=True)
+        patient = {key: value for key, value in PATIENT.items() if not _has(given, key)}
+        seeded = {"run.seed": seed} if seed is not None else {}
+        return cls(task, reference, {**patient, **seeded, **settings}, file)
 
     @property
     def text(self) -> str:
@@ -66,3 +77,9 @@ class TaskUnderDrill:
         """Return the config of one run. Raises: ConfigError: a setting or a fault is wrong."""
         config = load_config(self.file, {**self.settings, **settings})
         return config.model_copy(update={"faults": tuple(faults)})
+
+
+def _has(given: Mapping[str, Any], key: str) -> bool:
+    """Return whether the tables of a config have a dotted key."""
+    table, _, name = key.partition(".")
+    return name in given.get(table, {})

@@ -23,7 +23,7 @@ from drills.drill_runner import DrillRunner
 from drills.observed import Observed
 from drills.reporting import checked_report, write
 from drills.task_under_drill import TaskUnderDrill
-from esper.archive.history import look_at
+from esper.archive.history import look_at, read_past
 from esper.archive.journal import RecordKind
 from esper.archive.run_directory import checkpoints_folder
 from esper.errors import ConfigError
@@ -227,3 +227,18 @@ def test_the_command_line_has_the_drills() -> None:
     words = [sys.executable, "-m", "esper", "drill", "list", "--json"]
     listed = json.loads(subprocess.run(words, capture_output=True, check=True, text=True).stdout)["drills"]
     assert [row["name"] for row in listed] == [one.name for one in CATALOGUE]
+
+
+@pytest.mark.slow
+def test_drills_of_ones_own_task_keep_the_values_of_its_config(tmp_path: Path) -> None:
+    config, kept = tmp_path / "my.toml", tmp_path / "kept"
+    config.write_text("[run]\nseed = 5\n[policy]\ndeadline_s = 33.0\n[growth]\nmin_samples = 24\n")
+    words = ["drill", "run", "disk-full-checkpoint", "checkpoint-flipped", "--config", str(config), "--json"]
+    words += ["--task", f"{ROOT / 'tests/zoo/tasks_rows.py'}:regression", "--keep", str(kept)]
+    ended = subprocess.run([sys.executable, "-m", "esper", *words], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    report = json.loads(ended.stdout.splitlines()[-1])
+    assert (report["seed"], [one["same_bits"] for one in report["drills"]]) == (5, [True, True])
+    for one in report["drills"]:
+        used = read_past(kept / one["name"] / "run").identity.config
+        assert (used.run.seed, used.policy.deadline_s, used.checkpoint.full_rollback_s) == (5, 33.0, 600.0)
