@@ -261,7 +261,7 @@ def compare(recorded: Past, repeated: Past, *, all_weights: bool = True) -> Proo
                 return Proof(steps, fences, total, Divergence("weights", fence, None, one, other))
             fences += 1
     chosen, again = _chosen(recorded), _chosen(repeated)
-    if chosen != again:
+    if chosen is not None and chosen != again:  # a run that ended at its last fence before its choice has none
         one, other = (_loss_of(found) for found in (chosen, again))
         return Proof(steps, fences, total, Divergence("network", max(losses), None, one, other))
     return Proof(steps, fences, total, None, chosen["network"] if chosen is not None else None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,18 @@ def test_the_lower_mean_loss_wins_and_a_host_without_seeds_never_does(
     live: float, twin: float, grown: bool, network: str
 ) -> None:
     assert better(losses(live), losses(twin), grown=grown)[0] == network
+
+
+@pytest.mark.slow
+def test_only_a_choice_that_the_run_has_made_is_compared_with_its_repetition(tmp_path: Path) -> None:
+    """A run that HALT ends at its last fence has not chosen its network, but its repetition does."""
+    run(tiny_task(), tiny_config(run__dir=str(tmp_path / "run"), growth__finish="better"))
+    chose = read_past(tmp_path / "run")
+    stopped = replace(chose, entries=[one for one in chose.entries if one.kind is not RecordKind.FINISHED])
+    assert compare(stopped, chose).divergence is None
+    lost = compare(chose, stopped).divergence
+    assert lost is not None
+    assert lost.what == "network"
 
 
 def harmed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,12 @@ class _Entry(Generic[F]):
     fallbacks: tuple[str, ...] | None = None
     """How the calls of the seed differ from the seed's plan (dtype, device, code path). None: no call was observed."""
 
+    @property
+    def seed_id(self) -> str:
+        """Id of the fork's seed."""
+        assert self.plan is not None, "the control has no seed"
+        return self.plan.seed_id
+
     def graft(self, weights: Weights) -> None:
         """Attach the candidate. If it shares memory with the fork or changes it, record `leaks`.
 
@@ -340,15 +346,16 @@ def run_tournament(
             running = list(survivors(running, rung, within=_within(running, beside)))
     for place, entry in enumerate(running, start=1):
         entry.rank = place
+    gates = _judged_on_gate(control, [*running[:1], *beside], order, together)
     forks = tuple(
-        _result(entry, plan.seed_id, control, order) for entry, plan in zip(entries, order.plans, strict=True)
+        _result(entry, plan.seed_id, control, order, gates) for entry, plan in zip(entries, order.plans, strict=True)
     )
     result = IncubationResult(
         order_id=order.order_id,
         generation=order.generation,
         fence=order.due_fence,
         forks=forks,
-        placebos=tuple(_placebo(entry, control, order) for entry in placebos),
+        placebos=tuple(_placebo(entry, gates) for entry in placebos),
         fork_steps=sum(len(entry.losses) for entry in (control, *entries, *placebos)),
         flops=round(sum(entry.flops(order) for entry in (control, *entries, *placebos))),
     )
@@ -390,24 +397,33 @@ def _within(ranked: list[_Entry[F]], placebos: list[_Entry[F]]) -> bool:
     return best is not None and not best.relative_gain > placebo_limit(gains)
 
 
-def _placebo(entry: _Entry[F], control: _Entry[F], order: IncubationOrder) -> PlaceboResult:
-    """Return the result of a placebo, with its losses on the gate shard if it was trained to the end."""
-    assert entry.plan is not None, "a placebo has a plan"
+def _judged_on_gate(
+    control: _Entry[F], entries: Sequence[_Entry[F]], order: IncubationOrder, together: Together
+) -> dict[str, PairedLosses]:
+    """Return seed id -> the losses of a fork on the gate shard, compared with those of the control."""
+    if not entries:
+        return {}
     where = "gate", order.due_fence, order.stops[-1][1]
-    ended = len(entry.picks) == len(order.stops) and not entry.diverged
+    base, *losses = together([partial(entry.sample_losses, *where) for entry in (control, *entries)])
+    return {entry.seed_id: paired(base, found) for entry, found in zip(entries, losses, strict=True)}
+
+
+def _placebo(entry: _Entry[F], gates: Mapping[str, PairedLosses]) -> PlaceboResult:
+    """Return the result of a placebo. `gates` has its losses on the gate shard if it was trained to the end."""
+    assert entry.plan is not None, "a placebo has a plan"
     return PlaceboResult(
         kind=kind_of(entry.plan.blueprint_id) or entry.plan.blueprint_id,
         slot=entry.plan.slot,
         picks=tuple(entry.picks),
-        gate=paired(control.sample_losses(*where), entry.sample_losses(*where)) if ended else None,
+        gate=gates.get(entry.seed_id),
     )
 
 
-def _result(entry: _Entry[F], seed_id: str, control: _Entry[F], order: IncubationOrder) -> ForkResult:
+def _result(
+    entry: _Entry[F], seed_id: str, control: _Entry[F], order: IncubationOrder, gates: Mapping[str, PairedLosses]
+) -> ForkResult:
     assert entry.pick is not None or entry.leaks, "every fork is measured at the halving or the end"
     first = entry.rank == 1
-    where = "gate", order.due_fence, order.stops[-1][1]
-    gate = paired(control.sample_losses(*where), entry.sample_losses(*where)) if first else None
     if first:
         entry.observe(order.due_fence)
     return ForkResult(
@@ -416,7 +432,7 @@ def _result(entry: _Entry[F], seed_id: str, control: _Entry[F], order: Incubatio
         required_steps=len(control.losses),
         rank=entry.rank,
         pick=entry.pick,
-        gate=gate,
+        gate=gates[seed_id] if first else None,
         loss_variation=loss_variation(entry.losses) if first else None,
         fallbacks=entry.fallbacks if first else None,
         leaks=entry.leaks,
