@@ -13,7 +13,7 @@ from typing import Any
 from drills.drill_context import Attempt, DrillContext
 from drills.redone import every_entry, rounds_redone, steps_redone
 from drills.severe_log import severe_events
-from drills.signalling import delivered
+from drills.signalling import delivered, refused
 from esper.archive.history import Remains, look_at
 from esper.archive.journal import FIRST_GENERATION, Entry, RecordKind, read
 from esper.archive.recovery_record import Recovery
@@ -119,8 +119,7 @@ class Observed:
     @cached_property
     def refused(self) -> set[str]:
         """Ids of the signals that a full queue refused to their sender, by the severe events."""
-        rejected = (event["fields"] for event in self.events if event["name"] == "emergency_signal_rejected")
-        return {fields["signal_id"] for fields in rejected}
+        return refused(self.run_dir)
 
     @property
     def signals_lost(self) -> int | None:

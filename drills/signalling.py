@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from drills.severe_log import severe_events
 from esper.emergency.settings import FileSinkConfig
 from esper.flow.operator import send
 from esper.flow.progress import Quiet
@@ -17,6 +19,7 @@ from esper.setup.survey import Survey
 
 SINK = FileSinkConfig(name="file", kind="file")
 """A sink that writes `RUN/emergency/signals.jsonl`."""
+FULL_S = 120.0
 
 
 class SendsSignals(Quiet):
@@ -24,11 +27,12 @@ class SendsSignals(Quiet):
 
     Args:
         before: Called once, directly before the first signal.
+        refused: The fence lasts until the queue has refused this number of signals, or `FULL_S` seconds have passed.
     """
 
-    def __init__(self, fence: int, number: int, before: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, fence: int, number: int, before: Callable[[], object] = lambda: None, refused: int = 0) -> None:
         self.sent: list[str] = []
-        self._fence, self._number, self._before = fence, number, before
+        self._fence, self._number, self._before, self._refused = fence, number, before, refused
         self._path = Path()
 
     def started(self, survey: Survey, path: Path) -> None:
@@ -45,6 +49,15 @@ class SendsSignals(Quiet):
         for number in range(self._number):
             signal, _ = send(self._path, Level.NOTICE, f"drill signal {number}", {}, 0.0)
             self.sent.append(signal.signal_id)
+        limit = time.monotonic() + FULL_S
+        while len(refused(self._path)) < self._refused and time.monotonic() < limit:
+            time.sleep(0.05)
+
+
+def refused(run_dir: Path) -> set[str]:
+    """Return the ids of the signals that the queue of a run refused to their sender, by the severe events."""
+    told = (event["fields"] for event in severe_events(run_dir) if event["name"] == "emergency_signal_rejected")
+    return {fields["signal_id"] for fields in told}
 
 
 def delivered(*files: Path) -> Counter[str]:

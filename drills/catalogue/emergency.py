@@ -26,7 +26,9 @@ DOWN: Mapping[str, object] = {
 }
 """Settings with which signals wait for a sink that is down, and the end of the run does not wait for it."""
 CAPACITY = 64
-"""Places of the queue in the drills of the emergency actor. Signals below HALT may use 48 of them."""
+"""Places of the queue in the drills of the emergency actor."""
+PLACES = CAPACITY - HALT_PLACES
+"""The places that signals below HALT may use."""
 NONE: Mapping[str, object] = {}
 UNCAPPED: Mapping[str, object] = {"emergency.cap_per_minute": 10_000, "emergency.drain_s": 300.0}
 
@@ -37,8 +39,9 @@ def _send(
     settings: Mapping[str, object],
     sink: FileSinkConfig = SINK,
     before: Callable[[], object] = lambda: None,
+    refused: int = 0,
 ) -> None:
-    progress = SendsSignals(drill.undisturbed.first_tournament, MANY, before)
+    progress = SendsSignals(drill.undisturbed.first_tournament, MANY, before, refused)
     drill.sent = progress.sent
     drill.run(*faults, progress=progress, settings={**settings, "emergency.sinks": [sink.model_dump()]})
 
@@ -71,7 +74,8 @@ def full_and_down(drill: DrillContext, fault: FaultSpec, settings: Mapping[str, 
     """
     usual = flattened(drill.config())
     before = {name: usual[name] for name in settings}
-    _down(drill, fault, settings={**DOWN, **settings, "emergency.capacity": CAPACITY}, resumed_with=before)
+    small = {**DOWN, **settings, "emergency.capacity": CAPACITY}
+    _down(drill, fault, settings=small, resumed_with=before, refused=MANY - PLACES)
 
 
 def _down(
@@ -79,12 +83,13 @@ def _down(
     *faults: FaultSpec,
     settings: Mapping[str, object],
     resumed_with: Mapping[str, object] = NONE,
+    refused: int = 0,
 ) -> None:
     """Remove the folder of the sink before the signals are sent, make it after the run, and resume."""
     folder = drill.signals_file.parent
     folder.mkdir()
     sink = SINK.model_copy(update={"path": str(drill.signals_file)})
-    _send(drill, *faults, settings=settings, sink=sink, before=lambda: shutil.rmtree(folder))
+    _send(drill, *faults, settings=settings, sink=sink, before=lambda: shutil.rmtree(folder), refused=refused)
     folder.mkdir()
     drill.resume(settings={"emergency.drain_s": 300.0, **resumed_with})
 
@@ -114,7 +119,7 @@ EMERGENCY_KILLED = Drill(
         expect.exit_codes(0, 0),
         expect.restarted("emergency"),
         expect.replaced_alone("emergency"),
-        expect.full_before_the_fault(CAPACITY - HALT_PLACES),
+        expect.full_before_the_fault(PLACES),
         expect.signals(MANY, some_refused=True),
         expect.same_bits(),
     ),

@@ -6,10 +6,9 @@ from __future__ import annotations
 
 from drills import expect
 from drills.breaking import spec
-from drills.catalogue.emergency import CAPACITY, MANY, full_and_down
+from drills.catalogue.emergency import MANY, PLACES, full_and_down
 from drills.drill import Drill
 from drills.drill_context import DrillContext
-from esper.emergency.queue import HALT_PLACES
 from esper.faults import Fault
 
 PATIENCE_S = 15.0
@@ -38,7 +37,7 @@ EMERGENCY_FROZEN = Drill(
     follows=(
         expect.exit_codes(0, 0),
         expect.restarted("emergency"),
-        expect.full_before_the_fault(CAPACITY - HALT_PLACES),
+        expect.full_before_the_fault(PLACES),
         expect.signals(MANY, some_refused=True),
         expect.same_bits(),
     ),
