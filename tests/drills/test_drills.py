@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -242,3 +243,18 @@ def test_drills_of_ones_own_task_keep_the_values_of_its_config(tmp_path: Path) -
     for one in report["drills"]:
         used = read_past(kept / one["name"] / "run").identity.config
         assert (used.run.seed, used.policy.deadline_s, used.checkpoint.full_rollback_s) == (5, 33.0, 600.0)
+
+
+def test_a_refusal_by_a_gate_that_the_undisturbed_run_lacks_is_an_event_that_nobody_expected() -> None:
+    def failed(blueprint: str) -> dict[str, Any]:
+        fields = {"seed_id": "any", "slot": "body", "blueprint": blueprint, "gate": "G2", "reasons": ["no_improvement"]}
+        return {"name": "gate_failure", "fields": fields}
+
+    known = frozenset({("body", "mlp", "G2", ("no_improvement",))})
+    found: Any = SimpleNamespace(
+        events=[failed("mlp"), failed("mlp"), failed("norm")],
+        context=SimpleNamespace(undisturbed=SimpleNamespace(refusals=known)),
+    )
+    assert expect.events()(found) == Finding("severe events none", "gate_failure 1", False)
+    assert expect.events(gate_failure=1)(found).met
+    assert expect.events(diverges=True)(found).met

@@ -209,6 +209,12 @@ IN_PROCESS = (
         ),
     ),
     Sabotage(
+        "a damaged checkpoint is deleted instead of put aside",
+        "checkpoint-damaged",
+        "expected 3 checkpoints in quarantine",
+        (Change(CHECKPOINT, "        path.rename(moved_to)\n", "        path.unlink()\n"),),
+    ),
+    Sabotage(
         "a resume from the oldest checkpoint",
         "reports-damaged",
         "expected at most 0 rounds done again",
