@@ -157,7 +157,8 @@ def _settings(leg: Leg, drill: DrillContext, *, begins: bool) -> Mapping[str, ob
     own = {"emergency.drain_s": 300.0 if leg.end is End.DONE else 0.5, **MANY_DEATHS}
     if leg.end is End.TOO_OFTEN:
         own["supervision.without_progress"] = 2
-    own["policy.deadline_s"] = DEADLINE_S if leg.end in (End.LATE, End.LATE_IN_C) else 60.0
+    late = leg.end in (End.LATE, End.LATE_IN_C)
+    own["policy.deadline_s"] = DEADLINE_S if late else drill.config().policy.deadline_s
     return {**QUEUE, "emergency.sinks": [sink.model_dump()], **own} if begins else own
 
 

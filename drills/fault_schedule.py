@@ -38,7 +38,7 @@ class End(StrEnum):
     STOPPED = "a stop is asked for"
     LATE = "the policy is late"
     LATE_IN_C = "the policy is late in C"
-    FAILED = "the policy fails"
+    FAILED = "Tamiyo fails"
     TOO_OFTEN = "the trainer dies twice"
     DRIVER_KILLED = "the driver is killed"
     INTERRUPTED = "Ctrl-C"

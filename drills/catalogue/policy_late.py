@@ -13,7 +13,7 @@ DEADLINE_S = 5.0
 def _hang(drill: DrillContext, *, in_c: bool) -> None:
     fence = drill.undisturbed.first_tournament
     drill.run(hang("tamiyo.decide", in_c=in_c, round=fence), settings={"policy.deadline_s": DEADLINE_S})
-    drill.resume()
+    drill.resume(settings={"policy.deadline_s": drill.config().policy.deadline_s})
 
 
 FOLLOWS = (
