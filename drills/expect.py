@@ -160,6 +160,16 @@ def restarted(*actors: str) -> Expectation:
     return judge
 
 
+def recovered(times: int) -> Expectation:
+    """Expect this number of recoveries from the death of an actor in the report, also those that were taken back."""
+
+    def judge(found: Observed) -> Finding:
+        number = len(found.recoveries)
+        return Finding(f"{times} recoveries in the journals", f"{number} recoveries", number == times)
+
+    return judge
+
+
 def replaced_alone(*actors: str) -> Expectation:
     """Expect that these actors were replaced while all others went on, in order, and no other actor was."""
 

@@ -86,14 +86,16 @@ class Observed:
 
     @cached_property
     def recoveries(self) -> list[Recovery]:
-        """Every recovery from the death of an actor that the journal tells of, in order.
+        """Every recovery from the death of an actor that the journals tell of, in order.
+
+        One that a later recovery took back counts, too.
 
         A recovery is journaled when the actors are up, and again when the first step after it has ended.
         """
         if self.context.parts:
             return [one for part in self.context.parts for one in part.recoveries]
         kinds = (RecordKind.ACTOR_RESTARTED, RecordKind.RECOVERED)
-        entries = [entry for entry in self.past.entries if entry.kind in kinds] if self.past is not None else []
+        entries = [entry for entry in self.every_entry if entry.kind in kinds] if self.past is not None else []
         told = [(one.kind, Recovery.model_validate_json(json.dumps(one.body))) for one in entries]
         found: dict[tuple[int, tuple[str, ...], bool, float], Recovery] = {}
         for _, one in told:  # the second record of a recovery replaces the first

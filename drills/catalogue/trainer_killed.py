@@ -29,6 +29,7 @@ TRAINER_KILLED = Drill(
         expect.exit_codes(0),
         expect.restarted("tolaria", "tolaria", "tolaria", "tolaria"),
         expect.events(trainer_rank_lost=4, actor_restarted=4),
+        expect.recovered(4),
         expect.redone(rounds=4),
         expect.same_bits(),
     ),
