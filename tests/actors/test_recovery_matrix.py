@@ -21,12 +21,11 @@ import pytest
 
 from actors.ray_crew import RayCrew
 from actors.remote_incubator import RemoteIncubator
-from esper import faults
 from esper.archive.history import read_past
 from esper.archive.journal import RecordKind, read
 from esper.archive.recovery_record import Recovery
 from esper.archive.run_directory import faults_file
-from esper.faults import Fault, Firing, Firings
+from esper.faults import Fault, Firing, Firings, acts
 from esper.flow.result import Result
 from esper.ground.machine import is_alive
 from esper.testing import until
@@ -245,7 +244,7 @@ def killing(
 ) -> Iterator[None]:
     """Kill an actor each time that a fault holds a process; then let that one go on."""
     over, done, wrong = threading.Event(), threading.Semaphore(0), list[str]()
-    monkeypatch.setattr(faults, "time", SimpleNamespace(sleep=lambda _: done.acquire()))
+    monkeypatch.setattr(acts, "time", SimpleNamespace(sleep=lambda _: done.acquire()))
 
     def strike() -> None:
         for number in range(times):
