@@ -82,4 +82,4 @@ class TaskUnderDrill:
 def _has(given: Mapping[str, Any], key: str) -> bool:
     """Return whether the tables of a config have a dotted key."""
     table, _, name = key.partition(".")
-    return name in given.get(table, {})
+    return table in given and name in given[table]

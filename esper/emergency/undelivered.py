@@ -34,7 +34,9 @@ def undelivered(folder: Path, *, finished: bool) -> tuple[str, ...]:
     for held in read_queue(folder / QUEUE).waiting():
         for name, delivery in held.waiting.items():
             (waiting if delivery.dead is None else dead)[name] += 1
-    if unread := waiting.pop(CONDUCTOR, 0):
+    unread = waiting[CONDUCTOR]
+    del waiting[CONDUCTOR]
+    if unread:
         severe("emergency_signals_undelivered", Severity.WARNING, sink=CONDUCTOR, signals=unread)
     when = "came after the last step; a resume with more epochs reads" if finished else "were not read; a resume reads"
     return (
