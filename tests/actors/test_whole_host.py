@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from actors.embedded_ray import EmbeddedRay
 from esper import OnRay, resume, run
 from esper.archive.history import read_past
 from esper.archive.journal import RecordKind
@@ -24,7 +25,7 @@ from esper.user_code.task_reference import load_task
 
 pytestmark = pytest.mark.slow
 
-TASK = f"{Path(__file__).parent}/whole_host.py:task"
+TASK = f"{Path(__file__).parents[1]}/zoo/whole_host.py:task"
 
 
 def config(run_dir: Path, **overrides: Any) -> RunConfig:
@@ -60,13 +61,14 @@ def test_it_ends_the_same_where_its_process_was_killed(tmp_path: Path, alone: Re
     same(resume(tmp_path / "run").as_json(), alone)
 
 
-@pytest.mark.integration
-def test_it_ends_the_same_on_actors_of_which_the_trainer_died(tmp_path: Path, alone: Result) -> None:
+def test_it_ends_the_same_on_actors_of_which_the_trainer_died(
+    embedded: EmbeddedRay, tmp_path: Path, alone: Result
+) -> None:
     task, reference = load_task(TASK)
     dies = {"point": "tolaria.step", "fault": "kill", "step": 107}
     settings = config(tmp_path / "run", growth__managers=2)
     told = RunConfig.model_validate({**settings.model_dump(), "faults": [dies]})
-    result = run(task, told, on=OnRay(), reference=reference)
+    result = run(task, told, on=OnRay(embedded), reference=reference)
     same(result.as_json(), alone)
     assert [recovery.actors for recovery in result.recoveries] == [("tolaria",)]
     assert RecordKind.RECOVERED in [entry.kind for entry in read_past(tmp_path / "run").entries]
