@@ -445,7 +445,7 @@ RUN_MUTANTS = (
     Mutant(
         "restore: a damaged file is not moved",
         "checkpoint_file",
-        "        _quarantine(folder / written.file)\n",
+        "        _move(file, moved_to)\n",
         "        pass\n",
     ),
     Mutant(
@@ -469,14 +469,14 @@ RUN_MUTANTS = (
     Mutant(
         "restore: the quarantine folder is not synced",
         "checkpoint_file",
-        "    sync_folder(folder)\n    sync_folder(path.parent)\n",
+        "    sync_folder(moved_to.parent)\n    sync_folder(path.parent)\n",
         "    sync_folder(path.parent)\n",
     ),
     Mutant(
         "restore: the folder that a file was moved from is not synced",
         "checkpoint_file",
-        "    sync_folder(folder)\n    sync_folder(path.parent)\n",
-        "    sync_folder(folder)\n",
+        "    sync_folder(moved_to.parent)\n    sync_folder(path.parent)\n",
+        "    sync_folder(moved_to.parent)\n",
         redundant="its old name may reappear; then it is rejected and moved again",
     ),
     Mutant(
