@@ -18,9 +18,9 @@ from rich.text import Text
 from esper.archive.run_directory import refusing
 from esper.cli.command_table import COMMANDS
 from esper.cli.console import PlainConsole
+from esper.cli.long_table import LongTable
 from esper.cli.options import JsonOption, RunArgument
 from esper.cli.output import print_json, say
-from esper.cli.tables import cells, table
 from esper.cli.trace_view import in_one_line, titled, tree
 from esper.ground.clock import SystemClock
 from esper.ground.exit_codes import CHECK_FAILED, DONE
@@ -214,23 +214,19 @@ def _show_list(chosen: Sequence[TraceSummary], severe: Mapping[str, int], number
     if not chosen:
         say(f"no trace is to be shown; the run has {number}")
         return
-    shown = table(
-        *("trace", "root", "start (UTC)", "time", "spans", "errors", "severe"),
-        figures=("trace", "start (UTC)", "time", "spans", "errors", "severe"),
-    )
-    shown.padding = (0, 1, 0, 0)  # with more, the table would be wider than 80 columns
+    shown = LongTable("trace", "root", "start (UTC)", "time", "spans", "errors", "severe", wraps="root")
     for trace in chosen:
         open_spans = f" +{trace.never_ended} open" if trace.never_ended else ""
-        row = cells(
+        shown.add_row(
             trace.trace_id[:8],
             in_one_line(titled(trace.root, {"fence": trace.fence})),
-            iso(trace.start_ns)[5:19].replace("T", " "),  # without the year, for the same reason
+            iso(trace.start_ns)[5:19].replace("T", " "),  # without the year the table is not wider than 80 columns
             length(trace.duration_ns),
             f"{len(trace.spans):,}",
             f"{trace.errors or ''}{open_spans}",
             f"{severe[trace.trace_id] or ''}",
+            style="red" if trace.errors else "yellow" if severe[trace.trace_id] else "",
         )
-        shown.add_row(*row, style="red" if trace.errors else "yellow" if severe[trace.trace_id] else None)
     PlainConsole().print(shown)
 
 

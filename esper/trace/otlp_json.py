@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from pydantic_core import from_json
+
 from esper.errors import SpanUnreadable
 
 Attributes = Mapping[str, Any]
@@ -25,6 +27,8 @@ NOTHING: Attributes = MappingProxyType({})
 _TRACE_ID, _SPAN_ID = re.compile(r"[0-9a-fA-F]{32}"), re.compile(r"[0-9a-fA-F]{16}")
 _INTEGER = re.compile(r"-?[0-9]{1,20}")
 _NO_TRACE, _NO_SPAN = "0" * 32, "0" * 16
+_NONE_SPANS = (None, "", _NO_SPAN)
+_EMPTY: dict[str, Any] = {}
 _FAILED = (2, "STATUS_CODE_ERROR")
 _KINDS = range(6)
 _INT64 = range(-(2**63), 2**63)
@@ -107,8 +111,8 @@ class LineDecoder:
             if place >= len(BEGIN) and line.startswith(END, max(end, place)):
                 resource = self._resource(line[:place])
                 if resource is not None:
-                    return [_span(raw, resource) for raw in json.loads(f"[{line[place:end].decode()}]")]
-            return list(_spans(json.loads(line.decode())))
+                    return [_span(raw, resource) for raw in parsed(line[place - 1 : end + 1])]
+            return list(_spans(parsed(line)))
         except RecursionError as error:
             raise SpanUnreadable("JSON that is nested too deeply") from error
         except UnicodeDecodeError as error:
@@ -123,6 +127,14 @@ class LineDecoder:
                 self._resources.clear()
             self._resources[beginning] = _only_resource(beginning)
         return self._resources[beginning]
+
+
+def parsed(text: bytes) -> Any:
+    """Parse JSON, in less than half the time of `json.loads` if the text is as most lines are."""
+    try:
+        return from_json(text)
+    except ValueError:  # also what only `json.loads` reads: halves of surrogate pairs, more than 200 levels
+        return json.loads(text.decode())
 
 
 BEGIN, END = b'"spans":[', b"]}]}]}"
@@ -188,18 +200,18 @@ def _span(raw: Any, resource: Attributes) -> Span:
     if type(raw) is not dict:
         raise SpanUnreadable("a span has to be an object")
     attributes = _pairs(_list(raw, "attributes"))
-    status = raw.get("status") or {}
+    status = _object(raw.get("status") or _EMPTY)
     role = attributes.get("esper.role") or resource.get("esper.role")
-    kind, flags = raw.get("kind"), raw.get("flags")
+    kind, flags, parent = raw.get("kind"), raw.get("flags"), raw.get("parentSpanId")
     return Span(
         _id(raw, "traceId", _TRACE_ID, _NO_TRACE),
         _id(raw, "spanId", _SPAN_ID, _NO_SPAN),
-        _id(raw, "parentSpanId", _SPAN_ID, _NO_SPAN) if raw.get("parentSpanId") not in (None, "", _NO_SPAN) else "",
+        _id(raw, "parentSpanId", _SPAN_ID, _NO_SPAN) if parent not in _NONE_SPANS else "",
         _text(raw, "name"),
         role if type(role) is str else "",
         _time(raw, "startTimeUnixNano"),
         _time(raw, "endTimeUnixNano") or None,
-        _object(status).get("code") in _FAILED,
+        status.get("code") in _FAILED,
         _text(status, "message"),
         attributes,
         tuple(map(_event, events)) if (events := _list(raw, "events")) else (),
@@ -207,7 +219,7 @@ def _span(raw: Any, resource: Attributes) -> Span:
         resource,
         kind if type(kind) is int and kind in _KINDS else 0,
         flags if type(flags) is int and 0 <= flags < 2**32 else 0,
-        *(_count(raw[key]) if key in raw else 0 for key in _DROPPED),
+        *((0, 0, 0) if not any(dropped := [*map(raw.get, _DROPPED)]) else map(_count, dropped)),
     )
 
 

@@ -47,7 +47,7 @@ def grep(run_dir: Path, word: str, limits: Limits = LIMITS) -> tuple[list[Match]
     skipped, found = Skipped(), dict[tuple[str, str], tuple[Span, list[Match]]]()
     wanted = word.casefold()
     for span in every_span(telemetry_of(run_dir), skipped, limits):
-        matches = _once([match for match in _texts(span) if wanted in f"{match.where}={match.text}".casefold()])
+        matches = _once([_match(span, *told) for told in _texts(span) if wanted in "=".join(told).casefold()])
         if matches:  # the end of a span has all that its start line has
             found[span.trace_id, span.span_id] = span, matches
         if len(found) >= MOST_MATCHES:
@@ -86,19 +86,15 @@ def _in_log(run_dir: Path, wanted: str, known: Iterable[Match], skipped: Skipped
                 yield Match(event.trace_id, event.span_id, event.role, NO_SPAN, unix_ns(event.time), where, text)
 
 
-def _texts(span: Span) -> Iterator[Match]:
-    yield _match(span, "name", span.name)
+def _texts(span: Span) -> Iterator[tuple[str, str]]:
+    """Yield each text of a span, after the word for its place."""
+    yield "name", span.name
     if span.message:
-        yield _match(span, "status", span.message)
-    yield from _pairs(span, "", span.attributes)
+        yield STATUS, span.message
+    yield from _flat("", span.attributes)
     for event in span.events:
-        yield _match(span, "event", event.name)
-        yield from _pairs(span, f"{event.name}.", event.attributes)
-
-
-def _pairs(span: Span, prefix: str, attributes: Mapping[str, Any]) -> Iterator[Match]:
-    for where, text in _flat(prefix, attributes):
-        yield _match(span, where, text)
+        yield "event", event.name
+        yield from _flat(f"{event.name}.", event.attributes)
 
 
 def _flat(prefix: str, attributes: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from span_lines import TRACE, failed, line, span, write
 
@@ -19,6 +19,7 @@ from esper.telemetry import Telemetry, use
 from esper.telemetry import span as open_span
 from esper.testing import telling
 from esper.trace.event_log import severe_events
+from esper.trace.otlp_json import parsed
 from esper.trace.span_files import LIMITS, TOO_LONG, TORN, Skipped
 from esper.trace.span_store import TOO_MANY, one_trace, spans_with, summaries
 from esper.trace.span_tree import trees, walk
@@ -208,6 +209,14 @@ def test_no_bytes_can_crash_the_reader(tmp_path: Path, parts: list[bytes | dict[
     severe_events(tmp_path, Skipped())
     for spans in spans_with(tmp_path).by_trace().values():
         assert len(list(walk(trees(spans)))) == len(spans)
+
+
+@given(value=JSON)
+@example(value=["\ud800", {"\udcff": 2**70}, float("inf"), 5e-324])
+def test_a_line_is_parsed_as_by_json(value: object) -> None:
+    for text in (json.dumps(value), json.dumps(value, separators=(",", ":"), ensure_ascii=False)):
+        encoded = text.encode("utf-8", "replace")
+        assert repr(parsed(encoded)) == repr(json.loads(encoded.decode("utf-8")))
 
 
 def test_a_severe_event_is_read_with_its_trace(tmp_path: Path) -> None:
