@@ -13,6 +13,7 @@ import esper
 from actors.embedded_ray import EmbeddedRay
 from actors.joined_ray import JoinedRay
 from drills import expect
+from drills.budgets import budgets_of
 from drills.drill import Drill, Finding
 from drills.drill_context import DrillContext, Soak
 from drills.leaks import Footprint, settled
@@ -91,8 +92,8 @@ class DrillRunner(Closing):
             try:
                 with MemoryWatch() as memory:
                     drill.act(context)
-                observed = Observed(context, settled(before))
-                return _outcome(drill, observed, time.monotonic() - began, memory.peak_bytes)
+                observed = Observed(context, settled(before), memory.peak_bytes)
+                return _outcome(drill, observed, time.monotonic() - began)
             except Exception as error:  # of the drill, and not of a run: those are in the attempts
                 return _failed(drill, in_a_line(error), time.monotonic() - began)
 
@@ -137,7 +138,7 @@ class DrillRunner(Closing):
         return EmbeddedRay(slots=slots, threads=threads, deadline_s=2 * config.ray.start_deadline_s)
 
 
-def _outcome(drill: Drill, observed: Observed, wall_s: float, peak_memory_bytes: int) -> Outcome:
+def _outcome(drill: Drill, observed: Observed, wall_s: float) -> Outcome:
     findings = tuple(judge(observed) for judge in (*drill.follows, *ALWAYS))
     failure = observed.failure
     return Outcome(
@@ -154,7 +155,9 @@ def _outcome(drill: Drill, observed: Observed, wall_s: float, peak_memory_bytes:
         trace_id=observed.trace_id,
         wall_s=wall_s,
         recoveries=tuple(observed.recoveries),
-        peak_memory_bytes=peak_memory_bytes,
+        peak_memory_bytes=observed.peak_memory_bytes,
+        counters=dict(sorted(observed.counters.items())) if not observed.context.parts else {},
+        budgets=budgets_of(drill.follows, observed),
         rollbacks=tuple(observed.rollbacks) if not observed.context.parts else (),
         ended=observed.ended,
         spans=spans(observed),

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from drills import budgets, counted
 from drills.drill import Expectation, Finding
 from drills.observed import Observed
 from drills.severe_log import refusal
@@ -24,6 +25,9 @@ CHANGES = frozenset({"GATE", "TRANSITION", "PLAN_APPLIED", "INCUBATION_BEGUN", "
 WINDOW_S = 59.0
 """The queue counts an attempt when it is recorded, directly before its span begins. So spans may be less than a minute
 apart where attempts are a minute apart. This window leaves a second for that."""
+AtLeast = counted.AtLeast
+counters = counted.counters
+within = budgets.Within
 
 
 def exit_codes(*wanted: int) -> Expectation:

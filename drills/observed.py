@@ -44,6 +44,8 @@ class Observed:
     context: DrillContext
     leaks: tuple[str, ...]
     """Processes, actors and folders that were not there before the drill."""
+    peak_memory_bytes: int | None = None
+    """Largest private resident memory of this process and all its descendants. None: it was not measured."""
 
     @property
     def attempts(self) -> Sequence[Attempt]:
@@ -83,6 +85,14 @@ class Observed:
     def entries(self, kind: RecordKind) -> list[Entry]:
         """Return the valid records of a kind, in order."""
         return [entry for entry in self.past.entries if entry.kind is kind] if self.past is not None else []
+
+    @cached_property
+    def counters(self) -> Counter[str]:
+        """Counters of the run and its resumes, summed. A run that was killed with its driver left none."""
+        if self.past is None:
+            return Counter()
+        ends = [one.body for one in self.every_entry if one.kind in (RecordKind.RUN_ENDED, RecordKind.RUN_FAILED)]
+        return sum((Counter(one["counters"]) for one in ends), Counter[str]())
 
     @cached_property
     def recoveries(self) -> list[Recovery]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 from xml.etree import ElementTree
 
+from drills.budgets import Budget
 from drills.drill import Drill, Finding
 from drills.observed import Rollback
 from esper.archive.recovery_record import Recovery
@@ -63,6 +64,9 @@ class Outcome:
     recoveries: tuple[Recovery, ...] = ()
     peak_memory_bytes: int | None = None
     """Largest private resident memory of this process and all its descendants during the drill."""
+    counters: Mapping[str, int] = field(default_factory=dict)
+    """Counters that are not 0, summed over their labels, all processes, the run and its resumes."""
+    budgets: tuple[Budget, ...] = ()
     rollbacks: tuple[Rollback, ...] = ()
     ended: Mapping[str, Any] | None = None
     """The record of the end of the run. None: it did not reach its end."""
@@ -129,6 +133,8 @@ class Outcome:
             "signals duplicated": self.signals_duplicated,
             "left behind": len(self.leaks),
             "peak memory (MiB)": self.peak_memory_bytes and self.peak_memory_bytes >> 20,
+            **{f"budget {one.name}": str(one) for one in self.budgets},
+            "counters": ", ".join(f"{name} {number}" for name, number in self.counters.items()) or None,
             "trace": self.trace_id,
         }
         return {name: str(value) for name, value in facts.items() if value is not None}
@@ -167,6 +173,8 @@ class Outcome:
             "weights_sha256": self.ended["weights_sha256"] if self.ended is not None else None,
             "leaks": list(self.leaks),
             "peak_memory_bytes": self.peak_memory_bytes,
+            "counters": dict(self.counters),
+            "budgets": [{**asdict(one), "met": one.met} for one in self.budgets],
             "trace_id": self.trace_id,
             "wall_s": self.wall_s,
             "not_measured": self.not_measured,

@@ -16,7 +16,13 @@ def _act(drill: DrillContext, *, silent: bool) -> None:
         drill.spans_lost, drill.spans_lost_in_all = progress.lost, progress.in_all
 
 
-FOLLOWS = (expect.exit_codes(0), expect.spans_lost(), expect.events(), expect.same_bits())
+FOLLOWS = (
+    expect.exit_codes(0),
+    expect.spans_lost(),
+    expect.counters({"esper.spans.lost": expect.AtLeast(1)}),
+    expect.events(),
+    expect.same_bits(),
+)
 COLLECTOR_REFUSES = Drill(
     number=27,
     name="collector-refuses",

@@ -36,6 +36,7 @@ def _leave_out(drill: DrillContext, **fields: object) -> None:
 FOLLOWS = (
     expect.journalled("DependencyViolationError"),
     expect.events(command_validation_failed=1),
+    expect.counters({"esper.command.rejections": 1}),
     expect.trace("esper round >> command admit", error="DependencyViolationError", event="command_validation_failed"),
     expect.nothing_changed(),
 )

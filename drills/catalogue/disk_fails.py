@@ -39,21 +39,24 @@ def full(drill: DrillContext, fault: FaultSpec) -> None:
     drill.resume()
 
 
-def full_for_the_queue(drill: DrillContext) -> None:
-    """Let the record of an emergency signal find a full disk. The conductor asks the queue once at each fence."""
-    fence = drill.undisturbed.first_tournament
-    fault = disk(Fault.NO_SPACE, "emergency/queue/*", "emergency.pending", passage=fence + 1)
-    progress = SendsSignals(fence, SIGNALS)
+def in_queue(fault: Fault, fence: int) -> FaultSpec:
+    """Break the next record of the queue after a fence. The conductor asks the queue once at each fence."""
+    return disk(fault, "emergency/queue/*", "emergency.pending", passage=fence + 1)
+
+
+def breaks_the_queue(drill: DrillContext, fault: FaultSpec, *then: FaultSpec) -> None:
+    """Let the record of an emergency signal meet a broken disk, and resume, with faults of the resume."""
+    progress = SendsSignals(drill.undisturbed.first_tournament, SIGNALS)
     drill.sent = progress.sent
     drill.run(fault, progress=progress, settings={"emergency.drain_s": 300.0, "emergency.sinks": [SINK.model_dump()]})
-    drill.resume()
+    drill.resume(*then)
 
 
 def refuses(drill: DrillContext) -> None:
-    """Let the disk refuse a write of the journal, then one of a checkpoint, then one of a field report."""
+    """Let the disk refuse a write of the queue, of the journal, of a checkpoint, and of a field report."""
     fence = drill.undisturbed.first_tournament
-    drill.run(in_journal(drill, Fault.IO_ERROR, fence))
-    drill.resume(in_checkpoint(drill, Fault.IO_ERROR, fence + 1))
+    breaks_the_queue(drill, in_queue(Fault.IO_ERROR, fence), in_journal(drill, Fault.IO_ERROR, fence + 1))
+    drill.resume(in_checkpoint(drill, Fault.IO_ERROR, fence + 2))
     drill.resume(in_reports(drill, Fault.IO_ERROR))
     drill.resume()
 
@@ -91,8 +94,8 @@ def damages_signal(drill: DrillContext) -> None:
     progress = SendsSignals(fence, SIGNALS, before=lambda: shutil.rmtree(folder))
     drill.sent = progress.sent
     sink = SINK.model_copy(update={"path": str(drill.signals_file)})
-    fault = disk(Fault.BIT_FLIP, "emergency/queue/*", "emergency.pending", passage=fence + 1)
-    drill.run(fault, progress=progress, settings={**DOWN, "emergency.sinks": [sink.model_dump()]})
+    settings = {**DOWN, "emergency.sinks": [sink.model_dump()]}
+    drill.run(in_queue(Fault.BIT_FLIP, fence), progress=progress, settings=settings)
     folder.mkdir()
     drill.resume(settings={"emergency.drain_s": 300.0})
 
@@ -135,7 +138,7 @@ DISK_FULL_QUEUE = Drill(
     number=14,
     name="disk-full-queue",
     what="The disk is full while a signal is recorded: its sender is told, the run stops; a resume delivers the rest.",
-    act=full_for_the_queue,
+    act=lambda drill: breaks_the_queue(drill, in_queue(Fault.NO_SPACE, drill.undisturbed.first_tournament)),
     place="in process",
     follows=(
         expect.exit_codes(3, 0),
@@ -147,12 +150,16 @@ DISK_FULL_QUEUE = Drill(
 DISK_REFUSES = Drill(
     number=14,
     name="disk-refuses",
-    what="The disk refuses a write of the journal, a checkpoint and a field report: each stops the run; same bits.",
+    what="The disk refuses a write of the journal, a checkpoint, a report, the queue: each stops the run; same bits.",
     act=refuses,
     place="in process",
     follows=(
-        expect.exit_codes(3, 3, 3, 0),
-        *(expect.error("StoreWriteFailed", cause="OSError", attempt=number) for number in range(3)),
+        expect.exit_codes(3, 3, 3, 3, 0),
+        *(
+            expect.error("StoreWriteFailed", cause="OSError", says=store, attempt=number)
+            for number, store in enumerate(("queue", "journal", "checkpoints", "field_reports"))
+        ),
+        expect.signals(SIGNALS, some_refused=True),
         expect.same_bits(),
     ),
 )
@@ -202,6 +209,19 @@ JOURNAL_CUT = Drill(
         expect.exit_codes(3, 0),
         expect.error("StoreWriteFailed", cause="OSError", says="journal"),
         expect.events(journal_damaged=1),
+        expect.same_bits(),
+    ),
+)
+QUEUE_CUT = Drill(
+    number=14,
+    name="queue-cut",
+    what="The disk cuts the record of a signal: the next record finds out, the run stops; all other signals come out.",
+    act=lambda drill: breaks_the_queue(drill, in_queue(Fault.TRUNCATE, drill.undisturbed.first_tournament)),
+    place="in process",
+    follows=(
+        expect.exit_codes(3, 0),
+        expect.error("StoreWriteFailed", cause="OSError", says="queue"),
+        expect.damaged_signals(SIGNALS, lost=1),
         expect.same_bits(),
     ),
 )

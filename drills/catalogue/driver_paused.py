@@ -35,6 +35,7 @@ DRIVER_PAUSED = Drill(
         expect.exit_codes(0),
         expect.noted("the resume was refused", "in use by pid"),
         expect.events(),
+        expect.within(rounds_redone=0),
         expect.same_bits(),
     ),
 )

@@ -100,7 +100,13 @@ QUEUE_CAPPED = Drill(
     what="More signals arrive than a sink may get in a minute: it gets no more, the rest waits, and each comes out.",
     act=capped,
     place="in process",
-    follows=(expect.exit_codes(0), expect.signals(MANY), expect.at_most(CAP), expect.same_bits()),
+    follows=(
+        expect.exit_codes(0),
+        expect.signals(MANY),
+        expect.counters({"esper.signal.published": MANY, "esper.signal.dropped": 0, "esper.signal.rejected": 0}),
+        expect.at_most(CAP),
+        expect.same_bits(),
+    ),
 )
 QUEUE_FULL = Drill(
     number=7,
@@ -108,7 +114,12 @@ QUEUE_FULL = Drill(
     what="More signals arrive than the queue has places: some are refused to their sender, and none is lost.",
     act=full,
     place="in process",
-    follows=(expect.exit_codes(0), expect.signals(MANY, some_refused=True), expect.same_bits()),
+    follows=(
+        expect.exit_codes(0),
+        expect.signals(MANY, some_refused=True),
+        expect.counters({"esper.signal.rejected": expect.AtLeast(1), "esper.signal.dropped": 0}),
+        expect.same_bits(),
+    ),
 )
 EMERGENCY_KILLED = Drill(
     number=8,
@@ -119,6 +130,8 @@ EMERGENCY_KILLED = Drill(
         expect.exit_codes(0, 0),
         expect.restarted("emergency"),
         expect.replaced_alone("emergency"),
+        expect.counters({"esper.actor.restarts": 1, "esper.signal.dropped": 0}),
+        expect.within(decide_s=300.0, steps_redone=0),
         expect.full_before_the_fault(PLACES),
         expect.signals(MANY, some_refused=True),
         expect.same_bits(),
@@ -130,5 +143,11 @@ SINK_DOWN = Drill(
     what="The sink cannot be written during the run: the signals wait, and go out when it is back.",
     act=down,
     place="in process",
-    follows=(expect.exit_codes(0, 0), expect.signals(MANY), expect.same_bits()),
+    follows=(
+        expect.exit_codes(0, 0),
+        expect.signals(MANY),
+        expect.counters({"esper.signal.published": MANY, "esper.signal.retried": expect.AtLeast(1)}),
+        expect.within(steps_redone=0),
+        expect.same_bits(),
+    ),
 )

@@ -40,6 +40,7 @@ FALLBACK_MARKED = Drill(
         expect.exit_codes(0),
         expect.culled("G2", "fallback_requested"),
         expect.events(tamiyo_fallback_requested=1, diverges=True),
+        expect.counters({"esper.fallbacks": 1}),
     ),
 )
 FALLBACK_STATUS = Drill(
@@ -52,6 +53,7 @@ FALLBACK_STATUS = Drill(
         expect.exit_codes(0),
         expect.culled("G4", "fallback_status"),
         expect.events(fallback_status_rejected=1, diverges=True),
+        expect.counters({"esper.fallbacks": 1}),
     ),
 )
 MESH_INCOMPLETE = Drill(
@@ -64,5 +66,6 @@ MESH_INCOMPLETE = Drill(
         expect.exit_codes(0),
         expect.culled("G3", "mesh_incomplete"),
         expect.events(mesh_coverage_missing=1, diverges=True),
+        expect.counters({"esper.fallbacks": 0}),
     ),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from drills import expect
 from drills.breaking import kill
+from drills.budgets import EACH_PHASE
 from drills.drill import Drill
 from drills.drill_context import DrillContext
 
@@ -27,6 +28,8 @@ MANAGER_KILLED = Drill(
         expect.exit_codes(0),
         expect.restarted("manager-0", "kasmina", "kasmina"),
         expect.replaced_alone("manager-0"),
+        expect.counters({"esper.actor.restarts": 3}),
+        EACH_PHASE,
         expect.redone(rounds=2),
         expect.same_bits(),
     ),

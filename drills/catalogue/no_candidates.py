@@ -29,6 +29,7 @@ NO_CANDIDATES = Drill(
         expect.error("NoSeedCandidates"),
         expect.journalled("NoSeedCandidates"),
         expect.events(policy_no_candidates=1),
+        expect.counters({"esper.policy.failures": 1, "esper.seed.transitions": 0}),
         expect.trace("esper round >> tamiyo decide", error="NoSeedCandidates", role="tamiyo"),
     ),
 )

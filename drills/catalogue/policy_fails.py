@@ -34,6 +34,7 @@ POLICY_FAILS = Drill(
         expect.error("PolicyFailed", cause="ZeroDivisionError", says=SAYS),
         expect.journalled("PolicyFailed"),
         expect.events(policy_failed=1),
+        expect.counters({"esper.policy.failures": 1}),
         expect.trace(
             "esper round >> tamiyo decide > policy", error="PolicyFailed", role="tamiyo", event="policy_failed"
         ),

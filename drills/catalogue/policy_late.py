@@ -21,6 +21,7 @@ FOLLOWS = (
     expect.error("PolicyDeadlineExceeded"),
     expect.journalled("PolicyDeadlineExceeded"),
     expect.events(policy_timeout=1),
+    expect.counters({"esper.policy.failures": 1}),
     expect.redone(rounds=1),
     expect.same_bits(),
 )

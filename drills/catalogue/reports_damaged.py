@@ -31,7 +31,8 @@ REPORTS_DAMAGED = Drill(
     follows=(
         expect.exit_codes(143, 0),
         expect.events(field_reports_damaged=1),
-        expect.redone(rounds=0),
+        expect.counters({"esper.load.errors": 1}),
+        expect.within(steps_redone=0),
         expect.same_bits(),
     ),
 )

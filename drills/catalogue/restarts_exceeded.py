@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from drills import expect
 from drills.breaking import kill
+from drills.budgets import EACH_PHASE
 from drills.drill import Drill
 from drills.drill_context import DrillContext
 
@@ -35,6 +36,8 @@ RESTARTS_EXCEEDED = Drill(
         expect.exit_codes(3, 0),
         expect.error("RestartIntensityExceeded", cause="TrainerRankLost"),
         expect.restarted("tolaria", "tolaria"),
+        expect.counters({"esper.actor.restarts": 2}),
+        EACH_PHASE,
         expect.redone(rounds=3),
         expect.same_bits(),
     ),
@@ -48,6 +51,7 @@ NO_PROGRESS = Drill(
         expect.exit_codes(3, 0),
         expect.error("RestartIntensityExceeded", cause="TrainerRankLost"),
         expect.restarted("tolaria"),
+        expect.counters({"esper.actor.restarts": 1}),
         expect.redone(rounds=2),
         expect.same_bits(),
     ),

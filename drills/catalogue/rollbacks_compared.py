@@ -22,6 +22,7 @@ ROLLBACKS_COMPARED = Drill(
     follows=(
         expect.exit_codes(0),
         expect.rolled_back("fast", "full"),
+        expect.counters({"esper.rollbacks": 2, "esper.actor.restarts": 0}),
         expect.events(rollback_fast=1, rollback_full=1),
         expect.trace("rollback fast >> checkpoint restore"),
         expect.trace("rollback full >> checkpoint restore"),

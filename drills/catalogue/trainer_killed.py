@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from drills import expect
 from drills.breaking import kill
+from drills.budgets import EACH_PHASE
 from drills.drill import Drill
 from drills.drill_context import DrillContext
 
@@ -30,6 +31,8 @@ TRAINER_KILLED = Drill(
         expect.restarted("tolaria", "tolaria", "tolaria", "tolaria"),
         expect.events(trainer_rank_lost=4, actor_restarted=4),
         expect.recovered(4),
+        expect.counters({"esper.actor.restarts": 4}),
+        EACH_PHASE,
         expect.redone(rounds=4),
         expect.same_bits(),
     ),

@@ -219,15 +219,21 @@ class OpenRun:
                 stands, trace = stands if line.at.fence is None else line.at.fence, line.trace_id
             with noted_on(error, "journaling that the run failed"):
                 told = {**failure(error), "trace_id": trace, "fence": stands}
-                self.journal.write(RecordKind.RUN_FAILED, **told, **self._faults())
+                self.journal.write(RecordKind.RUN_FAILED, **told, **self._faults(), counters=self._counters())
             with noted_on(error, "reading the queue of emergency signals"):
                 self._tell_undelivered(finished=False)
             if isinstance(error, KeyboardInterrupt):  # the command line has a line of its own; Python prints the note
                 error.add_note(f"the fences are saved; to resume the run: {resume_in_python(self.path)}")
             raise
-        self.journal.write(RecordKind.RUN_ENDED, **summary.as_json())
+        self.journal.write(RecordKind.RUN_ENDED, **summary.as_json(), counters=self._counters())
         progress.ended(summary)
         return summary
+
+    def _counters(self) -> dict[str, int]:
+        """Return the counters of all processes that are not 0, each summed over its labels."""
+        found = self.metrics.now()
+        totals = {name: found.total(name) for name in sorted(found.counters)}
+        return {name: total for name, total in totals.items() if total}
 
     def _tell_undelivered(self, *, finished: bool) -> None:
         """Report the signals that sinks have not confirmed, and the requests that no process has read. Call it when the

@@ -50,6 +50,16 @@ def less_one(add: Callable[..., None]) -> Callable[..., None]:
     return careless
 
 
+def without(name: str) -> Callable[..., None]:
+    """One counter is never counted."""
+    add = Counters.add
+
+    def careless(self: Counters, one: str, amount: int = 1, **labels: Any) -> None:
+        add(self, one, amount * (one != name), **labels)
+
+    return careless
+
+
 ADMISSION, EVIDENCE = "esper.kasmina.registry.admission", "esper.kasmina.registry.gate_evidence"
 PLANTED = {
     "command-replayed": ("esper.flow.growth.check_answered", nothing),
@@ -62,6 +72,9 @@ PLANTED = {
     "fallback-status": (f"{EVIDENCE}.performance_status", lambda *_: PerformanceStatus.NOMINAL),
     "disk-full-journal": ("esper.archive.journal.Journal.write_many", swallowing(Journal.write_many)),
     "checkpoint-flipped": ("esper.durable.streams._verify", nothing),
+    "queue-cut": ("esper.emergency.queue.EmergencyQueue._tell_damage", nothing),
+    "disk-refuses": ("esper.emergency.queue.counted_refusal", nothing),
+    "reports-damaged": ("esper.telemetry.metrics.Counters.add", without("esper.load.errors")),
     "collector-refuses": ("esper.telemetry.metrics.Counters.add", less_one(Counters.add)),
 }
 """Drill -> the function that is replaced, and what replaces it."""

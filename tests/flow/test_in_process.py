@@ -278,6 +278,10 @@ def test_the_journal_begins_with_the_identity_and_ends_with_the_digest(grown: Ru
     assert entries[0].body == json.loads(run_file(grown.path).read_bytes())
     assert entries[-1].kind is RecordKind.RUN_ENDED
     assert entries[-1].body["weights_sha256"] == grown.result.weights_sha256
+    counted = entries[-1].body["counters"]
+    assert counted["esper.seed.transitions"] == len(grown.bodies(RecordKind.TRANSITION))
+    assert counted["esper.command.admissions"] == len(grown.bodies(RecordKind.COMMAND))
+    assert "esper.rollbacks" not in counted
     assert json.loads(summary_file(grown.path).read_bytes()) == grown.result.as_json()
 
 
