@@ -150,9 +150,8 @@ class RemoteIncubator:
 
     def twin_report(self) -> TwinReport:
         """See `Incubation`."""
-        loss = self._of_twin(lambda fork: fork.shard_means("test")["loss"])
         digest = self._of_twin(RemoteFork.weights_sha256)
-        return TwinReport(steps=self._twin_steps, test_loss=loss, weights_sha256=digest)
+        return TwinReport(steps=self._twin_steps, weights_sha256=digest)
 
     def state(self, fence: int) -> dict[str, Any]:  # Any: see `Incubation`
         """See `Incubation`. This call waits until the twin has trained to this fence."""

@@ -1,19 +1,37 @@
 """The end of a run with `growth.finish=better`: the better of live host and twin is the network of the run.
 
 Both are measured over the whole pick and gate shards. Both stay in the last checkpoint, so a resume with more epochs
-continues with both. This module changes no component.
+continues with both, and chooses again at its end. This module changes no component.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 from esper.flow.crew import Components
 from esper.leyline.finish import EndLosses, Finish
 from esper.leyline.stages import IN_HOST
 from esper.leyline.state import RegistryView
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Sizes of the measurements with which a run chooses its network."""
+
+    samples: int
+    """Samples of the pick and gate shards together."""
+    batch_size: int
+    host_flops: int
+    """Modelled FLOPs of one optimizer step of the twin."""
+
+    def flops(self, view: RegistryView) -> int:
+        """Return the modelled FLOPs of measuring the live host, and the twin if there is one. The forward pass of a
+        batch counts as a third of a step."""
+        twin = self.host_flops if view.has_twin else 0
+        return round(self.samples / self.batch_size / 3 * (view.step_flops + twin))
 
 
 def choose(components: Components, view: RegistryView, fence: int) -> Finish:

@@ -14,7 +14,7 @@ from esper.flow.checkpoints import Checkpoints
 from esper.flow.crew import Components
 from esper.flow.death_log import DeathLog
 from esper.flow.emergency_watch import SignalWatch
-from esper.flow.finishing import choose
+from esper.flow.finishing import Ending, choose
 from esper.flow.going_back import GoingBack, Phase
 from esper.flow.growth import Growth
 from esper.flow.position import Position
@@ -48,8 +48,8 @@ class Line:
     at: Position = field(default_factory=Position)
     trace_id: str = ""
     """Trace id of the last round that began."""
-    chooses: bool = False
-    """True: the run ends with the better of live host and twin."""
+    ending: Ending | None = None
+    """Set if the run ends with the better of live host and twin."""
 
     def __post_init__(self) -> None:
         self.watch = SignalWatch(self.components.inbox, self.journal, self.at, self.progress)
@@ -134,17 +134,18 @@ class Line:
         if back is not None:
             self.back.obey(back, fence)
             return
-        if self.chooses and fence == self.last:
-            self._finish(fence)
+        if self.ending is not None and fence == self.last:
+            self._finish(fence, self.ending)
         gauge("esper.parameters", training.parameters)
         gauge("esper.seeds.live", sum(stage in LIVE for stage in self.view.stages.values()))
         self.progress.fence(self.at.round_state(training), self.tally)
         self._pass(fence)
 
-    def _finish(self, fence: int) -> None:
+    def _finish(self, fence: int, ending: Ending) -> None:
         """Choose the network of the run."""
         with self.tally.fence():
             self.at.finish = choose(self.components, self.view, fence)
+        self.tally.incubator_flops += ending.flops(self.view)
         self.journal.write(RecordKind.FINISHED, self.at.finish)
 
     def _hear(self, fence: int) -> None:

@@ -36,6 +36,7 @@ from esper.faults import Firings, missed
 from esper.flow.checkpoints import Checkpoints, FenceState
 from esper.flow.command_key import command_key, without_key_file
 from esper.flow.crew import Components
+from esper.flow.finishing import Ending
 from esper.flow.going_back import Cause
 from esper.flow.identifying import check_same_policy, check_same_task, identify
 from esper.flow.launching import BringUp
@@ -328,7 +329,7 @@ class OpenRun:
             self.conductor.progress,
             self.conductor.drain,
             trace_id=trace,
-            chooses=self.survey.config.growth.enabled and self.survey.config.growth.finish == "better",
+            ending=_ending(self.survey),
         )
         calm_fences = self.survey.config.emergency.calm_fences
         line.at.levels = level_history(
@@ -337,6 +338,14 @@ class OpenRun:
         if self.past is not None:
             line.tally.rollbacks = self.past.rollbacks
         return line
+
+
+def _ending(survey: Survey) -> Ending | None:
+    """Return the sizes with which a run chooses its network at its end. None: it does not choose."""
+    growth, data = survey.config.growth, survey.data
+    if not (growth.enabled and growth.finish == "better"):
+        return None
+    return Ending(len(data.shards["pick"]) + len(data.shards["gate"]), data.batch_size, survey.host_flops)
 
 
 def _metrics_of(config: RunConfig) -> AbstractContextManager[RunMetrics]:

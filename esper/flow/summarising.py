@@ -56,6 +56,7 @@ def _network(line: Line, survey: Survey, twin: TwinReport | None) -> partial[Sum
     ends_with_twin = finish is not None and finish.network == "twin"
     means = line.components.incubator.twin_means if ends_with_twin else trainer.shard_means
     end = means("test")
+    live, of_twin = _test_losses(line, end["loss"], ends_with_twin=ends_with_twin)
     seeds = tuple(fate(seed) for seed in line.view.seeds)
     why = f"the run ends with its twin: {finish.why}" if finish is not None and ends_with_twin else None
     return partial(
@@ -63,7 +64,7 @@ def _network(line: Line, survey: Survey, twin: TwinReport | None) -> partial[Sum
         test_loss=end["loss"],
         valid_loss=means("valid")["loss"],
         start_test_loss=line.at.start["loss"],
-        twin_test_loss=twin.test_loss if twin is not None else None,
+        twin_test_loss=of_twin,
         test_metrics={name: value for name, value in end.items() if name != "loss"},
         params_start=survey.host_parameters,
         params_end=survey.host_parameters if ends_with_twin else trainer.parameter_count(),
@@ -73,17 +74,19 @@ def _network(line: Line, survey: Survey, twin: TwinReport | None) -> partial[Sum
         why_none_stayed=why or why_none_stayed(survey, growth, seeds),
         ends_with=finish.network if finish is not None else "live",
         finish=finish,
-        live_test_loss=_live_test_loss(line, end["loss"], ends_with_twin=ends_with_twin),
+        live_test_loss=live if finish is not None else None,
         weights_sha256=trainer.weights_sha256() if finish is None else _weights_of(finish),
         twin_weights_sha256=twin.weights_sha256 if twin is not None else None,
     )
 
 
-def _live_test_loss(line: Line, test_loss: float, *, ends_with_twin: bool) -> float | None:
-    """Return the test loss of the live host, if the run chose its network. `test_loss` is that of the network."""
-    if line.at.finish is None:
-        return None
-    return line.components.trainer.shard_means("test")["loss"] if ends_with_twin else test_loss
+def _test_losses(line: Line, test_loss: float, *, ends_with_twin: bool) -> tuple[float, float | None]:
+    """Return the test losses of live host and twin. `test_loss` is that of the network, which is not measured again.
+    The second is None if the run has no twin."""
+    trainer, incubator = line.components.trainer, line.components.incubator
+    if ends_with_twin:
+        return trainer.shard_means("test")["loss"], test_loss
+    return test_loss, incubator.twin_means("test")["loss"] if line.view.has_twin else None
 
 
 def _weights_of(finish: Finish) -> str:

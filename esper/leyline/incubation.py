@@ -184,5 +184,4 @@ class TwinReport(Message):
 
     steps: int
     """Optimizer steps since the control became the twin."""
-    test_loss: float
     weights_sha256: str

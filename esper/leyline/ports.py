@@ -334,7 +334,7 @@ class Incubation(Protocol):
         ...
 
     def twin_report(self) -> TwinReport:
-        """Return the report on the twin."""
+        """Return the twin's number of steps and digest of weights. No shard is measured."""
         ...
 
     def state(self, fence: int) -> Mapping[str, Any]:  # Any: plain values and snapshots

@@ -15,7 +15,7 @@ from esper.archive.journal import RecordKind
 from esper.errors import FaultInjected
 from esper.flow.result import Result
 from esper.ground.tensors import state_digest
-from esper.testing import tiny_config, tiny_task
+from esper.testing import Bands, tiny_config, tiny_task
 
 ADOPTING = {"growth__entry": "adopt", "growth__replicas": 2, "growth__finish": "better"}
 
@@ -86,3 +86,14 @@ def test_a_run_whose_conductor_ends_in_an_adoption_is_resumed_with_the_same_bits
     with pytest.raises(FaultInjected):
         launch_tiny(growth__managers=2, faults=[fault], **ADOPTING)
     compare(esper.resume(launch_tiny.run_dir, tiny_task(), on=OnRay(embedded)), alone)
+
+
+@pytest.mark.torture
+def test_a_run_whose_live_host_overfits_ends_with_its_twin_as_in_one_process(launch_tiny: Any, tmp_path: Path) -> None:
+    task, settings = tiny_task(train=Bands(128, key=1), epochs=60), {**ADOPTING, "growth__replicas": 1}
+    alone = esper.run(task, tiny_config(run__dir=str(tmp_path / "alone"), **settings))
+    together = launch_tiny(task=task, growth__managers=2, **settings)
+    assert (together.ends_with, together.finish) == ("twin", alone.finish)
+    assert together.weights_sha256 == together.twin_weights_sha256 == state_digest(together.network.state_dict())
+    assert (together.test_loss, together.live_test_loss) == (alone.test_loss, alone.live_test_loss)
+    assert together.incubator_gflops == alone.incubator_gflops

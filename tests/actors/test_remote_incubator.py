@@ -203,7 +203,7 @@ def growth(survey: Survey, incubator: Any, wrap: Callable[[Any], Any]) -> list[A
     answers.append(incubator.twin_losses(3))
     incubator.state(3)
     incubator.advance_twin(80)
-    answers.append(incubator.twin_report())
+    answers += [incubator.twin_means("test"), incubator.twin_report()]
     return answers
 
 

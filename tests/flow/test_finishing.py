@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from stopping import stop
 
 import esper
@@ -24,7 +26,10 @@ from esper.flow.result import Result
 from esper.ground.tensors import state_digest
 from esper.kasmina.judging import gates
 from esper.leyline.finish import EndLosses
-from esper.testing import tiny_config, tiny_task
+from esper.setup.survey import survey_of
+from esper.task import Task
+from esper.testing import Bands, tiny_config, tiny_task
+from esper.tolaria.measured_host import MeasuredHost
 
 
 def losses(mean: float) -> EndLosses:
@@ -117,3 +122,65 @@ def test_a_run_that_chooses_is_stopped_and_resumed_with_the_same_choice(
     assert result.finish.twin.weights_sha256 == undisturbed.twin_weights_sha256
     assert result.finish.live.mean < result.finish.twin.mean
     assert result.live_test_loss == result.test_loss == undisturbed.test_loss
+
+
+# -- a live host that loses --------------------------------------------------------------------------------------
+
+OVERFITTING = {"growth__entry": "adopt", "growth__replicas": 1}
+"""With these settings the seed of `few_samples` stays, although it learns the samples by heart."""
+
+
+def few_samples() -> Task:
+    return tiny_task(train=Bands(128, key=1), epochs=60)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """The run that keeps its live host."""
+    place = str(tmp_path_factory.mktemp("kept") / "run")
+    return run(few_samples(), tiny_config(run__dir=place, **OVERFITTING))
+
+
+@pytest.mark.slow
+def test_a_run_whose_live_host_overfits_ends_with_its_twin_and_goes_on_with_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: Result
+) -> None:
+    measured, means = Counter[str](), MeasuredHost.shard_means
+
+    def counted(self: MeasuredHost, shard: str) -> dict[str, float]:
+        measured[shard] += 1
+        return means(self, shard)
+
+    config = tiny_config(run__dir=str(tmp_path / "run"), growth__finish="better", **OVERFITTING)
+    with monkeypatch.context() as patched:
+        patched.setattr(MeasuredHost, "shard_means", counted)
+        result = run(few_samples(), config)
+    assert measured == {"test": 3, "valid": 1, "pick": 2, "gate": 2}  # test: the first host, live host, twin
+    assert result.finish is not None
+    assert result.finish.twin is not None
+    assert result.finish.live.mean > result.finish.twin.mean
+    assert result.live_test_loss == kept.test_loss > kept.twin_test_loss == result.test_loss
+    (seed,) = [seed for seed in result.seeds if seed.stage == "FOSSILIZED"]
+    plain = run(few_samples(), tiny_config(growth__enabled=False))
+    assert (result.ends_with, result.weights_sha256) == ("twin", plain.weights_sha256)
+    assert (result.finish.live.weights_sha256, result.params_end) == (kept.weights_sha256, plain.params_end)
+    exported = esper.export_network(tmp_path / "run", to=tmp_path / "network", task=few_samples())
+    loaded = esper.load(tmp_path / "run", task=few_samples()).state_dict()
+    states = loaded, result.network.state_dict(), torch.load(tmp_path / "network" / "network.pt", weights_only=True)
+    assert {state_digest(state) for state in states} == {plain.weights_sha256}
+    assert exported.seeds == 0
+
+    survey = survey_of(few_samples(), config)
+    (pair,) = [pair for pair in survey.options if pair.blueprint_id == seed.blueprint]
+    passes = (256 + 256) / 32 / 3
+    flops = round(passes * (2 * survey.host_flops + pair.flops))
+    assert result.incubator_gflops - kept.incubator_gflops == pytest.approx(flops / 1e9, abs=1e-9)
+
+    longer, (grown, chosen) = {"run.epochs": 70}, (Path(kept.run_dir), tmp_path / "run")
+    with_live, again = (esper.resume(place, few_samples(), settings=longer) for place in (grown, chosen))
+    assert again.finish is not None
+    assert again.finish.twin is not None
+    assert again.finish.live.weights_sha256 == with_live.weights_sha256
+    assert again.finish.twin.weights_sha256 == with_live.twin_weights_sha256
+    assert (again.finish.fence, again.ends_with) == (14, "twin")
+    assert again.weights_sha256 == with_live.twin_weights_sha256 != plain.weights_sha256

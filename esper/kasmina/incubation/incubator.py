@@ -272,9 +272,8 @@ class Incubator:
         return self.twin.shard_means(shard)
 
     def twin_report(self) -> TwinReport:
-        """Return the twin's number of steps, test loss and digest of weights."""
-        loss, digest = self.twin.shard_means("test")["loss"], self.twin.weights_sha256()
-        return TwinReport(steps=self._twin_steps, test_loss=loss, weights_sha256=digest)
+        """Return the twin's number of steps and digest of weights."""
+        return TwinReport(steps=self._twin_steps, weights_sha256=self.twin.weights_sha256())
 
     def state(self, fence: int) -> dict[str, Any]:  # Any: see leyline's ports
         """Return the state for a checkpoint: the twin, and the snapshot from which the pending order began.
