@@ -66,7 +66,8 @@ def _in_a_run(place: str, found: Mapping[str, Any]) -> str:
 
 def lines(found: Mapping[str, Any]) -> list[str]:
     """Return lines about the fences at which seeds can germinate, the cost of a tournament, and the wait for it."""
-    return [*preset(found), *padding(found), *companions(found), _germination(found), _compute(found), _waits(found)]
+    told = [*preset(found), *padding(found), *companions(found), _germination(found), *_rungs(found)]
+    return [*told, _compute(found), _waits(found)]
 
 
 def preset(found: Mapping[str, Any]) -> list[str]:
@@ -127,10 +128,25 @@ def _germination(found: Mapping[str, Any]) -> str:
     return f"{said}; at the first of them nothing would be tried: {hold['detail']}{limit}"
 
 
+def _rungs(found: Mapping[str, Any]) -> list[str]:
+    """Return a line about the rungs of the first tournament. Empty: no seed can germinate."""
+    told = [
+        f"{_between(rung['candidates_least'], rung['candidates_most'])} candidates to step {rung['step']} (judged on"
+        f" {rung['samples']} samples)"
+        for rung in found["rungs"]
+    ]
+    return [f"first tournament: {', '.join(told)}, and {found['placebos']} placebos"] if told else []
+
+
+def _between(least: object, most: object) -> str:
+    return f"{least}" if least == most else f"{least} to {most}"
+
+
 def _compute(found: Mapping[str, Any]) -> str:
+    ends = (number(found[name], 2) for name in ("tournament_gflops_least", "tournament_gflops_most"))
     return (
         f"modelled: host {number(found['host_gflops'], 2)} GFLOP, twin {number(found['twin_gflops'], 2)} GFLOP, first"
-        f" tournament {number(found['tournament_gflops'], 2)} GFLOP and {number(found['tournament_bytes'] / 2**20, 2)}"
+        f" tournament {_between(*ends)} GFLOP and {number(found['tournament_bytes'] / 2**20, 2)}"
         " MiB of weights, gradients and moments"
     )
 

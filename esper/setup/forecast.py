@@ -13,20 +13,15 @@ from itertools import pairwise
 from typing import Any
 
 from esper.ground.clock import SystemClock
-from esper.kasmina.blueprints.catalogue import Blueprint
-from esper.kasmina.blueprints.placebos import name_of
-from esper.kasmina.incubation.incubator import PROBE_BATCHES
-from esper.kasmina.incubation.placebo_plans import place_of
-from esper.kasmina.incubation.rungs import Course, course, field_sizes
 from esper.leyline.decisions import Hold, Pair
 from esper.leyline.ids import new_run_id
 from esper.leyline.incubation import Received
 from esper.leyline.reports import GraftPlan
-from esper.leyline.slots import SlotSpec
 from esper.leyline.state import RoundState, TrainingState
 from esper.setup.assembly import RunKey, make_fork_factory, make_incubator, make_kasmina, make_tamiyo, make_trainer
 from esper.setup.candidates import candidate_rows, first_tournament, left_out_by_budgets, why_nothing_grows
 from esper.setup.survey import Survey
+from esper.setup.tournament_cost import Heat, heats_of, last_units, placebos_of, tournament_flops
 
 WARM_UP_STEPS, TIMED_STEPS = 2, 6
 TIMED_PROBES_EVERY = 3
@@ -39,7 +34,7 @@ def forecast(survey: Survey) -> dict[str, Any]:
     growth, data = survey.config.growth, survey.data
     first = first_tournament(survey) if survey.can_grow else ()
     tried = () if isinstance(first, Hold) else first
-    step = survey.host_flops
+    step, (least, most) = survey.host_flops, tournament_flops(survey, tried)
     return {
         "steps": survey.total_steps,
         "rounds": len(survey.fence_steps) - 1,
@@ -63,7 +58,10 @@ def forecast(survey: Survey) -> dict[str, Any]:
         "candidates": candidate_rows(survey, tried),
         "left_out_by_budgets": left_out_by_budgets(survey),
         "host_gflops": survey.total_steps * step / 1e9,
-        "tournament_gflops": _tournament_flops(survey, tried) / 1e9,
+        "tournament_gflops": (least + most) / 2e9,
+        "tournament_gflops_least": least / 1e9,
+        "tournament_gflops_most": most / 1e9,
+        "rungs": _rungs(survey, len(tried)),
         "placebos": growth.placebos if tried else 0,
         "twin_gflops": _twin_steps(survey) * step / 1e9,
         "tournament_bytes": 4 * _fork_bytes(survey, tried),
@@ -101,48 +99,21 @@ def _fork_bytes(survey: Survey, tried: Sequence[Pair]) -> int:
         return 0
     copies = survey.config.growth.copies
     seeds = [pair.parameters for pair in tried]
-    seeds += [made.parameters(spec, copies) for made, spec in _placebos(survey, tried)]
+    seeds += [made.parameters(spec, copies) for made, spec in placebos_of(survey, tried)]
     return sum(survey.host_bytes + 4 * seed for seed in (0, *seeds))
 
 
-def _placebos(survey: Survey, tried: Sequence[Pair]) -> list[tuple[Blueprint, SlotSpec]]:
-    """Return the placebos of a first tournament between some pairs, with the slots of the placebos."""
-    specs, slots = {spec.path: spec for spec in survey.specs}, [pair.slot for pair in tried]
-    count = survey.config.growth.placebos if tried else 0
-    places = ((survey.blueprints.get(name_of(place)), place_of(place, count, slots)) for place in range(count))
-    return [(made, specs[slot]) for made, slot in places]
-
-
-def _tournament_flops(survey: Survey, tried: Sequence[Pair]) -> float:
-    """Return the FLOPs of probes, heats and evaluations of a tournament. The seeds with fewer FLOPs are assumed to
-    reach the next heat.
+def _rungs(survey: Survey, seeds: int) -> list[dict[str, int]]:
+    """Return the rungs of a first tournament as JSON values: the step of the forks, the judged samples, and the number
+    of candidates that train up to the rung.
     """
-    step, heats = survey.host_flops, _heats(survey, len(tried))
-    if not tried:
-        return 0.0
-    running = sorted(pair.flops for pair in tried)
-    cost: float = sum(PROBE_BATCHES * (step + seed) for seed in running)
-    units = _course(survey, len(tried)).units or (None,) * len(heats)
-    evaluations = [len(survey.data.slice("pick", 0, one).indices) / survey.data.batch_size / 3 for one in units]
-    for steps, evaluation, size in zip(heats, evaluations, field_sizes(len(tried), len(heats)), strict=True):
-        cost += sum((steps + evaluation) * (step + seed) for seed in running[:size])
-    whole = sum(heats) + sum(evaluations) + evaluations[-1]  # the last is on the gate shard
-    batch, copies = survey.data.batch_size, survey.config.growth.copies
-    cost += sum(whole * (step + made.flops(spec, batch, copies)) for made, spec in _placebos(survey, tried))
-    return cost + whole * step
-
-
-def _heats(survey: Survey, seeds: int) -> tuple[int, ...]:
-    """Return the steps of each heat of a first tournament between `seeds` seeds. A heat ends at a rung."""
-    return tuple(after - before for before, after in pairwise((0, *_course(survey, seeds).steps)))
-
-
-def _course(survey: Survey, seeds: int) -> Course:
-    """Return the rungs of a first tournament. If the run is too short for one, they are those of its last fences."""
-    growth, last = survey.config.growth, len(survey.fence_steps) - 1
-    begin = min(survey.first_fence, last - survey.due_rounds)
-    steps = survey.fence_steps if begin >= 0 else (*survey.fence_steps, *[survey.total_steps] * -begin)
-    return course(growth, steps, max(0, begin), seeds)
+    heats, steps = heats_of(survey, seeds), 0
+    found = []
+    for heat in heats:
+        steps += heat.steps
+        sizes = {"candidates_least": heat.least, "candidates_most": heat.most}
+        found.append({"step": steps, "samples": heat.samples, **sizes})
+    return found
 
 
 def _incubating_steps(survey: Survey) -> int:
@@ -162,11 +133,15 @@ class Work:
     making_s: float
     step_s: float
     evaluation_s: float
-    """Seconds to evaluate one fence's slice of a judging shard."""
+    """Seconds to evaluate the slice of a judging shard on which the last rung judges."""
 
-    def heat(self, steps: int) -> float:
-        """Return the seconds of the training steps and of the evaluation after them."""
-        return steps * self.step_s + self.evaluation_s
+    def heat(self, steps: int, share: float = 1.0) -> float:
+        """Return the seconds of the training steps and of the evaluation after them.
+
+        Args:
+            share: Number of the judged samples, divided by that of the last rung.
+        """
+        return steps * self.step_s + share * self.evaluation_s
 
 
 @dataclass(frozen=True)
@@ -195,23 +170,27 @@ def foretell_waits(survey: Survey, measured: Timings) -> dict[str, Any]:
     Each process is assumed to have a core.
     """
     growth, steps = survey.config.growth, _incubating_steps(survey)
-    heats, count = _heats(survey, len(measured.forks)), len(measured.forks)
+    count = len(measured.forks)
+    heats = heats_of(survey, count)
     found: dict[str, Any] = {"step_s": measured.host.step_s, "managers": growth.managers}
     if not count:
         nothing = ("fence_wait_first_s", "fence_wait_replica_s", "fence_wait_least_s", "managers_for_no_wait")
         return found | dict.fromkeys((*nothing, "tournament_s"))
 
     def first(managers: int) -> float:
-        return max(0.0, tournament_s(measured, heats, managers, growth.placebos) - steps * measured.host.step_s)
+        whole = (tournament_s(measured, sizes, managers, growth.placebos) for sizes in _both(heats))
+        return statistics.fmean(max(0.0, one - steps * measured.host.step_s) for one in whole)
 
     waitless = (managers for managers in range(1, count + 2) if first(managers) == 0.0)
-    replica = replica_s(measured, sum(heats), growth.managers, twin=growth.twin) - steps * measured.fork.step_s
+    trained = sum(heat.steps for heat in heats)
+    replica = replica_s(measured, trained, growth.managers, twin=growth.twin) - steps * measured.fork.step_s
+    alone = statistics.fmean(tournament_s(measured, sizes, 1, growth.placebos) for sizes in _both(heats))
     return found | {
         "fence_wait_first_s": probes_s(measured, count, growth.managers) + first(growth.managers),
         "fence_wait_replica_s": probes_s(measured, 1, growth.managers) + max(0.0, replica),
         "fence_wait_least_s": probes_s(measured, count, count + 1) + first(count + 1),
         "managers_for_no_wait": next(waitless, None),
-        "tournament_s": probes_s(measured, count, 1) + tournament_s(measured, heats, 1, growth.placebos),
+        "tournament_s": probes_s(measured, count, 1) + alone,
     }
 
 
@@ -232,16 +211,28 @@ def probes_s(measured: Timings, count: int, managers: int) -> float:
     return busiest([(number, measured.probe_s) for number in range(count)], managers)
 
 
-def tournament_s(measured: Timings, heats: Sequence[int], managers: int, placebos: int = 0) -> float:
+Field = tuple[int, float, int]
+"""A heat as `tournament_s` needs it: steps, judged samples over those of the last rung, number of candidates."""
+
+
+def _both(heats: Sequence[Heat]) -> tuple[list[Field], list[Field]]:
+    """Return the heats with the least and with the largest numbers of candidates."""
+    last = heats[-1].samples
+    least = [(heat.steps, heat.samples / last, heat.least) for heat in heats]
+    return least, [(heat.steps, heat.samples / last, heat.most) for heat in heats]
+
+
+def tournament_s(measured: Timings, heats: Sequence[Field], managers: int, placebos: int = 0) -> float:
     """Return the seconds of a first tournament. It is not known which forks reach the later heats. So each fork of
     those heats is assumed to take the average time, and so is each placebo.
     """
     useless = [measured.fork] * placebos
     forks = (measured.host, *measured.forks, *useless)
-    whole = busiest([(number, work.making_s + work.heat(heats[0])) for number, work in enumerate(forks)], managers)
-    for steps, size in zip(heats[1:], [*field_sizes(len(measured.forks), len(heats))][1:], strict=True):
+    steps, share, _ = heats[0]
+    whole = busiest([(number, work.making_s + work.heat(steps, share)) for number, work in enumerate(forks)], managers)
+    for steps, share, size in heats[1:]:
         kept = [measured.host, *[measured.fork] * size, *useless]
-        whole += busiest([(number, work.heat(steps)) for number, work in enumerate(kept)], managers)
+        whole += busiest([(number, work.heat(steps, share)) for number, work in enumerate(kept)], managers)
     # evaluated on the gate shard, one after the other
     return whole + measured.host.evaluation_s + (1 + placebos) * measured.fork.evaluation_s
 
@@ -277,6 +268,7 @@ def measure(survey: Survey) -> Timings:
     trainer, make = make_trainer(survey, key), make_fork_factory(survey, key)
     first = _first_plans(survey, key, trainer.untrained()) if survey.can_grow else None
     plans, weights = (first.plans, first.weights) if first is not None else ((), {})
+    units = last_units(survey, len(plans)) if plans else None
     # an untrained host, from which the forks begin
     snapshot = replace(trainer.snapshot(), step=plans[0].start_step if plans else 0)
 
@@ -290,7 +282,7 @@ def measure(survey: Survey) -> Timings:
             fork.train_to(snapshot.step + step + 1)
             moments.append(time.perf_counter())
         if survey.config.growth.enabled:  # if no tournament is expected, the judging shards may be empty
-            fork.sample_losses("pick", fence)
+            fork.sample_losses("pick", fence, units)
         evaluation_s = time.perf_counter() - moments[-1]
         steps = [after - before for before, after in pairwise(moments)]
         return Work(moments[0] - start, statistics.median(steps[WARM_UP_STEPS:] or steps), evaluation_s)

@@ -17,6 +17,8 @@ from esper.archive.journal import RecordKind, read
 from esper.archive.run_directory import journal_file
 from esper.cli import plan_view
 from esper.cli.terminal import heading
+from esper.leyline.decisions import Hold
+from esper.setup.candidates import first_tournament
 from esper.setup.forecast import (
     Timings,
     Work,
@@ -29,6 +31,7 @@ from esper.setup.forecast import (
     tournament_s,
 )
 from esper.setup.survey import survey_of
+from esper.setup.tournament_cost import heats_of, tournament_flops
 from esper.testing import TinyHost, tiny_config, tiny_task
 
 
@@ -63,6 +66,52 @@ def test_the_modelled_cost_is_near_what_the_first_tournament_then_costs(tmp_path
     entries, _ = read(journal_file(tmp_path / "run", 1))
     spent = next(entry.body["flops"] for entry in entries if entry.kind is RecordKind.INCUBATION_ENDED)
     assert plan()["tournament_gflops"] * 1e9 == pytest.approx(spent, rel=0.35)
+
+
+class Deep(torch.nn.Module):
+    """[B, 8] -> [B, 4], with four slots of kind NC: 12 candidates or more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(4))
+        self.head = torch.nn.Linear(8, 4)
+
+    def forward(self, x_BC: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x_BC = layer(x_BC)
+        scores: torch.Tensor = self.head(x_BC)
+        return scores
+
+
+RUNGS = {
+    "growth__rungs": (10, 20, 40),
+    "growth__rung_samples": (64, 128, 256),
+    "growth__entry": "adopt",
+    "growth__tests": "tournaments",
+    "growth__max_tournaments": 1,
+    "growth__twin": False,
+    "growth__candidates": 12,
+    "growth__replicas": 1,
+    "risk__max_cost_ratio": 500.0,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("placebos", "sizes"), [(0, [(12, 12), (6, 6), (3, 3)]), (3, [(12, 12), (6, 9), (3, 7)])])
+def test_the_flops_that_a_plan_foretells_are_those_that_a_run_with_rungs_counts(
+    tmp_path: Path, placebos: int, sizes: list[tuple[int, int]]
+) -> None:
+    task, settings = tiny_task(model=Deep, slots=["layers.*"]), {**RUNGS, "growth__placebos": placebos}
+    config = tiny_config(run__dir=str(tmp_path / "run"), **settings)
+    survey = survey_of(task, config)
+    assert [(heat.least, heat.most) for heat in heats_of(survey, 12)] == sizes
+    assert [(heat.steps, heat.samples) for heat in heats_of(survey, 12)] == [(10, 64), (10, 128), (20, 256)]
+    tried = first_tournament(survey)
+    assert not isinstance(tried, Hold)
+    least, most = tournament_flops(survey, tried)
+    assert (most == least) == (placebos == 0)
+    counted = run(task, config).incubator_gflops * 1e9  # the probes, and one tournament
+    assert (least + most) / 2 == pytest.approx(counted, rel=0.25)
 
 
 def places(**overrides: Any) -> dict[str, str]:
@@ -214,8 +263,9 @@ def test_pieces_go_to_managers_by_their_number_and_the_busiest_decides() -> None
 def test_forks_are_shared_out_by_their_number_and_the_busiest_manager_decides(
     forks: int, heats: tuple[int, ...], managers: int, expected: float
 ) -> None:
-    gate = 3 + 4
-    assert tournament_s(measured(forks), heats, managers) == expected + gate
+    gate, last = 3 + 4, len(heats) - 1
+    field = [(steps, 1.0, forks if place == 0 else forks // 2) for place, steps in enumerate(heats[: last + 1])]
+    assert tournament_s(measured(forks), field, managers) == expected + gate
 
 
 def test_a_replica_its_control_and_the_twin_share_one_manager_or_none() -> None:
@@ -229,21 +279,25 @@ def test_probes_are_shared_out_and_the_last_manager_to_end_counts() -> None:
     assert [probes_s(measured(4), 4, managers) for managers in (1, 3, 4, 9)] == [6.0, 3.0, 1.5, 1.5]
 
 
+HALVED = [(10, 1.0, 3), (10, 1.0, 2)]
+
+
 def waits(cost: Timings, **overrides: Any) -> dict[str, Any]:
     return foretell_waits(survey_of(tiny_task(), tiny_config(**overrides)), cost)
 
 
 def test_the_trainer_waits_for_what_its_own_round_does_not_cover() -> None:
     found = waits(measured(3), growth__managers=2)
-    assert found["fence_wait_first_s"] == 2 * 1.5 + tournament_s(measured(3), (10, 10), 2) - 20 * 1.0
+    assert found["fence_wait_first_s"] == 2 * 1.5 + tournament_s(measured(3), HALVED, 2) - 20 * 1.0
     assert found["fence_wait_replica_s"] == 1.5 + replica_s(measured(3), 20, 2, twin=True) - 20 * 2.0
-    assert found["tournament_s"] == 3 * 1.5 + tournament_s(measured(3), (10, 10), 1)
+    assert found["tournament_s"] == 3 * 1.5 + tournament_s(measured(3), HALVED, 1)
     assert (found["step_s"], found["managers"], found["managers_for_no_wait"]) == (1.0, 2, None)
 
 
 def test_a_short_probe_ends_with_its_round_if_enough_managers_share_it() -> None:
     found = waits(measured(3), growth__probe_steps=3)
-    assert tournament_s(measured(3), (3,), 3) > 20 >= tournament_s(measured(3), (3,), 4)
+    whole = [(3, 1.0, 3)]
+    assert tournament_s(measured(3), whole, 3) > 20 >= tournament_s(measured(3), whole, 4)
     assert (found["managers_for_no_wait"], found["fence_wait_least_s"]) == (4, 1.5)
     assert found["fence_wait_first_s"] > found["fence_wait_least_s"]
 

@@ -103,12 +103,16 @@ def survivors(ranked: Sequence[T], rung: int, *, within: bool = False) -> Sequen
     return ranked[: math.ceil(count / 2) if rung == 0 else FEW]
 
 
-def field_sizes(seeds: int, rungs: int) -> Iterator[int]:
-    """Yield the number of forks that train up to each rung, if the best fork is always better than the placebos."""
+def field_sizes(seeds: int, rungs: int, *, within: bool = False) -> Iterator[int]:
+    """Yield the number of forks that train up to each rung.
+
+    Args:
+        within: True if the best fork is at no rung better than the placebos. False: it is at each rung.
+    """
     running: Sequence[int] = range(seeds)
     for rung in range(rungs):
         yield len(running)
-        running = survivors(running, rung)
+        running = survivors(running, rung, within=within)
 
 
 def _share(whole: int, of: tuple[int, int]) -> int:

@@ -1,0 +1,98 @@
+"""Forecasts the modelled compute of the first tournament of a run.
+
+It is not known before a run after which rungs the best fork is within the placebos. If it is, more forks continue. So
+the cost has a lower and an upper end, and the forecast is their mean.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from esper.kasmina.blueprints.catalogue import Blueprint
+from esper.kasmina.blueprints.placebos import name_of
+from esper.kasmina.incubation.incubator import PROBE_BATCHES
+from esper.kasmina.incubation.placebo_plans import place_of
+from esper.kasmina.incubation.rungs import Course, course, field_sizes
+from esper.leyline.decisions import Pair
+from esper.leyline.slots import SlotSpec
+from esper.setup.survey import Survey
+
+
+@dataclass(frozen=True)
+class Heat:
+    """The steps of the forks up to a rung, and the judgement at the rung."""
+
+    steps: int
+    samples: int
+    """Number of samples of the pick shard on which the rung judges."""
+    least: int
+    """Number of candidates that train up to the rung, if the best fork was better than the placebos at each rung
+    before."""
+    most: int
+    """Number of candidates that train up to the rung, if the best fork was within the placebos at each rung before."""
+
+
+def heats_of(survey: Survey, seeds: int) -> tuple[Heat, ...]:
+    """Return the heats of a first tournament between `seeds` candidates. Empty: there are no candidates."""
+    if not seeds:
+        return ()
+    found = _course(survey, seeds)
+    units = found.units or (None,) * len(found.steps)
+    soft = survey.config.growth.placebos > 0
+    least, most = (field_sizes(seeds, len(found.steps), within=within) for within in (False, soft))
+    return tuple(
+        Heat(after - before, samples_of(survey, "pick", one), few, many)
+        for (before, after), one, few, many in zip(pairwise((0, *found.steps)), units, least, most, strict=True)
+    )
+
+
+def samples_of(survey: Survey, shard: str, units: int | None) -> int:
+    """Return the number of samples in a slice of `units` samples, or groups, of a judging shard."""
+    return len(survey.data.slice(shard, 0, units).indices)
+
+
+def last_units(survey: Survey, seeds: int) -> int | None:
+    """Return the number of samples, or groups, of the last rung. None: the number that a fence draws."""
+    units = _course(survey, seeds).units
+    return units[-1] if units else None
+
+
+def placebos_of(survey: Survey, tried: Sequence[Pair]) -> list[tuple[Blueprint, SlotSpec]]:
+    """Return the placebos of a first tournament between some pairs, with the slots of the placebos."""
+    specs, slots = {spec.path: spec for spec in survey.specs}, [pair.slot for pair in tried]
+    count = survey.config.growth.placebos if tried else 0
+    places = ((survey.blueprints.get(name_of(place)), place_of(place, count, slots)) for place in range(count))
+    return [(made, specs[slot]) for made, slot in places]
+
+
+def tournament_flops(survey: Survey, tried: Sequence[Pair]) -> tuple[float, float]:
+    """Return the least and the largest FLOPs of probes, heats and evaluations of a tournament between some pairs.
+
+    Each fork of a later heat is assumed to have the mean FLOPs of all candidates.
+    """
+    if not tried:
+        return 0.0, 0.0
+    step, batch = survey.host_flops, survey.data.batch_size
+    heats, copies = heats_of(survey, len(tried)), survey.config.growth.copies
+    fork = step + statistics.fmean(pair.flops for pair in tried)
+    gate = samples_of(survey, "gate", last_units(survey, len(tried))) / batch / 3
+    passes = [heat.steps + heat.samples / batch / 3 for heat in heats]
+    whole = sum(passes) + gate
+    beside = sum(step + made.flops(spec, batch, copies) for made, spec in placebos_of(survey, tried))
+    fixed = PROBE_BATCHES * len(tried) * fork + gate * fork + whole * (step + beside)
+    least, most = (
+        sum(each * size for each, size in zip(passes, sizes, strict=True)) * fork
+        for sizes in ([heat.least for heat in heats], [heat.most for heat in heats])
+    )
+    return fixed + least, fixed + most
+
+
+def _course(survey: Survey, seeds: int) -> Course:
+    """Return the rungs of a first tournament. If the run is too short for one, they are those of its last fences."""
+    growth, last = survey.config.growth, len(survey.fence_steps) - 1
+    begin = min(survey.first_fence, last - survey.due_rounds)
+    steps = survey.fence_steps if begin >= 0 else (*survey.fence_steps, *[survey.total_steps] * -begin)
+    return course(growth, steps, max(0, begin), seeds)
