@@ -287,6 +287,8 @@ ALLOWED: dict[str, str] = {
     "esper/telemetry/batches.py _Counted.arrived: answers Exception": "lost spans and log records are counted and told",
     "tests/kit/collector.py saying.Handler.handle: suppress": "the exporter has gone away; what it counted is asserted",
     "esper/telemetry/events.py severe: answers OSError": "the event is counted as lost and printed",
+    "esper/telemetry/last_span.py last_traceparent: answers OSError": "the resume has no link; a run does not depend on its telemetry",
+    "esper/trace/otlp_json.py parsed: answers ValueError": "the other parser reads it, and its failure is the one that is told",
     "esper/telemetry/otlp_settings.py _installed: answers ModuleNotFoundError": "False; the run is refused by name",
     "esper/archive/inspection.py _metrics_url: answers (FileNotFoundError, NotADirectoryError, ValidationError)": "no endpoint, or not to be trusted; the state of the run is shown",
     "esper/telemetry/event_tally.py EventTally._read_on: answers OSError": "what the processes reported counts",

@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from opentelemetry.trace import Span
+
 from esper import faults
 from esper.archive.history import Past, last_halt, level_history
 from esper.archive.identity import Identity
@@ -58,6 +60,7 @@ from esper.setup.survey import Survey
 from esper.tamiyo.field_reports import FieldReportStore
 from esper.telemetry.context import continue_from, span, trace_id, traceparent, use
 from esper.telemetry.events import Severity, severe
+from esper.telemetry.last_span import last_traceparent
 from esper.telemetry.setup import Telemetry, check_environment
 from esper.user_code.task_reference import Reference
 from esper.user_code.their_code import any_of_their_code
@@ -198,7 +201,7 @@ class OpenRun:
         stands = self.past.fence if self.past is not None else 0
         try:
             if self.past is not None:
-                with span("esper resume", role="conductor", generation=self.key.generation):
+                with self._resuming():
                     trace, above = trace_id(), traceparent()
                     self._take_over(self.past)
                 stands = (self.saved.fence or 0) if self.saved is not None else 0
@@ -235,6 +238,12 @@ class OpenRun:
         found = self.metrics.now()
         totals = {name: found.total(name) for name in sorted(found.counters)}
         return {name: total for name, total in totals.items() if total}
+
+    def _resuming(self) -> AbstractContextManager[Span]:
+        """Open the span of a resume. It is linked to the trace in which the run stopped."""
+        last = last_traceparent(telemetry_folder(self.path))
+        generation, before = self.key.generation, last.split("-")[1] if last else ""
+        return span("esper resume", role="conductor", links_to=[last], generation=generation, continues_from=before)
 
     def _tell_undelivered(self, *, finished: bool) -> None:
         """Report the signals that sinks have not confirmed, and the requests that no process has read. Call it when the

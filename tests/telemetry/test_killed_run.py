@@ -1,4 +1,6 @@
-"""A run that kills its process at a fault point: every ended span is in its file, and the open round is seen."""
+"""A run that kills its process at a fault point: every ended span is in its file, the open round is seen, and the
+resume is linked to it.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from span_files import ended, never_ended
+from span_files import ended, never_ended, written
+
+from esper import resume
+from esper.cli.main import exit_code
+from esper.telemetry.last_span import last_traceparent
+from esper.testing import tiny_task
+from esper.trace.paths import find
 
 PROGRAM = """
 import sys
@@ -32,8 +40,8 @@ esper.run(tiny_task(), RunConfig.model_validate({**config.model_dump(), "faults"
     ],
 )
 @pytest.mark.slow
-def test_a_killed_process_leaves_every_span_that_had_ended_and_the_start_of_the_open_round(
-    point: str, cut: set[str], tmp_path: Path
+def test_a_killed_process_leaves_its_spans_and_the_open_round_and_the_resume_is_linked_to_it(
+    point: str, cut: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     died = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path / "run"), point],
@@ -44,10 +52,47 @@ def test_a_killed_process_leaves_every_span_that_had_ended_and_the_start_of_the_
         check=False,
     )
     assert died.returncode == -signal.SIGKILL, died.stderr[-2000:]
-    folder = tmp_path / "run" / "telemetry"
+    run_dir, folder = tmp_path / "run", tmp_path / "run" / "telemetry"
     kept = {span["spanId"] for span in ended(folder)}
     printed = set(re.findall(r'"context": \{\s*"trace_id": "\w+",\s*"span_id": "0x(\w{16})"', died.stderr))
     assert len(printed) > 100
     assert printed <= kept
     assert len(kept - printed) <= 1
     assert cut <= {span["name"] for span in never_ended(folder)} <= {"esper round"}
+
+    (*_, last), open_spans = written(folder), never_ended(folder)
+    resume(run_dir, tiny_task())
+    went_on = f"esper resume[continues_from={last['traceId']}]"
+    assert exit_code(["trace", "assert", str(run_dir), f"{went_on} > esper start > checkpoint restore"]) == 0
+    assert len(open_spans) == len(never_ended(folder))
+    if cut:  # the trace of the death stays as it was, and says that its round never ended
+        dead = find(run_dir, "esper round[ended=false]", role="conductor")
+        assert dead.trace_ids == [last["traceId"]]
+        capsys.readouterr()
+        assert exit_code(["trace", "show", str(run_dir), last["traceId"]]) == 0
+        assert "never ended" in capsys.readouterr().out
+    (resumed,) = find(run_dir, "esper resume").ends.values()
+    (link,) = resumed[0][0].span.links
+    assert (link.trace_id, link.span_id) == (last["traceId"], last["spanId"])
+    capsys.readouterr()
+    assert exit_code(["trace", "show", str(run_dir), resumed[0][0].span.trace_id]) == 0
+    assert f"link to trace {last['traceId']}" in "".join(capsys.readouterr().out.split("\n")).replace(
+        "conductor   ", ""
+    )
+
+
+def test_the_last_span_is_found_in_any_folder(tmp_path: Path) -> None:
+    whole = b'{"traceId":"%b","spanId":"%b","name":"x"}\n'
+    first, second = (whole % (one * 32, one * 16) for one in (b"a", b"b"))
+    assert last_traceparent(tmp_path) == last_traceparent(tmp_path / "none") == ""
+    file, newer = tmp_path / "spans-conductor-1.jsonl", tmp_path / "spans-conductor-2.jsonl"
+    file.write_bytes(first + second + first[:-9])  # the last line is torn
+    assert last_traceparent(tmp_path) == f"00-{'b' * 32}-{'b' * 16}-01"
+    newer.write_bytes(b"")
+    (tmp_path / "spans-tolaria-1.jsonl").write_bytes(first)
+    os.mkfifo(tmp_path / "spans-conductor-3.jsonl")  # it would block a reader
+    (tmp_path / "spans-conductor-4.jsonl").symlink_to("/dev/zero")
+    assert last_traceparent(tmp_path).startswith("00-bb")
+    newer.write_bytes(b"no span\n" * 400_000)
+    os.utime(newer, ns=(2**62, 2**62))
+    assert last_traceparent(tmp_path) == ""
