@@ -20,6 +20,14 @@ OURS = re.compile(r"esper-[a-z]+-([0-9]+)-[0-9a-f]+")
 """Names of the folders that esper makes outside a run directory, with the id of the process that made them."""
 ENDING_S = 20.0
 """Longest wait in seconds for the end of killed processes."""
+AGENTS_S = 600.0
+"""Longest wait in seconds for the end of agents without their raylet."""
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""Titles of Ray's agents. An agent ends by itself after its raylet, when it has tried for about a minute to tell Ray's
+control store. On a busy machine this takes longer.
+"""
+RAYLET = "RAY_RAYLET_PID"
+"""Environment variable of an agent with the id of its raylet."""
 MARK = "ESPER_DRILL_OF"
 """Environment variable of the commands of a drill, and of all processes that they start. Its value is the id of the
 process that runs the drill. By it, processes are found that have lost their parent."""
@@ -45,15 +53,26 @@ class Footprint:
 
     def since(self, before: Footprint) -> tuple[str, ...]:
         """Return a line for each thing that was not there `before`, and still is."""
-        processes = [f"process {pid} {title}" for pid, title in self.processes - before.processes if is_alive(pid)]
+        processes = [f"process {pid} {title}" for pid, title in self._new(before)]
         actors = [f"actor {name}" for name in self.actors - before.actors]
         return tuple(sorted([*processes, *actors, *(f"folder {name}" for name in self.folders - before.folders)]))
 
+    def only_agents_since(self, before: Footprint) -> bool:
+        """Return whether nothing is left since `before` but agents of Ray whose raylet has ended."""
+        others = (self.actors - before.actors) | (self.folders - before.folders)
+        return not others and all(_is_orphaned_agent(pid, title) for pid, title in self._new(before))
+
+    def _new(self, before: Footprint) -> list[tuple[int, str]]:
+        return [(pid, title) for pid, title in self.processes - before.processes if is_alive(pid)]
+
 
 def settled(before: Footprint) -> tuple[str, ...]:
-    """Return what is left since `before`. Processes that are ending have `ENDING_S` seconds to end."""
-    limit = time.monotonic() + ENDING_S
-    while (left := Footprint.now().since(before)) and time.monotonic() < limit:
+    """Return what is left since `before`, when nothing is left, or what is left has had its time to end."""
+    began = time.monotonic()
+    while left := (now := Footprint.now()).since(before):
+        limit_s = AGENTS_S if now.only_agents_since(before) else ENDING_S
+        if time.monotonic() - began >= limit_s:
+            break
         time.sleep(0.05)
     return left
 
@@ -74,14 +93,23 @@ def descendants() -> list[int]:
 def _marked() -> list[int]:
     """Return the processes of the commands of this process's drills."""
     mark = f"{MARK}={os.getpid()}".encode()
-    return [int(place.name) for place in Path("/proc").iterdir() if place.name.isdigit() and _has(place, mark)]
+    pids = (int(place.name) for place in Path("/proc").iterdir() if place.name.isdigit())
+    return [pid for pid in pids if mark in _environment(pid)]
 
 
-def _has(place: Path, mark: bytes) -> bool:
+def _is_orphaned_agent(pid: int, title: str) -> bool:
+    """Return whether a process is an agent of Ray, and its raylet has ended."""
+    name = f"{RAYLET}=".encode()
+    raylets = [int(one.removeprefix(name)) for one in _environment(pid) if one.startswith(name)]
+    return title.startswith(AGENTS) and len(raylets) == 1 and not is_alive(raylets[0])
+
+
+def _environment(pid: int) -> list[bytes]:
+    """Return the variables with which a process began. Empty: it has ended, or is another user's."""
     try:
-        return mark in (place / "environ").read_bytes().split(b"\0")
-    except OSError:  # the process has ended, or is another user's
-        return False
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
 
 
 def _works(title: str) -> bool:
