@@ -16,7 +16,6 @@ FOLDERS = ("esper", "actors", "drills", "tests", "tools")
 ALLOWED: dict[str, str] = {
     "esper/setup/rehearsal.py rehearse: answers DivergenceUnrecoverable": "the run has a guard for it; None is the answer",
     "esper/setup/candidates.py _first_enough: answers ConfigError": "a setting that is refused is no advice",
-    "esper/user_code/attributes.py _attributes: .get with a default": "a module without them has none to read",
     "esper/tolaria/unkept.py _at: .get with a default": "the survey saw nothing of it change",
     "esper/user_code/attributes.py _slots_of: .get with a default": "a class without them has none to read",
     "esper/config/joined.py load_config: .get with a default": "a file may be empty; other keys are refused",

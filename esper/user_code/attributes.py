@@ -24,6 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+_ALSO_IN_NUMPY = {torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool}
+"""Dtypes of which numpy reads the bytes without a change of the tensor's type."""
 MOST = 20_000
 """Largest number of values that are read from one object. Reading this number takes about 50 ms."""
 WHOLE_BYTES = 64 * 2**20
@@ -37,12 +39,17 @@ _SCALARS = {bool, int, float, complex, str, bytes, type(None)}
 _CONTAINERS = (list, tuple, deque, set, frozenset)
 _NAMES = (enum.Enum, np.generic, torch.dtype, torch.device, torch.Size)
 _GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState, np.random.BitGenerator)
+_WITH_LENGTH = (*_CONTAINERS, dict)
+_NOT_SIMPLE = (*_WITH_LENGTH, *_GENERATORS, enum.Enum, functools.partial, Iterator)
 _SHARED_VALUES = (*_SCALARS, *_CONTAINERS, dict, Tensor, np.ndarray, functools._lru_cache_wrapper)
 _NEVER_OPENED = ("_io", "_thread", "concurrent", "logging", "multiprocessing", "threading", "tqdm", "weakref")
-_KEPT_BY_TORCH = {"_parameters", "_buffers", "_modules"}
+_KEPT_BY_TORCH = ("_parameters", "_buffers", "_modules")
 _ESPERS = {"_compiled_call_impl", "_fallbacks_told"}
 """Attributes that esper sets on a module: the compiled forward, and the fallbacks that the module reported."""
 _HOOKS_OF_TORCH = {name for name in vars(nn.Module()) if "_hooks" in name}
+_LEFT_OUT = _ESPERS.union(_KEPT_BY_TORCH)
+_LEFT_OUT_WITHOUT_HOOKS = _LEFT_OUT | _HOOKS_OF_TORCH
+"""Attributes of a module that are left out if the module has no hooks."""
 
 
 class Leaf(NamedTuple):
@@ -60,6 +67,9 @@ class Leaf(NamedTuple):
         """True if the value is a tensor, an array or a source of random numbers."""
         return self.kind in ("Tensor", "ndarray", "generator")
 
+
+_CONSTANTS = {id(one): Leaf(type(one).__name__, hash(one)) for one in (None, False, True)}
+"""Id -> digest of the most frequent values of attributes. There is one object of each of these values."""
 
 Held = dict[str, Leaf]
 """Path -> digest. The path is a Python expression if possible."""
@@ -103,24 +113,39 @@ def held_by(
         path, here = queue.popleft()
         if path in skip:
             continue
-        if id(here) in marks and here is not value:
-            if (mark := marks[id(here)]) is not None:
+        key = id(here)
+        if key in marks and here is not value:
+            if (mark := marks[key]) is not None:
                 found[path] = mark
             continue
-        leaf = _leaf(here, limits.whole_bytes)
-        if leaf is None and id(here) in seen:
-            leaf = Leaf("the same as", hash(seen[id(here)]))
+        if key in _CONSTANTS:
+            found[path] = _CONSTANTS[key]
+            continue
+        kind: Any = type(here)
+        simple = _is_simple_module(kind)
+        leaf = None if simple else _leaf(here, limits.whole_bytes)
+        if leaf is None and key in seen:
+            leaf = Leaf("the same as", hash(seen[key]))
         if leaf is not None:
             found[path] = leaf
             continue
-        seen[id(here)] = path
+        seen[key] = path
         alive.append(here)
-        if isinstance(here, (*_CONTAINERS, dict)):
+        if simple:
+            queue.extend(_attributes(here, path) if opens(here) else ())
+            continue
+        if isinstance(here, _WITH_LENGTH):
             found[path] = Leaf(_kind_of(here), 0, len(here))
         elif isinstance(here, functools._lru_cache_wrapper):
             found[path] = Leaf("lru_cache", 0, here.cache_info().currsize)
         queue.extend((path + name, child) for name, child in _children(here, opens))
     return found
+
+
+@functools.lru_cache(4096)
+def _is_simple_module(kind: type) -> bool:
+    """Return whether a class is a class of torch modules, and its objects have no parts except attributes."""
+    return issubclass(kind, nn.Module) and not issubclass(kind, _NOT_SIMPLE) and _may_open(kind)
 
 
 def different(left: Held, right: Held) -> list[str]:
@@ -143,6 +168,8 @@ def _leaf(value: Any, whole_bytes: int) -> Leaf | None:  # Any: any value of an 
     kind: Any = type(value)
     if kind in _SCALARS:
         return Leaf(kind.__name__, hash(repr(value) if kind in (float, complex) else value))
+    if kind in _CONTAINERS and set(map(type, value)) <= _SCALARS:
+        return Leaf(_kind_of(value), _flat(value), len(value))
     if isinstance(value, Tensor):
         return Leaf("Tensor", digest_of(value, whole_bytes))
     if isinstance(value, np.ndarray):
@@ -151,9 +178,7 @@ def _leaf(value: Any, whole_bytes: int) -> Leaf | None:  # Any: any value of an 
         return Leaf("generator", state)
     if isinstance(value, _NAMES):
         return Leaf(kind.__name__, hash(repr(value)))
-    if isinstance(value, _CONTAINERS) and set(map(type, value)) <= _SCALARS and kind in _CONTAINERS:
-        return Leaf(_kind_of(value), _flat(value), len(value))
-    if type(value) is dict and {*map(type, value), *map(type, value.values())} <= _SCALARS:
+    if kind is dict and {*map(type, value), *map(type, value.values())} <= _SCALARS:
         return Leaf("dict", hash((_flat(value), _flat(value.values()))), len(value))
     return None
 
@@ -182,9 +207,10 @@ def digest_of(tensor: Tensor, whole_bytes: int = WHOLE_BYTES) -> int:
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type == "meta":
         return shape
     plain = tensor.detach() if tensor.is_cpu else tensor.detach().cpu()
-    plain = (
-        plain.resolve_conj().resolve_neg().contiguous().reshape(-1)
-    )  # `view(uint8)` fails on a tensor without dimensions
+    plain = plain.resolve_conj().resolve_neg().contiguous()
+    if plain.dtype in _ALSO_IN_NUMPY and plain.nbytes <= whole_bytes and not plain.requires_grad:
+        return hash((shape, int(google_crc32c.value(plain.numpy()))))
+    plain = plain.reshape(-1)  # `view(uint8)` fails on a tensor without dimensions
     return hash((shape, _bytes(plain.view(torch.uint8).numpy(), whole_bytes)))
 
 
@@ -245,8 +271,8 @@ def _children(value: Any, opens: Opens) -> Iterator[tuple[str, object]]:
         return
     if isinstance(value, type):
         yield from _of_class(value)
-    elif not isinstance(value, types.ModuleType) and _may_open(value) and opens(value):
-        yield from _attributes(value)
+    elif not isinstance(value, types.ModuleType) and _may_open(type(value)) and opens(value):
+        yield from _attributes(value, "")
 
 
 def _of_code(value: Any) -> Iterable[tuple[str, object]] | None:
@@ -299,27 +325,33 @@ def _is_a_seeds(hook: object) -> bool:
     return isinstance(hook, types.MethodType) and hook.__module__ == "esper.kasmina.host.host_editor"
 
 
-def _may_open(value: object) -> bool:
-    return not type(value).__module__.startswith(_NEVER_OPENED)
+def _may_open(kind: type) -> bool:
+    return not kind.__module__.startswith(_NEVER_OPENED)
 
 
-def _attributes(value: object) -> Iterator[tuple[str, object]]:
+def _attributes(value: object, path: str) -> list[tuple[str, object]]:
+    """Return the attributes of an object at a path, with their paths."""
     named = vars(value) if hasattr(value, "__dict__") else {}
+    found = list[tuple[str, object]]()
+    left_out = _ESPERS
     if isinstance(value, nn.Module):
-        for group in ("_parameters", "_buffers", "_modules"):
-            yield from ((f".{name}", item) for name, item in named.get(group, {}).items())
+        left_out = _LEFT_OUT if any(map(named.get, _HOOKS_OF_TORCH)) else _LEFT_OUT_WITHOUT_HOOKS
+        for group in _KEPT_BY_TORCH:
+            if group in named:
+                found += [(f"{path}.{name}", item) for name, item in named[group].items()]
     for name, item in named.items():
-        if (name in _HOOKS_OF_TORCH and not item) or name in _ESPERS:
+        if name in left_out:
             continue
-        if isinstance(item, dict) and "_hooks" in name:
+        if "_hooks" not in name:
+            found.append((f"{path}.{name}", item))
+        elif isinstance(item, dict):
             if hooks := [hook for hook in item.values() if not _is_a_seeds(hook)]:
-                yield f".{name}", hooks  # the keys depend on all hooks of the process
-        elif not (name in _KEPT_BY_TORCH and isinstance(value, nn.Module)):
-            yield f".{name}", item
+                found.append((f"{path}.{name}", hooks))  # the keys depend on all hooks of the process
+        elif item or name not in _HOOKS_OF_TORCH:
+            found.append((f"{path}.{name}", item))
     kind: Any = type(value)
-    for name in _slots_of(kind):
-        if hasattr(value, name):
-            yield f".{name}", getattr(value, name)
+    found += [(f"{path}.{name}", getattr(value, name)) for name in _slots_of(kind) if hasattr(value, name)]
+    return found
 
 
 @functools.lru_cache(4096)
