@@ -7,7 +7,6 @@ default here, so that a command without them can be built and reaches that check
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 from enum import StrEnum
 from typing import Annotated, ClassVar
@@ -168,4 +167,9 @@ def signed_bytes(command: Command) -> bytes:
 
 def sign(command: Command, key: bytes) -> str:
     """Return the HMAC-SHA256 of the command's signed bytes, in hex. Source: RFC 2104."""
-    return hmac.new(key, signed_bytes(command), hashlib.sha256).hexdigest()
+    return signature_of(signed_bytes(command), key)
+
+
+def signature_of(signed: bytes, key: bytes) -> str:
+    """Return the HMAC-SHA256 of signed bytes, in hex."""
+    return hmac.digest(key, signed, "sha256").hex()

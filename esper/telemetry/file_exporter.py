@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opentelemetry.context import Context
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan, Span, SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, format_span_id, format_trace_id
 from opentelemetry.util.types import AnyValue, Attributes
 
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
     from esper.telemetry.metrics import Counters
 
 _INT64 = range(-(2**63), 2**63)
+_Source = tuple[Resource, InstrumentationScope | None]
+"""Resource and scope of a span."""
+_AFTER_SPAN = "]}]}]}"
+_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 _HAS_IS_REMOTE, _IS_REMOTE = 0x100, 0x200  # SpanFlags of opentelemetry/proto/trace/v1/trace.proto
 
 
@@ -46,6 +52,9 @@ class FileSpanExporter(SpanExporter):
         self._path, self._counters = path, counters
         self._descriptor = open_for_append(path)
         self._failed_before = False
+        self._source: _Source | None = None
+        self._before_span = ""
+        """Text of a line before its span. It has the resource and the scope of `_source`."""
 
     def write_start(self, span: ReadableSpan) -> None:
         """Write the line of a start. A failure is logged but not counted, because the line of the end may follow."""
@@ -68,13 +77,24 @@ class FileSpanExporter(SpanExporter):
         written = 0
         try:
             for span in spans:
-                append_line(self._descriptor, json.dumps(traces_data(span), separators=(",", ":"), allow_nan=False))
+                append_line(self._descriptor, self._line_of(span))
                 written += 1
         except Exception as error:  # telemetry must not stop training; lost spans are counted and logged
             if not self._failed_before:
                 self._failed_before = True
                 print(f"esper: spans are being lost: {self._path}: {error!r}", file=sys.stderr, flush=True)
         return written
+
+    def _line_of(self, span: ReadableSpan) -> str:
+        """Return a span as an OTLP TracesData object in JSON. The end time of a span that has not ended is "0".
+
+        All spans of a process have the same resource and scope, so their text is made once.
+        """
+        source = span.resource, span.instrumentation_scope
+        known = self._source
+        if known is None or known[0] is not source[0] or known[1] is not source[1]:
+            self._source, self._before_span = source, _before_span(source)
+        return f"{self._before_span}{_json(_span(span))}{_AFTER_SPAN}"
 
 
 class FileSpans(SpanProcessor):
@@ -131,15 +151,11 @@ def append_line(descriptor: int, line: str) -> None:
         rest = rest[os.write(descriptor, rest) :]
 
 
-def traces_data(span: ReadableSpan) -> dict[str, object]:
-    """Return a span as an OTLP TracesData object for JSON. The end time of a span that has not ended is "0"."""
-    scope = span.instrumentation_scope
-    scope_spans = {
-        "scope": {"name": scope.name, "version": scope.version or ""} if scope else {},
-        "spans": [_span(span)],
-    }
-    resource = {"attributes": _attributes(span.resource.attributes)}
-    return {"resourceSpans": [{"resource": resource, "scopeSpans": [scope_spans]}]}
+def _before_span(source: _Source) -> str:
+    resource, scope = source
+    attributes = _json({"attributes": _attributes(resource.attributes)})
+    named = _json({"name": scope.name, "version": scope.version or ""} if scope else {})
+    return f'{{"resourceSpans":[{{"resource":{attributes},"scopeSpans":[{{"scope":{named},"spans":['
 
 
 def _span(span: ReadableSpan) -> dict[str, object]:

@@ -13,7 +13,7 @@ from datetime import datetime
 from esper.errors import CommandRejected, DependencyViolationError, EsperError, StageConflict
 from esper.kasmina.registry.admission_rules import check_rule
 from esper.kasmina.registry.ledger import Ledger
-from esper.leyline.commands import Command, sign, signed_bytes
+from esper.leyline.commands import Command, signature_of, signed_bytes
 from esper.telemetry.context import span
 from esper.telemetry.events import Severity, reported
 from esper.telemetry.metric_table import MALFORMED
@@ -63,8 +63,9 @@ def admit(command: Command, ledger: Ledger, *, key: bytes, now: datetime) -> Adm
         ),
     ):
         try:
-            _authentic(command, key)
-            known = ledger.bodies.get(command.command_id) == signed_bytes(command)
+            signed = signed_bytes(command)
+            _authentic(command, signed, key)
+            known = ledger.bodies.get(command.command_id) == signed
             if not known or command.generation != ledger.generation:
                 _fresh(command, ledger, now)
                 check_rule(command, ledger)
@@ -104,11 +105,11 @@ def _old_generation(command: Command, generation: int) -> CommandRejected:
     return CommandRejected("old_generation", command.command_id, f"{command.generation}, here {generation}")
 
 
-def _authentic(command: Command, key: bytes) -> None:
+def _authentic(command: Command, signed: bytes, key: bytes) -> None:
     if not command.signature:
         raise CommandRejected("signature_missing", command.command_id)
     # Bytes, because compare_digest raises TypeError for text that is not ASCII.
-    if not hmac.compare_digest(command.signature.encode(), sign(command, key).encode()):
+    if not hmac.compare_digest(command.signature.encode(), signature_of(signed, key).encode()):
         raise CommandRejected("signature_invalid", command.command_id)
 
 
