@@ -211,7 +211,7 @@ ALLOWED: dict[str, str] = {
     "esper/emergency/reading.py _records: answers StoreCorrupt": "returned as damage",
     "esper/emergency/reading.py _measured: answers OSError on some path": "the owner has removed it",
     "esper/emergency/reading.py read_queue: answers StoreCorrupt": "the owner has removed it; raised in the end",
-    "esper/emergency/courier.py Courier.deliver_due: answers SinkFailed": "recorded; sent again, or a dead letter",
+    "esper/emergency/courier.py Courier.deliver_due: swallows SinkFailed": "`_send` has recorded it in the queue, on its span",
     "esper/emergency/inbox_folder.py InboxFolder._refuse: errors='replace'": "a stranger's file, repeated for people",
     "esper/emergency/inbox_folder.py InboxFolder._reject: errors='replace'": "the words of a stranger's file, for people",
     "esper/emergency/inbox_folder.py InboxFolder._remove: answers OSError": "severe, unless a folder took its place",

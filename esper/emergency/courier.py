@@ -59,16 +59,21 @@ class Courier:
     async def deliver_due(self) -> None:
         """Deliver signals until none is due."""
         while (delivery := await self._worker.call(self._begin)) is not None:
-            signal_id = delivery.signal.signal_id
             try:
                 await self._send(delivery.signal)
-            except SinkFailed as failed:
-                await self._worker.call(self._queue.failed, self.name, signal_id, failed.why)
-            else:
-                await self._worker.call(self._queue.acknowledge, self.name, [signal_id])
+            except SinkFailed:
+                continue  # `_send` has recorded it
+            await self._worker.call(self._queue.acknowledge, self.name, [delivery.signal.signal_id])
 
     async def _send(self, signal: EmergencySignal) -> None:
-        """Send a signal in a new trace, because the trace of its sender may have ended long ago. Raises: SinkFailed."""
+        """Send a signal in a new trace, because the trace of its sender may have ended long ago.
+
+        A failure is recorded before the span ends, so that its severe event is on the span of the attempt.
+
+        Raises:
+            SinkFailed: the attempt failed. The queue has recorded that.
+            StoreWriteFailed: the attempt failed, and the queue could not record that.
+        """
         with span(
             "send esper.emergency",
             role="emergency",
@@ -78,7 +83,11 @@ class Courier:
             signal_id=signal.signal_id,
             level=signal.level.name,
         ):
-            await self._sink.send(signal)
+            try:
+                await self._sink.send(signal)
+            except SinkFailed as failed:
+                await self._worker.call(self._queue.failed, self.name, signal.signal_id, failed.why)
+                raise
 
     def _begin(self) -> Delivery | None:
         """Record an attempt for the first signal that is due, and return the delivery. None: no signal is due."""

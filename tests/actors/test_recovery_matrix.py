@@ -29,6 +29,8 @@ from esper.faults import Fault, Firing, Firings, acts
 from esper.flow.result import Result
 from esper.ground.machine import is_alive
 from esper.testing import until
+from esper.trace.event_log import severe_events
+from esper.trace.span_files import Skipped
 
 ROLES = ("tolaria", "tamiyo", "tamiyo-spare", "kasmina", "manager-0", "emergency")
 ALONE = frozenset({"tamiyo-spare", "manager-0", "emergency"})
@@ -149,6 +151,8 @@ def test_an_actor_that_dies_as_the_run_starts_is_restarted(
     assert (past.restarts, past.generation) == (1, 1)
     (told,) = [entry.body for entry in past.entries if entry.kind is RecordKind.DIED_STARTING]
     assert (told["actor"], told["error"]) == (victim, "TrainerRankLost" if victim == "tolaria" else "ActorLost")
+    (severe,) = [one for one in severe_events(launch_tiny.run_dir, Skipped()) if one.name == "actor_died_starting"]
+    assert severe.fields["actor"] == victim
     table.compare(STARTS, victim, AGAIN)
 
 

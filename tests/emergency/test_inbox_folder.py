@@ -351,7 +351,9 @@ def test_an_inbox_that_cannot_be_read_is_told_once(tmp_path: Path) -> None:
     assert len((tmp_path / "telemetry" / "severe-events.jsonl").read_text().splitlines()) == 1
 
 
-def test_a_file_that_cannot_be_removed_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_removed_is_read_once_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: Callable[[], list[str]]
+) -> None:
     def refuse(path: Path, missing_ok: bool = False) -> None:
         raise PermissionError(1, "Operation not permitted", str(path), missing_ok)
 
@@ -361,6 +363,7 @@ def test_a_file_that_cannot_be_removed_is_read_once(tmp_path: Path, monkeypatch:
     (name,) = inbox.names()
     inbox.take(name)
     assert inbox.names() == []
+    assert told().count("emergency_inbox_stuck") == 1
 
 
 def test_a_refusal_that_esper_did_not_write_is_not_read(tmp_path: Path) -> None:

@@ -152,6 +152,9 @@ def test_a_run_that_was_careful_and_stopped_ends_with_the_bits_of_one_that_was_c
             )
     ends.append(resume(run_dir, tiny_task(), on=InProcess()).weights_sha256)
     assert ends[0] == ends[1] != undisturbed.weights_sha256
+    changes = [one.fields for one in severe_events(run_dir, Skipped()) if one.name == "emergency_level_changed"]
+    assert changes[0] == {"before": "none", "after": "CONSERVATIVE", "fence": 2}
+    assert changes[-1] == {"before": "CONSERVATIVE", "after": "none", "fence": 5}
 
 
 class HaltAt(StopAt):
@@ -179,6 +182,9 @@ def test_a_halt_comes_before_a_requested_stop_and_is_not_lost_behind_another_fai
     broken = HaltAt(failed, lambda _: fail_with(StoreCorrupt("x", "broken")))
     with pytest.raises(StoreCorrupt):
         run(tiny_task(), tiny_config(run__dir=str(failed)), on=InProcess(), progress=broken)
-    with pytest.raises(EmergencyStop):
+    with pytest.raises(EmergencyStop) as stop:
         resume(failed, tiny_task(), on=InProcess())
     assert resume(failed, tiny_task(), on=InProcess()).weights_sha256 == undisturbed.weights_sha256
+    (cleared,) = [one for one in severe_events(failed, Skipped()) if one.name == "emergency_halt_cleared"]
+    assert cleared.fields == {"signal_id": stop.value.signal_id}
+    the_trace_of(failed, ["esper resume[generation=3]@emergency_halt_cleared"], cleared.trace_id)

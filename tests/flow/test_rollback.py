@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,9 @@ def test_a_run_taken_back_in_a_round_ends_as_one_that_was_not(
 
 
 @pytest.mark.slow
-def test_both_tiers_in_one_run_and_one_after_the_other_give_the_same_bits(line: Line, undisturbed: Result) -> None:
+def test_both_tiers_in_one_run_and_one_after_the_other_give_the_same_bits(
+    line: Line, undisturbed: Result, told: Callable[[], list[str]]
+) -> None:
     line.begin()
     for tier in (Tier.FAST, Tier.FULL, Tier.FULL, Tier.FAST, Tier.FAST):
         line.round()
@@ -125,6 +127,7 @@ def test_both_tiers_in_one_run_and_one_after_the_other_give_the_same_bits(line: 
     assert to_the_end(line) == undisturbed.weights_sha256
     assert line.tally.rollbacks == 5
     assert line.journal.generation == 6
+    assert (told().count("rollback_fast"), told().count("rollback_full")) == (3, 2)
 
 
 @pytest.mark.slow
