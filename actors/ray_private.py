@@ -34,6 +34,10 @@ ends the process, in C++."""
 NO_END_S = 1_000_000
 """A number of seconds, about eleven days. As milliseconds, the number fits into Ray's 32 bits."""
 
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""Titles of the processes of Ray's agents."""
+RAYLET = "RAY_RAYLET_PID"
+"""Environment variable of an agent. It has the process id of its raylet."""
 HEADS = ("gcs_server", "raylet")
 """Ray's names of its two essential processes: the control store and the raylet."""
 ASK_AGAIN_S = 0.1

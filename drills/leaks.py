@@ -13,6 +13,7 @@ from typing import Self
 
 import ray
 
+from actors.ray_private import AGENTS, RAYLET
 from esper.ground.machine import is_alive
 
 PLACES = (Path("/dev/shm"), Path("/tmp"))
@@ -21,13 +22,9 @@ OURS = re.compile(r"esper-[a-z]+-([0-9]+)-[0-9a-f]+")
 ENDING_S = 20.0
 """Longest wait in seconds for the end of killed processes."""
 AGENTS_S = 600.0
-"""Longest wait in seconds for the end of agents without their raylet."""
-AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
-"""Titles of Ray's agents. An agent ends by itself after its raylet, when it has tried for about a minute to tell Ray's
-control store. On a busy machine this takes longer.
+"""Longest wait in seconds for the end of agents without their raylet. An agent ends by itself after its raylet, when it
+has tried for about a minute to tell Ray's control store. On a busy machine this takes longer.
 """
-RAYLET = "RAY_RAYLET_PID"
-"""Environment variable of an agent with the id of its raylet."""
 MARK = "ESPER_DRILL_OF"
 """Environment variable of the commands of a drill, and of all processes that they start. Its value is the id of the
 process that runs the drill. By it, processes are found that have lost their parent."""

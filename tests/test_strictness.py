@@ -163,7 +163,7 @@ ALLOWED: dict[str, str] = {
     "actors/actor_process.py _with_groups: says type: ignore": "Ray's types do not know concurrency_groups here",
     "drills/drill_context.py DrillContext._attempt: answers Exception": "kept, for the drill judges it",
     "drills/drill_context.py DrillContext.await_command: answers subprocess.TimeoutExpired": "killed; its code tells so",
-    "drills/leaks.py _has: answers OSError": "the process has ended",
+    "drills/leaks.py _environment: answers OSError": "the process has ended",
     "drills/memory_watch.py _private_bytes: answers (OSError, ValueError)": "the process has ended",
     "drills/leaks.py _parent: answers (OSError, ValueError, IndexError)": "the process has ended",
     "drills/leaks.py _title: answers OSError": "the process has ended",

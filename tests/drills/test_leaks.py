@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from drills.leaks import AGENTS, MARK, RAYLET, Footprint, settled
+from actors.ray_private import AGENTS, RAYLET
+from drills.leaks import MARK, Footprint, settled
 
 Starts = Callable[..., "subprocess.Popen[bytes]"]
 
