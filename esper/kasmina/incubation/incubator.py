@@ -211,18 +211,15 @@ class Incubator:
         if (sanity.output_shape, sanity.output_dtype) != (sanity.slot_shape, spec.dtype):
             return CandidateProbe(seed_id=plan.seed_id, sanity=sanity, gradient=None)
         shared = (*shared, *fork.changed_since(before))
+        full = plan.blend.model_copy(update={"ramp_steps": 1})
+        gradient, fallbacks = _unrun(shared), None
         if not shared:
-            full = plan.blend.model_copy(update={"ramp_steps": 1})
-            try:
-                fork.graft(plan.model_copy(update={"isolated": True, "blend": full}), weights)
-            except IsolationViolation as violation:
-                shared = violation.leaves
-        if shared:
-            unrun = GradientProbe(batches=0, nonfinite=0, norm=0.0, reachable_host_parameters=shared)
-            return CandidateProbe(seed_id=plan.seed_id, sanity=sanity, gradient=unrun)
-        gradient = fork.probe_gradients(plan.seed_id, PROBE_BATCHES)
-        fallbacks = _fallbacks(fork, plan.seed_id, plan.fence)
-        fork.remove(plan.seed_id)
+            gradient, fallbacks = _gradients(fork, plan.model_copy(update={"blend": full}), weights)
+        if gradient.batches and gradient.norm == 0.0 and plan.blend != full:
+            # With CONVEX and full alpha, the zeros of a new seed replace the slot's output. A ReLU after the slot then
+            # passes no gradient, but it does at the first alpha of the ramp.
+            gradient, told = _gradients(fork, plan, weights)
+            fallbacks = None if told is None else tuple(dict.fromkeys((*(fallbacks or ()), *told)))
         return CandidateProbe(seed_id=plan.seed_id, sanity=sanity, gradient=gradient, fallbacks=fallbacks)
 
     def begin(self, order: IncubationOrder, weights: Weights, snapshot: Any) -> None:  # Any: see leyline's ports
@@ -447,6 +444,26 @@ def _shared(one: nn.Module, other: nn.Module) -> tuple[str, ...]:
     """
     named = {**dict(one.named_parameters()), **dict(one.named_buffers())}
     return sharing_memory([*other.parameters(), *other.buffers()], named)
+
+
+def _unrun(shared: tuple[str, ...]) -> GradientProbe:
+    """Return the probe of a seed that was not attached, because it shares these tensors."""
+    return GradientProbe(batches=0, nonfinite=0, norm=0.0, reachable_host_parameters=shared)
+
+
+def _gradients(fork: ProbedFork, plan: GraftPlan, weights: Weights) -> tuple[GradientProbe, tuple[str, ...] | None]:
+    """Measure the gradients of an isolated seed with the blend of a plan, and the fallbacks of its calls.
+
+    The seed is removed afterwards.
+    """
+    try:
+        fork.graft(plan.model_copy(update={"isolated": True}), weights)
+    except IsolationViolation as violation:
+        return _unrun(violation.leaves), None
+    gradient = fork.probe_gradients(plan.seed_id, PROBE_BATCHES)
+    fallbacks = _fallbacks(fork, plan.seed_id, plan.fence)
+    fork.remove(plan.seed_id)
+    return gradient, fallbacks
 
 
 def _fallbacks(fork: Fork, seed_id: str, fence: int) -> tuple[str, ...] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,7 +28,7 @@ from esper.leyline.slots import Kind, SlotSpec
 from esper.leyline.stages import Stage
 from esper.setup.survey import Survey, survey_of
 from esper.task import Task
-from esper.testing import tiny_config, tiny_task
+from esper.testing import TinyHost, tiny_config, tiny_task
 from esper.tolaria.snapshot import HostSnapshot
 from esper.tolaria.trainer import Trainer, never
 
@@ -126,6 +127,25 @@ def test_a_fork_does_what_the_live_host_would_do_with_the_same_seed(survey, fres
     live.graft(plan, DRAWN)
     assert seeded.train_to(35) == live.train_to(35)
     assert seeded.weights_sha256() == live.weights_sha256()
+
+
+class Rectified(TinyHost):
+    """A ReLU follows the slot, so the slot's output must not be replaced by zeros."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).relu())
+
+
+@pytest.mark.parametrize(("ramp_steps", "dead"), [(1, True), (4, False)])
+def test_a_new_seed_that_replaces_the_output_is_dead_only_if_it_is_at_no_alpha_of_its_ramp(survey, ramp_steps, dead):
+    rectified = replace(survey, task=replace(survey.task, model=Rectified))
+    blend, (spec,) = BlendSpec(mode="CONVEX", ramp_steps=ramp_steps), survey.specs
+    incubator = Incubator(fork_of(rectified), {"body": spec}, BLUEPRINTS)
+    plan = drawn_plan(spec, "mlp", blend=blend)
+    (probe,) = incubator.probe_candidates([plan], DRAWN, rectified.trainer(RUN, 1, "kasmina", never).snapshot())
+    assert probe.gradient.batches == 2
+    assert (probe.gradient.norm == 0.0) is dead
+    assert probe.fallbacks == ()
 
 
 def test_a_candidate_is_probed_at_full_alpha_and_leaves_the_live_host_alone(survey, fresh, fork):
