@@ -16,6 +16,7 @@ FOLDERS = ("esper", "actors", "drills", "tests", "tools")
 ALLOWED: dict[str, str] = {
     "esper/setup/rehearsal.py rehearse: answers DivergenceUnrecoverable": "the run has a guard for it; None is the answer",
     "esper/setup/candidates.py _first_enough: answers ConfigError": "a setting that is refused is no advice",
+    "esper/kasmina/incubation/incubator.py _gradients: answers IsolationViolation": "G1 refuses a probe with its leaves",
     "esper/tolaria/unkept.py _at: .get with a default": "the survey saw nothing of it change",
     "esper/user_code/attributes.py _slots_of: .get with a default": "a class without them has none to read",
     "esper/config/joined.py load_config: .get with a default": "a file may be empty; other keys are refused",
@@ -308,7 +309,6 @@ ALLOWED: dict[str, str] = {
     "esper/tolaria/measured_host.py MeasuredHost.probe_gradients: says type: ignore": "torch leaves backward untyped",
     "esper/tolaria/measured_host.py MeasuredHost._audited: answers IsolationViolation": "returned: a severe event, evidence for G1",
     "esper/kasmina/incubation/incubator.py _Entry.graft: answers IsolationViolation": "evidence for G2, which fails",
-    "esper/kasmina/incubation/incubator.py Incubator._probe_candidate: answers IsolationViolation": "evidence for G1, which fails",
     "esper/setup/trial.py _graft_cheapest: suppress": "the probe of the candidate finds it again, and gate G1 refuses it",
     "esper/tamiyo/decision_checks.py malformed: answers ValidationError": "returned as the problem, which is raised",
     "esper/flow/growth.py Growth._apply: answers IsolationViolation": "G3 fails, and the seed is culled; the trainer told the event",
