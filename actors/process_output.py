@@ -9,6 +9,11 @@ from pathlib import Path
 LINES, BYTES = 20, 8192
 """Largest numbers of lines and of bytes that are read from the end of a file. These are enough for the end of a
 traceback."""
+WITHOUT_WORDS = (
+    "wrote nothing before its end, not even a traceback: a signal killed it, as the system's memory killer (see dmesg) "
+    "and `kill -9` do, or it called os._exit"
+)
+"""What is said of a process that ended without output."""
 
 
 class LastWords:

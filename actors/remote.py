@@ -18,7 +18,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError
 
-from actors.process_output import LastWords
+from actors.process_output import WITHOUT_WORDS, LastWords
 from actors.ray_errors import loss_of, unwrapped
 from actors.ray_private import record_of
 from actors.shell import METRICS, ActorSpec, Envelope, Reply, Shell
@@ -276,7 +276,7 @@ class Remote:
         return reply
 
     def _raise(self, here: Process, error: BaseException) -> NoReturn:
-        """Raise esper's error for `error`. For a death, add the last output of the process.
+        """Raise esper's error for `error`. For a death, add the last output of the process, or that it wrote nothing.
 
         If the connection broke and the process has ended, the error is a death. If the process has not ended, it is
         `ActorDoubtful`.
@@ -290,8 +290,11 @@ class Remote:
             found.__cause__ = doubt
         if isinstance(found, EsperError):
             found.actor, found.process = self.name, here.pid
-        if isinstance(found, ActorLost) and (words := here.last_words.read()):
-            found.add_note(f"{self.name} (process {here.pid}) wrote last:\n{words}")
+        if isinstance(found, ActorLost):
+            words = here.last_words.read()
+            if words or not here.ended:
+                told = f"wrote last:\n{words}" if words else WITHOUT_WORDS
+                found.add_note(f"{self.name} (process {here.pid}) {told}")
         raise found from (here.ended if isinstance(found, ActorLost) and here.ended else found.__cause__)
 
     def _progress(self, here: Process) -> int | None:

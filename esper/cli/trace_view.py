@@ -29,6 +29,8 @@ _WORDS = re.compile(r"(\s*)(\S+)")
 MUCH_NS = 1_000_000
 """Smallest time by which a span below must end later than its parent to be told. It is more than the clocks of two
 processes of a machine differ."""
+SENTENCE = 20
+"""Smallest length of a text that is not repeated if the message has it. A shorter one may be there by chance."""
 QUIET = frozenset({"esper.role", "error.type"})
 """Attributes that the tree shows in another way."""
 
@@ -185,7 +187,7 @@ def _failure(node: Node, indent: str, failure: Failure, width: int) -> Iterator[
 
 
 def _new(failure: Failure, span: Span) -> dict[str, Any]:
-    """Return the fields of an error that say more than the severe events of its span do."""
+    """Return the fields of an error that say more than its message and the severe events of its span do."""
     told = {
         key: json.dumps(value, default=repr)
         for event in span.events
@@ -195,7 +197,9 @@ def _new(failure: Failure, span: Span) -> dict[str, Any]:
     return {
         key: value
         for key, value in failure.fields.items()
-        if value not in ("", None) and told.get(key) != json.dumps(value, default=repr)
+        if value not in ("", None)
+        and told.get(key) != json.dumps(value, default=repr)
+        and not (isinstance(value, str) and len(value) >= SENTENCE and value in failure.message)
     }
 
 

@@ -26,9 +26,11 @@ def as_otlp(roots: Sequence[Node]) -> dict[str, Any]:
 
 
 def _ended(node: Node) -> Span:
-    if node.span.end_ns is not None:
-        return node.span
-    return node.span._replace(end_ns=node.end_ns, attributes={**node.span.attributes, NEVER_ENDED: True})
+    """Return a span with an end that is not before its start, as every reader of OTLP expects."""
+    span = node.span
+    if span.end_ns is None:
+        return span._replace(end_ns=node.end_ns, attributes={**span.attributes, NEVER_ENDED: True})
+    return span if span.end_ns >= span.start_ns else span._replace(end_ns=node.end_ns)
 
 
 def as_perfetto(roots: Sequence[Node]) -> dict[str, Any]:
@@ -71,8 +73,10 @@ def _flow(node: Node, parent: dict[str, int], at: dict[str, int], first_ns: int)
     told = {"cat": "call", "name": "call", "id": node.span.span_id}
     start_ns, above = node.span.start_ns, node.parent
     sent_ns = min(max(start_ns, above.span.start_ns), above.end_ns)  # the arrow has to begin in the parent's slice
-    yield {"ph": "s", **told, **parent, "ts": (sent_ns - first_ns) / 1000}
-    yield {"ph": "f", "bp": "e", **told, **at, "ts": (start_ns - first_ns) / 1000}
+    got_ns = min(max(start_ns, sent_ns), node.end_ns)  # and to end in this slice, which may begin before the parent's
+    if got_ns >= sent_ns:  # false if this slice ended before the parent's began: an arrow cannot lead backwards
+        yield {"ph": "s", **told, **parent, "ts": (sent_ns - first_ns) / 1000}
+        yield {"ph": "f", "bp": "e", **told, **at, "ts": (got_ns - first_ns) / 1000}
 
 
 def _plain(value: Any) -> Any:

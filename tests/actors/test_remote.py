@@ -28,6 +28,7 @@ from ray.exceptions import (
 
 from actors.actor_process import await_ready, spawn
 from actors.embedded_ray import EmbeddedRay
+from actors.process_output import WITHOUT_WORDS
 from actors.ray_errors import unwrapped
 from actors.remote import Patience, Remote
 from actors.shell import METRICS, ActorSpec, Reply
@@ -342,6 +343,7 @@ def test_a_reference_outlives_its_actor(remotes: dict[str, Remote]) -> None:
     with pytest.raises(ActorLost) as lost:
         owner.ask("snapshot")
     assert isinstance(lost.value.__cause__, ActorDiedError)
+    assert lost.value.__notes__ == [f"owner (process {owner.pid}) {WITHOUT_WORDS}"]
 
 
 def test_a_death_is_reported_with_the_last_output(remotes: dict[str, Remote]) -> None:

@@ -131,7 +131,8 @@ def test_a_trace_is_a_tree_of_80_columns_whose_lines_begin_with_their_roles(espe
 
 
 def test_a_line_has_its_fence_or_step_and_no_field_that_is_empty_or_said_before(esper: Esper, tmp_path: Path) -> None:
-    error = failed("EmergencyStop", "halted", reason="", what="loss", origin="ups")
+    why = "the battery of the site is empty"
+    error = failed("EmergencyStop", f"halted: ups: {why}", reason="", what="loss", origin="ups", detail=why)
     event = {"timeUnixNano": "1700000000000000000", "name": "emergency_halt"}
     error["events"].insert(0, event | {"attributes": [{"key": "what", "value": {"stringValue": "loss"}}]})
     step = {"attributes": [{"key": "step", "value": {"intValue": "87"}}]}
@@ -141,7 +142,7 @@ def test_a_line_has_its_fence_or_step_and_no_field_that_is_empty_or_said_before(
     assert "esper step 87" in told
     assert "checkpoint restore, fence 4" in told
     assert "a child outlives it" not in told
-    assert (told.count("what=loss"), told.count("origin=ups"), told.count("reason=")) == (1, 1, 0)
+    assert [told.count(text) for text in ("what=loss", "origin=ups", "reason=", "detail=")] == [1, 1, 0, 0]
     slow = [span(f"w{number}", "b", 0, 90 if number == 3 else 10, name="await actor") for number in range(4)]
     write(tmp_path, span("round"), restore, *slow)
     told = esper("trace", "show", tmp_path, TRACE)[1]
