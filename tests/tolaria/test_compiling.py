@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -16,6 +15,8 @@ from torch import Tensor, nn
 from training import make_plan, make_survey
 
 from esper import resume, run
+from esper.archive.history import read_past
+from esper.archive.journal import RecordKind
 from esper.cli import task_commands
 from esper.cli.main import exit_code
 from esper.errors import ConfigError, Drained, TaskError
@@ -188,15 +189,26 @@ def test_the_recomputation_of_a_checkpoint_counts_as_no_call(trainer, survey, ba
     assert (seen.calls, seen.fallbacks, seen.isolation_leaks) == (3, (), ())
 
 
-@pytest.mark.torture
-def test_a_compiled_run_grows_and_ends_with_the_same_bits_after_a_stop(tmp_path: Path) -> None:
+SMALL = {"run__compile_backend": "aot_eager", "run__epochs": 6, "growth__candidates": 1, "growth__max_tests": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "fence"),
+    [
+        pytest.param(SMALL, 3, marks=pytest.mark.slow, id="aot_eager"),
+        pytest.param({"growth__candidates": 2}, 7, marks=pytest.mark.torture, id="inductor"),
+    ],
+)
+def test_a_compiled_run_grows_and_ends_with_the_same_bits_after_a_stop(tmp_path, changes, fence) -> None:
     def config(name: str) -> Any:
-        return tiny_config(run__dir=str(tmp_path / name), run__compile=True, growth__candidates=2)
+        return tiny_config(run__dir=str(tmp_path / name), run__compile=True, **changes)
 
     whole = run(tiny_task(), config("whole"))
     assert "FOSSILIZED" in [seed.stage for seed in whole.seeds]
     with pytest.raises(Drained):
-        run(tiny_task(), config("run"), drain=(watch := StopAt(7)).drain, progress=watch)
+        run(tiny_task(), config("run"), drain=(watch := StopAt(fence)).drain, progress=watch)
+    kinds = [entry.kind for entry in read_past(tmp_path / "run").entries]
+    assert RecordKind.PLAN_APPLIED in kinds, "a seed was in the compiled host before the stop"
     assert resume(tmp_path / "run", tiny_task()).weights_sha256 == whole.weights_sha256
 
 
