@@ -90,6 +90,12 @@ OTHER_BITS = Change(
     "            next(self.host.parameters()).data.add_(1e-6)\n",
 )
 
+FROZEN = Change(
+    "actors/remote.py",
+    "                if patience.is_over(self._progress(here), time.monotonic()):\n",
+    "                if False:\n",
+)
+
 IN_PROCESS = (
     Sabotage("a Hold made in an except", "no-candidates", "expected NoSeedCandidates", (Change(GROWTH, DECIDE, HOLD),)),
     Sabotage(
@@ -310,6 +316,18 @@ IN_PROCESS = (
             ),
         ),
     ),
+    Sabotage(
+        "a run directory that two processes may use at once",
+        "driver-paused",
+        "the resume was refused",
+        (
+            Change(
+                "esper/durable/files.py",
+                "        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
+                "        del descriptor\n",
+            ),
+        ),
+    ),
 )
 ON_ACTORS = (
     Sabotage("a swallowed error", "policy-fails", "expected PolicyFailed", (Change(GROWTH, DECIDE, HOLD),)),
@@ -424,6 +442,97 @@ ON_ACTORS = (
                 "            last_s = now_s\n            drain.ask()\n",
             ),
         ),
+    ),
+    Sabotage(
+        "a dead trainer that no event tells of",
+        "trainer-killed",
+        "expected severe events actor_restarted 4, trainer_rank_lost 4; found actor_restarted 4",
+        (
+            Change(
+                CREW,
+                '                severe("trainer_rank_lost", Severity.ERROR, rank=name, pid=death.process, '
+                "detail=str(death))\n",
+                "                pass\n",
+            ),
+        ),
+    ),
+    Sabotage(
+        "a restart that no counter counts",
+        "trainer-killed",
+        "expected counters esper.actor.restarts 4; found counters esper.actor.restarts 0",
+        (
+            Change(
+                "esper/flow/death_log.py",
+                '                count("esper.actor.restarts", role=role)\n',
+                "",
+            ),
+        ),
+    ),
+    Sabotage(
+        "a dead manager that takes the whole run back",
+        "manager-killed",
+        "expected manager-0 replaced alone; found none replaced alone",
+        (Change(CREW, "            if self._whole:\n", "            if True:\n"),),
+    ),
+    Sabotage(
+        "a frozen manager that is waited for without end",
+        "manager-frozen",
+        "expected restarts of manager-0; found restarts of none",
+        (FROZEN,),
+    ),
+    Sabotage(
+        "a frozen emergency actor that is waited for without end",
+        "emergency-frozen",
+        "expected restarts of emergency; found restarts of none",
+        (FROZEN,),
+    ),
+    Sabotage(
+        "a killed driver with the exit code of success",
+        "driver-killed",
+        "expected exit codes 3, 0; found exit codes 0, 0",
+        (
+            Change(
+                "esper/cli/run_command.py",
+                "    return STRICT_FAILURE\n\n\ndef _kept(",
+                "    return 0\n\n\ndef _kept(",
+            ),
+        ),
+    ),
+    Sabotage(
+        "a cluster without room that is called slow",
+        "no-room",
+        "expected PlacementUnavailable",
+        (
+            Change(
+                "actors/actor_process.py",
+                '        raise PlacementUnavailable("ray", f"{detail}; lower',
+                '        raise StartDeadlineExceeded("ray", f"{detail}; lower',
+            ),
+        ),
+    ),
+    Sabotage(
+        "a place that is taken and is called slow",
+        "room-taken",
+        "expected PlacementUnavailable",
+        (
+            Change(
+                "actors/actor_process.py",
+                "    if all(free.get(name, 0.0) >= amount for name",
+                "    if True or all(free.get(name, 0.0) >= amount for name",
+            ),
+        ),
+    ),
+    Sabotage(
+        "a stale command that is carried out",
+        "command-stale",
+        "expected exit codes 3, 0; found exit codes 0, 0",
+        (Change("esper/kasmina/registry/admission.py", "    if age_s > STALE_S:\n", "    if False:\n"),),
+    ),
+    Sabotage(
+        "other bits after a recovery in a random schedule",
+        "random-schedule",
+        "the bits of the undisturbed run; found other bits",
+        (OTHER_BITS,),
     ),
 )
 SABOTAGES = (*IN_PROCESS, *ON_ACTORS)
