@@ -14,6 +14,7 @@ from drills.catalogue.command_refused import (
     COMMAND_REPLAYED,
     COMMAND_STALE,
 )
+from drills.catalogue.device_absent import DEVICE_ABSENT
 from drills.catalogue.disk_fails import (
     CHECKPOINT_CUT,
     CHECKPOINT_FLIPPED,
@@ -97,6 +98,7 @@ CATALOGUE: tuple[Drill, ...] = (
     _waiting(16, "normaliser-flush-fails", "The normaliser cannot be written.", "the learned policy"),
     _waiting(17, "profiler-refused", "The folder of the profiler is missing.", "the profiler"),
     _waiting(18, "loss-on-another-device", "The outputs of the model lie on another device.", "a second device"),
+    DEVICE_ABSENT,
     COMMAND_FORGED,
     COMMAND_ALTERED,
     COMMAND_REPLAYED,

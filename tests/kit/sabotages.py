@@ -317,6 +317,20 @@ IN_PROCESS = (
         ),
     ),
     Sabotage(
+        "a fallback to the CPU",
+        "device-absent",
+        "expected exit codes 2, 0; found exit codes 0",
+        (
+            Change(
+                "esper/setup/survey.py",
+                "    _check_device(config.run.device)\n",
+                "    try:\n        _check_device(config.run.device)\n    except ConfigError:\n"
+                '        cpu = config.run.model_copy(update={"device": "cpu"})\n'
+                '        config = config.model_copy(update={"run": cpu})\n',
+            ),
+        ),
+    ),
+    Sabotage(
         "a run directory that two processes may use at once",
         "driver-paused",
         "the resume was refused",
