@@ -273,8 +273,8 @@ IN_PROCESS = (
         (
             Change(
                 "esper/emergency/courier.py",
-                "self._worker.call(self._queue.failed, self.name, signal_id, failed.why)",
-                "self._worker.call(self._queue.acknowledge, self.name, [signal_id])",
+                "self._worker.call(self._queue.failed, self.name, signal.signal_id, failed.why)",
+                "self._worker.call(self._queue.acknowledge, self.name, [signal.signal_id])",
             ),
         ),
     ),
