@@ -158,6 +158,17 @@ def grows(seed: Seed, _h: Tensor, s: Tensor) -> Tensor:
     return s
 
 
+def strays(seed: Seed, _h: Tensor, s: Tensor) -> Tensor:
+    if not hasattr(seed, "aside"):
+        seed.aside = nn.Parameter(torch.zeros(1, device="meta"))
+    return s
+
+
+def compiles_itself(seed: Seed, _h: Tensor, s: Tensor) -> Tensor:
+    seed.compile(backend="eager")
+    return s
+
+
 def harms(_seed: Seed, h: Tensor, s: Tensor) -> Tensor:
     return s + 100.0 * (100.0 * h).sin()
 
@@ -481,9 +492,7 @@ CASES = {
     "G3 too early": Case(Gate.G3, ("alpha_short",), 3, run={"wrap": {"tamiyo.advance": too_early}}),
     "G3 another type": Case(Gate.G3, ("interface_broken",), BLENDED, (SQUARE,), lambda: Host(65, in_double)),
     "G3 other channels": Case(Gate.G3, ("interface_broken",), BLENDED, (SQUARE,), lambda: Host(65, wider)),
-    "G3 another device": Case(
-        Gate.G3, ("interface_broken",), BLENDED, run={"wrap": observing(BLENDED, device="cuda:0")}
-    ),
+    "G3 another device": Case(Gate.G3, ("interface_broken",), BLENDED, late(strays, 25)),
     "G3 a layer that is not": Case(
         Gate.G3, ("mesh_incomplete",), BLENDED, (made("upstairs", mesh=lambda slot: (slot, "attic")),), slow=False
     ),
@@ -499,7 +508,7 @@ CASES = {
     ),
     "G3 mark in the command": Case(Gate.G3, ("fallback_requested",), BLENDED, run={"commanded": marked(2)}),
     "G3 told in the host": Case(Gate.G3, ("fallback_used",), BLENDED, late(tells, 25)),
-    "G3 another path": Case(Gate.G3, ("fallback_used",), BLENDED, run={"wrap": observing(BLENDED, path="compiled")}),
+    "G3 another path": Case(Gate.G3, ("fallback_used",), BLENDED, late(compiles_itself, 39)),
     "G3 evidence of before": Case(
         Gate.G3, ("stage_mismatch",), BLENDED, run={"wrap": observing(BLENDED, stage=Stage.TRAINING)}
     ),
