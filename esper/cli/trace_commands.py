@@ -278,6 +278,7 @@ def _node(node: Node) -> dict[str, Any]:
             "place": failure.place,
             "users_place": failure.users_place,
             "notes": list(failure.notes),
+            "cause": list(failure.cause),
             "began_here": failure.began_here,
         }
         if failure is not None

@@ -184,6 +184,8 @@ def _failure(node: Node, indent: str, failure: Failure, width: int) -> Iterator[
             yield from _wrapped(node.span.role, indent, f"{before} {place}", width, "red")
     for note in failure.notes:
         yield from _wrapped(node.span.role, indent, note, width, "red")
+    for number, line in enumerate(failure.cause):
+        yield from _wrapped(node.span.role, indent, line if number else f"caused by {line}", width, "red")
 
 
 def _new(failure: Failure, span: Span) -> dict[str, Any]:

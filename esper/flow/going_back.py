@@ -187,11 +187,11 @@ class GoingBack:
             ActorLost: another process died during the restore.
         """
         watch = Stopwatch(error)
-        # this comes before `lost`, which may raise: the recovery that this error interrupted must be journaled
-        self.deaths.tell()
         with continue_from(self.round):
+            # this comes before `lost`, which may raise: the recovery that this error interrupted must be journaled
+            self.deaths.tell()
             lost = self.components.crew.lost(error, self.at.fence)
-        self.deaths.tell()
+            self.deaths.tell()
         with continue_from(self.round), span("esper recover", role="conductor", fence=self.at.fence):
             self.recovery = traceparent()
             watch.lap("decide")

@@ -292,7 +292,7 @@ class OpenRun:
                 (line.deaths.tell, "journaling deaths"),
                 (line.watch.hear_out, "journaling what the emergency queue holds"),
             ):
-                with noted_on(stop, doing):
+                with noted_on(stop, doing), continue_from(line.back.round):  # so that deaths are told in its trace
                     last()
             raise
 

@@ -14,6 +14,10 @@ from esper.trace.span_tree import Node
 _OWN = ("exception.type", "exception.message", "exception.stacktrace", "exception.escaped")
 EXCEPTION = "exception"
 _FRAME = re.compile(r'^  File "(.*)", line (\d+), in (.*)$', re.MULTILINE)
+_CAUSED = "\nThe above exception was the direct cause of the following exception:\n"
+_DURING = "\nDuring handling of the above exception, another exception occurred:\n"
+_BETWEEN = re.compile(f"{_CAUSED}|{_DURING}")
+MOST_OF_CAUSE = 12
 _INSTALLED = re.compile(r"[/\\](site-packages|dist-packages|lib[/\\]python3[.\d]*)[/\\]|^<")
 """Matches a file of an installed package or of Python's library, on any machine, and code without a file."""
 _ROOT = Path(__file__).parents[2]
@@ -35,6 +39,9 @@ class Failure:
     """The innermost place that is neither in esper nor in an installed package. "": there is none."""
     notes: tuple[str, ...]
     """The lines that were added to the exception, for example which part of the task raised it."""
+    cause: tuple[str, ...]
+    """Class and message of the error that was its direct cause, then its notes; at most `MOST_OF_CAUSE` lines. Empty:
+    there is none, or it is an error of Ray, whose text is in the message."""
     began_here: bool
     """False: a span below failed with the same error, or the parent did before this span began. The error is the same
     if its class and its message are: a HALT has its reason in the conductor alone, so that both errors are shown."""
@@ -56,7 +63,23 @@ def failure_of(node: Node) -> Failure | None:
     began_here = not (_after_its_parent(node) or any(map(_same(node), node.children)))
     trace = _stacktrace(span)
     place, users = places_of(trace)
-    return Failure(error_class(span), _message(span), fields, place, users, _notes(span, trace), began_here)
+    notes, cause = _notes(span, trace), cause_of(trace)
+    return Failure(error_class(span), _message(span), fields, place, users, notes, cause, began_here)
+
+
+def cause_of(stacktrace: str) -> tuple[str, ...]:
+    """Return what Python printed about the direct cause of the last error of a traceback, below its frames."""
+    before, found, _ = stacktrace.rpartition(_CAUSED)
+    if not found or any(text in stacktrace[len(before) + len(found) :] for text in (_CAUSED, _DURING)):
+        return ()
+    lines = re.split(_BETWEEN, before)[-1].splitlines()
+    first = next(
+        (place for place, line in enumerate(lines) if line and not line.startswith((" ", "Traceback ("))), None
+    )
+    if first is None or lines[first].startswith("ray."):
+        return ()
+    kind, colon, message = lines[first].partition(": ")
+    return (f"{kind.rpartition('.')[2]}{colon}{message}", *lines[first + 1 : first + MOST_OF_CAUSE])
 
 
 def places_of(stacktrace: str) -> tuple[str, str]:

@@ -52,6 +52,9 @@ from esper.leyline.state import RoundState
 from esper.telemetry.events import LOG
 from esper.testing import TinyHost, fail_with, tiny_config, tiny_task, until
 from esper.tolaria.checkpoint_file import verify_all
+from esper.trace.event_log import severe_events
+from esper.trace.span_files import Skipped
+from esper.trace.span_store import summaries
 
 
 def in_torture(*values: Any) -> list[Any]:
@@ -339,6 +342,10 @@ def test_a_manager_that_dies_again_and_again_at_one_fence_stops_the_run(launch_t
     fences = {entry.body["fence"] for entry in past.entries if entry.kind is RecordKind.ACTOR_RESTARTED}
     passed = max(entry.body["fence"] for entry in past.entries if entry.kind is RecordKind.CHECKPOINT_BEGUN)
     assert (past.restarts, fences) == (2, {passed})
+    events = severe_events(tmp_path / "run", Skipped())
+    restarted = [one.trace_id for one in events if one.name == "actor_restarted"]
+    assert len(restarted) == 2
+    assert set(restarted) <= {one.trace_id for one in summaries(tmp_path / "run").traces}
     assert f"at fence {passed} with" in str(caught.value)
 
 

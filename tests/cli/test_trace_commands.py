@@ -20,7 +20,11 @@ from esper.telemetry import Severity, Telemetry, severe, trace_id, use
 from esper.telemetry import span as in_span
 
 OTHER = "b2" * 16
-TRACEBACK = """Traceback (most recent call last):
+TRACEBACK = """OSError: [Errno 5] the disk is broken
+
+The above exception was the direct cause of the following exception:
+
+Traceback (most recent call last):
   File "/home/me/run.py", line 3, in <module>
     restore()
   File "/home/me/store.py", line 7, in restore
@@ -121,6 +125,7 @@ def test_a_trace_is_a_tree_of_80_columns_whose_lines_begin_with_their_roles(espe
     assert all(line.split()[0] in ("conductor", "tolaria", "tamiyo") for line in lines[3:])
     assert re.search(r"tolaria +├ esper step +x12 \* +12.0 ms", told)
     assert re.search(r"tolaria +CheckpointCorrupt: the checksum is wrong +file=fence-3.ckpt", told)
+    assert re.search(r"tolaria +caused by OSError: \[Errno 5\] the disk is broken\n", told)
     at = [" ".join(line.split()[1:]) for line in lines].index("at /home/me/store.py, line 7, in restore")
     below = " ".join(" ".join(line.split()[1:]) for line in lines[at + 1 :])
     note = "raised by task.train: a sample of the data set"
@@ -163,6 +168,7 @@ def test_the_critical_path_and_the_json_of_a_trace(esper: Esper, incident: Path)
         "place": f"{INSIDE}, line 776, in __init__",
         "users_place": "/home/me/store.py, line 7, in restore",
         "notes": ["raised by task.train: a sample of the data set"],
+        "cause": ["OSError: [Errno 5] the disk is broken"],
         "began_here": True,
     }
     assert [event["name"] for event in found["severe_events_without_span"]] == ["policy_timeout"]

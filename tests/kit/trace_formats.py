@@ -60,7 +60,7 @@ def read_chrome(text: str) -> list[dict[str, Any]]:
     for event in events:
         assert {type(event["pid"]), type(event["tid"])} == {int}
         assert isinstance(event["name"], str)
-        assert isinstance(event.get("args", {}), dict)
+        assert "args" not in event or isinstance(event["args"], dict)
         assert event["ph"] == "M" or (math.isfinite(event["ts"]) and event["ts"] >= 0)
         match event["ph"]:
             case "M":
