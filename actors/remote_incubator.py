@@ -20,7 +20,7 @@ from actors.remote import Remote
 from actors.remote_fork import KeptFork, RemoteFork, weights_of
 from actors.shell import SnapshotRef
 from esper.errors import ActorLost
-from esper.kasmina.incubation.incubator import run_tournament
+from esper.kasmina.incubation.incubator import Field, run_tournament
 from esper.leyline.evidence import SampleLosses
 from esper.leyline.incubation import CandidateProbe, IncubationOrder, IncubationResult, TwinReport
 from esper.leyline.reports import GraftPlan, Weights
@@ -33,8 +33,8 @@ WAITING = 64
 threads would not help."""
 
 
-Ended = tuple[IncubationResult, RemoteFork, RemoteFork | None]
-"""Result of a tournament, its control, and its first fork if the fork may be adopted."""
+Ended = tuple[IncubationResult, Field[RemoteFork]]
+"""Result of a tournament, and its forks."""
 Replace = Callable[[ActorLost], None]
 """Function (death of a manager) -> None. It returns after the manager was replaced, or raises the death if the whole
 run restarts."""
@@ -60,12 +60,16 @@ class RemoteIncubator:
         self._numbers = itertools.count()
         self._open: list[RemoteFork] = []
         """Forks of a tournament. After the tournament, all forks are closed except a control that may become the
-        twin, and the first fork if it may be adopted."""
+        twin, the first fork if it may be adopted, and the forks that may go on."""
         self._pieces: list[Future[Any]] = []
         self._pending: Future[Ended] | None = None
         self._control: KeptFork | None = None
         self._winner: KeptFork | None = None
         """First fork of the last tournament. None: it is not to be adopted, or it was dropped."""
+        self._field: Field[RemoteFork] | None = None
+        """Forks of the last tournament that may go on. None: there are none, or a new order has begun."""
+        self._origin: SnapshotRef | None = None
+        """Snapshot of the last tournament. None: its forks were dropped."""
         self._twin: KeptFork | None = None
         self._twin_ahead: Future[tuple[float, ...]] | None = None
         self._twin_steps = 0
@@ -91,10 +95,25 @@ class RemoteIncubator:
 
     def begin(self, order: IncubationOrder, weights: Weights, snapshot: SnapshotRef) -> None:
         """See `Incubation`. This call starts the tournament."""
+        self._begin(order, weights, snapshot, None)
+
+    def go_on(self, order: IncubationOrder, weights: Weights) -> None:
+        """See `Incubation`. This call starts the training. If a manager of these forks has died, all of them are
+        trained again from the snapshot."""
+        assert self._field is not None, "no forks were kept"
+        assert self._origin is not None, "`collect` sets both"
+        field, self._winner = self._field.chosen(order), None
+        self._close_but([entry.fork for entry in field.everyone])
+        self._begin(order, weights, self._origin, field)
+
+    def _begin(
+        self, order: IncubationOrder, weights: Weights, snapshot: SnapshotRef, field: Field[RemoteFork] | None
+    ) -> None:
         assert self._pending is None, "one tournament is in flight per run"
-        self._pending = self._start(self._order, self._run, order, weights, snapshot)
+        self._pending = self._start(self._order, self._run, order, weights, snapshot, field)
         self._began = order, weights, snapshot
         self._control = None  # `keep_twin` was not called after the last tournament
+        self._field = self._origin = None
 
     def collect(self) -> IncubationResult:
         """See `Incubation`."""
@@ -102,7 +121,8 @@ class RemoteIncubator:
         assert self._began is not None, "`begin` sets both"
         (order, weights, origin), pending = self._began, self._pending
         self._pending = self._began = None
-        result, control, winner = pending.result()
+        result, ended = pending.result()
+        control, winner = ended.control.fork, ended.entries[0].fork if order.adopts and ended.entries else None
         is_first = self._twin is None  # the control of the first tournament may become the run's twin
         self._control = KeptFork(control, origin, order.last_step) if is_first else None
         kept = [control] if self._control is not None else []
@@ -110,10 +130,16 @@ class RemoteIncubator:
             own = weights_of([winner.plan], weights)
             self._winner = KeptFork(winner, origin, order.last_step, winner.plan, own)
             kept.append(winner)
+        self._field, self._origin = ended.first(order.keeps), origin
+        kept += [entry.fork for entry in self._field.everyone if entry.fork not in kept] if self._field else []
+        self._close_but(kept)
+        return result
+
+    def _close_but(self, kept: list[RemoteFork]) -> None:
+        """Close all open forks except some."""
         for manager in self._managers.values():
             self._repeated(partial(self._close, manager, [fork for fork in self._open if fork not in kept]))
         self._open = kept
-        return result
 
     def keep_twin(self) -> None:
         """See `Incubation`."""
@@ -128,11 +154,10 @@ class RemoteIncubator:
 
     def drop_winner(self) -> None:
         """See `Incubation`."""
-        if self._winner is None:
+        if self._winner is None and self._field is None:
             return
-        fork, self._winner = self._winner.fork, None
-        self._open = [one for one in self._open if one is not fork]
-        self._repeated(partial(self._close, fork.manager, [fork]))
+        self._winner = self._field = self._origin = None
+        self._close_but([self._control.fork] if self._control is not None else [])
 
     def advance_twin(self, step: int) -> None:
         """See `Incubation`. This call starts the training, and returns before its end."""
@@ -176,6 +201,7 @@ class RemoteIncubator:
                 wait(running)
             self._ask_the_living("abandon", False, group="ctl")
         self._pending = self._began = self._control = self._winner = self._twin = self._twin_ahead = None
+        self._field = self._origin = None
         self._ask_the_living("close_all")
         self._open = []
 
@@ -189,11 +215,14 @@ class RemoteIncubator:
         for pool in (self._order, self._work):
             pool.shutdown(wait=True)
 
-    def _run(self, order: IncubationOrder, weights: Weights, snapshot: SnapshotRef) -> Ended:
+    def _run(
+        self, order: IncubationOrder, weights: Weights, snapshot: SnapshotRef, field: Field[RemoteFork] | None
+    ) -> Ended:
+        fields = [field] if field is not None and not any(entry.fork.is_lost for entry in field.everyone) else []
+
         def tournament() -> Ended:
-            won: list[RemoteFork] = []
-            result, control = run_tournament(order, weights, self._fork, snapshot, self._together, keep=won.append)
-            return result, control, won[0] if won else None
+            kept = fields.pop() if fields else None  # after a death the forks train again from the snapshot
+            return run_tournament(order, weights, self._fork, snapshot, self._together, field=kept)
 
         with span("kasmina incubate", role="conductor", forks=len(order.plans), order_id=order.order_id):
             return self._repeated(tournament, self._clear)

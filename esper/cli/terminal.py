@@ -22,8 +22,9 @@ from esper.cli.plan_view import companions
 from esper.cli.tables import cells, grid, table
 from esper.flow.tally import Tally
 from esper.ground import parent, workplace
+from esper.ground.suggest import listed
 from esper.leyline.decisions import Hold
-from esper.leyline.incubation import Answer
+from esper.leyline.incubation import Answer, IncubationOrder
 from esper.leyline.reports import Check, GateReport, Transition
 from esper.leyline.slots import Kind
 from esper.leyline.stages import IN_HOST, LIVE, Stage
@@ -119,6 +120,8 @@ class Terminal:
         """
         if answer.order is not None:
             self._hold = None
+            if answer.order.goes_on_from is not None:
+                self._say(answer.gates[0].fence, _trains_on(answer.order, answer.gates[0]))
         told = {report.seed_id: report for report in answer.gates}
         for step in answer.transitions:
             text = _news(step, told.get(step.seed_id), replica=step.seed_id in self._replicas)
@@ -207,6 +210,14 @@ def _name(seed: SeedState) -> str:
     return f"{seed.blueprint_id} at {seed.slot}"
 
 
+def _trains_on(order: IncubationOrder, report: GateReport) -> str:
+    """Return the message for refused candidates that train on."""
+    failed = next(check for check in report.checks if not check.passed)
+    names = listed(f"{plan.blueprint_id} at {plan.slot}" for plan in order.plans)
+    why = f"{failed.reason.replace('_', ' ')} ({beside_limit(failed)})"
+    return f"not accepted yet: {why}; {names} train on in copies, and are judged again in round {order.due_fence}"
+
+
 def _news(step: Transition, report: GateReport | None, *, replica: bool) -> str:
     """Return the message for a transition. The text is empty if the transition is not shown."""
     checks = {check.name: check for check in report.checks} if report is not None else {}
@@ -262,11 +273,12 @@ def heading(survey: Survey, path: Path | None) -> list[str]:
         f"  {len(survey.options)} candidates{of_copies(growth.copies)}; a seed must beat its control by"
         f" {percent(growth.margin)} of the loss{beside_placebos(growth.placebos)}"
         f" and z > {survey.g2_limit():.2f} on {survey.judged_units} {units} (strict, because a run may"
-        f" {tests_in_words(growth.tests, survey.g2_tests)})",
+        f" {tests_in_words(growth.tests, survey.g2_tests)}{' or later looks' if growth.beside else ''})",
         *over_budgets(left_out_by_budgets(survey)),
         "  stages of a seed: incubation > BLENDING (alpha rises) > SHADOWING (compared with the twin) > PROBATIONARY >"
         " FOSSILIZED (stays)",
         *_ends(growth.entry, growth.finish),
+        *_beside(growth.beside),
     ]
 
 
@@ -275,6 +287,11 @@ def _ends(entry: str, finish: str) -> list[str]:
     adopts = "  an accepted seed is adopted: its fork becomes the network, and the old network becomes the twin"
     better = "  the run ends with the better of network and twin, by the losses on pick and gate"
     return [*([adopts] if entry == "adopt" else []), *([better] if finish == "better" else [])]
+
+
+def _beside(count: int) -> list[str]:
+    """Return a line about refused candidates that train on. Empty: there are none."""
+    return [f"  the best {count} of a refused tournament train on and are judged again"] if count else []
 
 
 def of_copies(copies: int) -> str:

@@ -118,6 +118,8 @@ class Growth:
         changed = self.components.kasmina.advance(self._sent(command), fence, observation)
         check_answered(command, changed.command_id)
         self._take(changed)
+        if changed.answer.order is not None:
+            self.components.incubator.go_on(changed.answer.order, changed.weights)
 
     def _sent(self, command: Command) -> Command:
         """Journal a command and return it. A command is journaled before Kasmina gets it, so that the journal contains

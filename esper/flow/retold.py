@@ -231,6 +231,13 @@ def _rate(story: Story, seed: SeedRecord) -> float:
     return rates[-1] if rates else 1.0
 
 
+def _judged_again_at(story: Story, seed: SeedRecord) -> int | None:
+    """Return the fence at which the fork of a refused seed is judged again, by the last order that lets it train on."""
+    orders = [answer.order for answer in story.answers.values() if answer.order is not None]
+    later = [one for one in orders if one.goes_on_from is not None and seed.seed_id in {p.seed_id for p in one.plans}]
+    return later[-1].due_fence if later else None
+
+
 Derived = Callable[[Story, SeedRecord], Any]  # Any: a field of the record
 
 OF_COMMANDS: Mapping[str, Derived] = {
@@ -246,6 +253,7 @@ OF_COMMANDS: Mapping[str, Derived] = {
     "germinated_fence": _germinated_fence,
     "graft": _graft,
     "rate_scale": _rate,
+    "judged_again_at": _judged_again_at,
     "flops": lambda story, seed: story.flops[seed.seed_id],
     "parameters": lambda story, seed: story.parameters[seed.seed_id],
 }

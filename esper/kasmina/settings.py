@@ -112,6 +112,11 @@ class GrowthConfig(Settings):
         "graft",
         description="graft: an accepted seed is put into the live host; adopt: its fork becomes the live host",
     )
+    beside: Count = Field(
+        0,
+        description="number of candidates of a refused tournament that train on beside the live host and are judged"
+        " again, until the first seed is accepted; needs growth.entry=adopt",
+    )
     placebos: Annotated[int, Field(ge=0, le=MOST_PLACEBOS)] = Field(
         0, description="number of useless seeds in each tournament; G2 compares the best candidate with them"
     )
@@ -250,6 +255,14 @@ class GrowthConfig(Settings):
                 raise ValueError("use none with growth.entry=adopt: a fork trains the host together with the seed")
             if isinstance(value, int):
                 raise ValueError("leave it out with growth.entry=adopt: a fork trains for growth.due_rounds rounds")
+        return value
+
+    @field_validator("beside", mode="after")
+    @classmethod
+    def _check_beside(cls, value: int, info: ValidationInfo) -> int:
+        """Return the value. Raises: ValueError: no fork of this run could be adopted."""
+        if value and info.data.get("entry") == "graft":
+            raise ValueError("use 0 with growth.entry=graft: only a fork that may be adopted can be judged later")
         return value
 
     @field_validator("finish", mode="after")

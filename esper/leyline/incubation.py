@@ -15,7 +15,7 @@ class IncubationOrder(GrownMessage):
     """Order to train a control and one fork per plan. Each starts from the snapshot of `fence`. The result is due at
     `due_fence`."""
 
-    LATER: ClassVar = frozenset({"adopts", "rungs", "rung_units", "placebos", "placebo_flops"})
+    LATER: ClassVar = frozenset({"adopts", "rungs", "rung_units", "placebos", "placebo_flops", "keeps", "goes_on_from"})
 
     order_id: str
     """Id of the command that requested the incubation."""
@@ -45,6 +45,12 @@ class IncubationOrder(GrownMessage):
     """The graft of each useless seed that trains beside the candidates, one per fork."""
     placebo_flops: tuple[int, ...] = ()
     """Modelled FLOPs that each placebo adds per step, in the order of `placebos`."""
+    keeps: int = 0
+    """Number of forks, the best first, that may train on after the order if G2 refuses the first."""
+    goes_on_from: int | None = None
+    """Step of the run to which an earlier order has trained the same forks. They have the bits of forks that train from
+    `first_step` on. Steps, FLOPs and evaluations up to this step are not counted again. None: there was no such order.
+    """
 
     @property
     def stops(self) -> tuple[tuple[int, int | None], ...]:

@@ -283,10 +283,10 @@ class Incubation(Protocol):
     """The port of Kasmina's incubation: forks of the live host, and the twin.
 
     Call order of a tournament: `probe_candidates` and `begin` at one fence; `collect` at the fence at which the result
-    is due; then `keep_twin`, if the control becomes the twin, `winner`, if its fork is adopted, and `drop_winner`,
-    before the next `begin`. `advance_twin` trains the twin
-    once a round, before `twin_losses` at the fence. `state` is called last at a fence. `restore` is called between
-    fences. The caller then begins the order that was in flight again, by a call of `begin`.
+    is due; then `keep_twin`, if the control becomes the twin, `winner`, if its fork is adopted, `go_on`, if some forks
+    train on, and `drop_winner`, before the next `begin`. `advance_twin` trains the twin once a round, before
+    `twin_losses` at the fence. `state` is called last at a fence. `restore` is called between fences. The caller then
+    begins the order that was in flight again, by a call of `begin`.
     """
 
     def probe_candidates(
@@ -306,6 +306,11 @@ class Incubation(Protocol):
         """Wait for the order that was begun, and return its result."""
         ...
 
+    def go_on(self, order: IncubationOrder, weights: Weights) -> None:
+        """Train on with the control, the placebos and some forks of the last tournament. This is as `begin` with the
+        snapshot of that tournament."""
+        ...
+
     def keep_twin(self) -> None:
         """Make the last tournament's control the run's twin."""
         ...
@@ -316,7 +321,8 @@ class Incubation(Protocol):
         ...
 
     def drop_winner(self) -> None:
-        """Drop the fork that `winner` returns. Call it at the end of each fence at which a tournament ended."""
+        """Drop the fork that `winner` returns, and all forks that could have gone on and do not. Call it at the end of
+        each fence at which a tournament ended."""
         ...
 
     def advance_twin(self, step: int) -> None:

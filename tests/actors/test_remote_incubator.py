@@ -20,7 +20,7 @@ from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, BlueprintR
 from esper.kasmina.incubation.placebo_plans import placebo_plans, placebo_weights
 from esper.kasmina.incubation.planning import plan_seed
 from esper.leyline.commands import BlendSpec, Candidate
-from esper.leyline.incubation import IncubationOrder
+from esper.leyline.incubation import IncubationOrder, IncubationResult
 from esper.leyline.reports import GraftPlan
 from esper.leyline.slots import Kind
 from esper.setup.assembly import RunKey, make_incubator, make_trainer
@@ -333,6 +333,45 @@ def test_a_manager_may_die_at_any_call_and_the_answers_are_the_same(
             break
         died_of |= {manager.died_of for manager in managers}
     assert died_of - {""} == METHODS
+
+
+def later_order(order: IncubationOrder) -> IncubationOrder:
+    """The order by which the first candidate of a tournament trains on for 20 steps."""
+    later = {"order_id": "later", "due_fence": order.due_fence + 1, "last_step": order.last_step + 20}
+    kept = {"plans": order.plans[:1], "seed_flops": order.seed_flops[:1], "halving_step": None}
+    return order.model_copy(update={**later, **kept, "goes_on_from": order.last_step, "keeps": 0})
+
+
+def going_on(survey: Survey, incubator: Any, wrap: Callable[[Any], Any]) -> IncubationResult:
+    """The result of a candidate that trains on after its tournament, with the control and the placebos."""
+    order = with_placebos(survey, order_of(plans_for(survey, 0, 0, ["mlp", "norm"]), 0))
+    incubator.begin(order.model_copy(update={"keeps": 2}), DRAWN, wrap(make_trainer(survey, KEY).snapshot()))
+    incubator.collect()
+    incubator.go_on(later_order(order), DRAWN)
+    incubator.drop_winner()
+    found: IncubationResult = incubator.collect()
+    return found
+
+
+def test_forks_that_train_on_have_the_results_of_forks_that_train_again(survey: Survey, incubator_on: Any) -> None:
+    found, again = going_on(survey, make_incubator(survey, KEY), lambda one: one), make_incubator(survey, KEY)
+    order = with_placebos(survey, order_of(plans_for(survey, 0, 0, ["mlp", "norm"]), 0))
+    again.begin(later_order(order), DRAWN, make_trainer(survey, KEY).snapshot())
+    assert again.collect() == found
+    assert found.fork_steps == 20 * 5  # control, candidate, placebos
+
+    def replace(_death: ActorLost) -> None:
+        managers[0].begin_anew()
+
+    managers = [Mortal(survey, lambda _method: False) for _ in range(2)]
+    incubator = incubator_on(managers)
+    assert going_on(survey, incubator, lambda one: [one]) == found
+    assert sum(len(manager.forks()) for manager in managers) == 1  # the control
+    calls = len(managers[0].asked)
+    for early in (2, 6, 12):  # the last of them ends while the forks of the tournament are closed
+        managers = [Mortal(survey, at_call(calls - early)), LocalManager(survey)]  # type: ignore[list-item]
+        assert going_on(survey, incubator_on(managers, replace), lambda one: [one]) == found
+        assert managers[0].died_of
 
 
 def attempt(survey: Survey, incubator: RemoteIncubator, managers: Sequence[Mortal]) -> list[Any]:

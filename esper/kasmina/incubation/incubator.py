@@ -63,6 +63,13 @@ class _Entry(Generic[F]):
     leaks: tuple[str, ...] = ()
     fallbacks: tuple[str, ...] | None = None
     """How the calls of the seed differ from the seed's plan (dtype, device, code path). None: no call was observed."""
+    before: int = 0
+    """Steps that an earlier order has counted."""
+
+    def go_on(self, guard: LiveGuard) -> None:
+        """Begin a new order with the fork as it is. Only what follows is counted."""
+        self.guard, self.before, self.evaluated = guard, len(self.losses), 0
+        self.pick, self.picks, self.rank = None, [], None
 
     @property
     def seed_id(self) -> str:
@@ -91,6 +98,13 @@ class _Entry(Generic[F]):
             DivergenceUnrecoverable: the control diverged. No candidate can be the cause.
             IsolationViolation: the candidate changed the live host.
         """
+        self.train(step)
+        found = self.sample_losses("pick", fence, units)
+        self.observe(fence)
+        return found
+
+    def train(self, step: int) -> None:
+        """Train up to a step; see `train_and_measure`."""
         with self.guard.around(self.plan):
             try:
                 self.losses += self.fork.train_to(step)
@@ -98,9 +112,6 @@ class _Entry(Generic[F]):
                 if self.plan is None:
                     raise
                 self.diverged = True
-        found = self.sample_losses("pick", fence, units)
-        self.observe(fence)
-        return found
 
     def observe(self, fence: int) -> None:
         """Add the leaks and the fallbacks of the candidate since the last call."""
@@ -129,8 +140,32 @@ class _Entry(Generic[F]):
 
     def flops(self, order: IncubationOrder) -> float:
         """Return the modelled FLOPs of the fork's steps and evaluations. A forward pass counts as a third of a step."""
-        passes = len(self.losses) + self.evaluated / order.batch_size / 3
+        passes = len(self.losses) - self.before + self.evaluated / order.batch_size / 3
         return passes * (order.base_flops + self.seed_flops)
+
+
+@dataclass
+class Field(Generic[F]):
+    """The forks of a tournament."""
+
+    control: _Entry[F]
+    entries: list[_Entry[F]]
+    """The forks of the candidates. After the tournament: those that were trained to the end, the best first."""
+    placebos: list[_Entry[F]]
+
+    @property
+    def everyone(self) -> list[_Entry[F]]:
+        """All forks, the control first."""
+        return [self.control, *self.entries, *self.placebos]
+
+    def chosen(self, order: IncubationOrder) -> Field[F]:
+        """Return the forks of an order that lets some of these forks train on."""
+        own = {entry.seed_id: entry for entry in self.entries}
+        return Field(self.control, [own[plan.seed_id] for plan in order.plans], self.placebos)
+
+    def first(self, count: int) -> Field[F] | None:
+        """Return the best `count` forks with the control and the placebos. None: `count` is 0, or there is no fork."""
+        return Field(self.control, self.entries[:count], self.placebos) if count and self.entries else None
 
 
 class Incubator:
@@ -157,6 +192,9 @@ class Incubator:
         self._pending: tuple[IncubationOrder, Weights, Any] | None = None  # Any: a snapshot, see leyline's ports
         self._control: Fork | None = None  # control of the last tournament; None after `keep_twin`
         self._winner: Fork | None = None  # first fork of the last tournament; None after `drop_winner`
+        self._field: Field[ProbedFork] | None = None
+        """Forks that train on under the pending order, or that may do so. None: no forks, or they must train again."""
+        self._origin: Any = None  # Any: the snapshot of the last tournament, see leyline's ports
         self._twin: Fork | None = None
         self._twin_steps = 0
 
@@ -225,22 +263,25 @@ class Incubator:
     def begin(self, order: IncubationOrder, weights: Weights, snapshot: Any) -> None:  # Any: see leyline's ports
         """Accept an order. `collect` runs it and returns its result."""
         assert self._pending is None, "one tournament is in flight per run"
-        self._pending = order, weights, snapshot
+        self._pending, self._field = (order, weights, snapshot), None
+
+    def go_on(self, order: IncubationOrder, weights: Weights) -> None:
+        """Accept an order that lets forks of the last tournament train on. `collect` runs it, as after `begin`."""
+        assert self._pending is None, "one tournament is in flight per run"
+        assert self._field is not None, "no forks were kept"
+        self._pending, self._field = (order, weights, self._origin), self._field.chosen(order)
 
     def collect(self) -> IncubationResult:
         """Run the pending order to its end. Raises: IsolationViolation: a candidate changed the live host."""
         assert self._pending is not None, "nothing was begun"
-        order, weights, snapshot = self._pending
-        self._pending = None
+        (order, weights, snapshot), field = self._pending, self._field
+        self._pending = self._field = None
         with span("kasmina incubate", role="kasmina", forks=len(order.plans), order_id=order.order_id):
-            result, control = run_tournament(
-                order, weights, self._fork, snapshot, live=self._live, keep=self._keep_winner
-            )
-        self._control = control if self._twin is None else None  # a run has at most one twin
+            result, ended = run_tournament(order, weights, self._fork, snapshot, live=self._live, field=field)
+        self._winner = ended.entries[0].fork if order.adopts and ended.entries else None
+        self._field, self._origin = ended.first(order.keeps), snapshot
+        self._control = ended.control.fork if self._twin is None else None  # a run has at most one twin
         return result
-
-    def _keep_winner(self, fork: Fork) -> None:
-        self._winner = fork
 
     def keep_twin(self) -> None:
         """Make the control of the last tournament the twin of the run."""
@@ -253,8 +294,10 @@ class Incubator:
         return self._winner.snapshot()
 
     def drop_winner(self) -> None:
-        """Drop the first fork of the last tournament. Without such a fork, do nothing."""
+        """Drop the first fork of the last tournament, and the forks that could have gone on and do not."""
         self._winner = None
+        if self._pending is None:
+            self._field = self._origin = None
 
     def advance_twin(self, step: int) -> None:
         """Train the twin up to an optimizer step of the run, without seeds, on the same batches."""
@@ -284,7 +327,7 @@ class Incubator:
 
     def restore(self, state: Mapping[str, Any]) -> None:  # Any: see leyline's ports
         """Load the twin of `state`. If `state` has no twin, remove the twin. The pending order is dropped."""
-        self._pending = self._control = self._winner = None
+        self._pending = self._control = self._winner = self._field = self._origin = None
         self._twin = self._fork(state["twin"]) if state["twin"] is not None else None
         self._twin_steps = state["twin_steps"]
 
@@ -315,27 +358,27 @@ def run_tournament(
     snapshot: Any,
     together: Together = one_by_one,
     live: LiveHost | None = None,
-    keep: Callable[[F], None] = lambda _fork: None,
-) -> tuple[IncubationResult, F]:
+    field: Field[F] | None = None,
+) -> tuple[IncubationResult, Field[F]]:
     """Train the control and all forks, drop some forks at each rung, rank the rest, and test the best fork.
 
     Args:
         together: Function that runs independent pieces, perhaps in parallel. The choice of this function changes no
             result.
         live: The live host, if it is in this process. Then `together` must be `one_by_one`.
-        keep: Function that is called with the fork of rank 1, at `order.last_step`, if the order adopts.
+        field: The forks of `order` at the step `order.goes_on_from`. None: they are made and trained. This changes no
+            result.
 
     Returns:
-        The result, and the control at `order.last_step`.
+        The result, and the forks at `order.last_step`.
     """
-    guard, costs = LiveGuard(live), order.seed_flops
-    control = _Entry(fork(snapshot), guard)
-    entries = [_Entry(fork(snapshot), guard, plan, cost) for plan, cost in zip(order.plans, costs, strict=True)]
-    useless = zip(order.placebos, order.placebo_flops, strict=True)
-    placebos = [_Entry(fork(snapshot), guard, plan, cost) for plan, cost in useless]
-    together([partial(entry.graft, weights) for entry in (*entries, *placebos)])
+    if field is None:
+        field = _begun(order, weights, fork, snapshot, together, live)
+    for entry in field.everyone:
+        entry.go_on(LiveGuard(live) if entry is field.control else field.control.guard)
+    control, entries, placebos = field.control, field.entries, field.placebos
     running = [entry for entry in entries if not entry.leaks]
-    beside = [entry for entry in placebos if not entry.leaks]
+    beside = [entry for entry in placebos if not (entry.leaks or entry.diverged)]
     for rung, (step, units) in enumerate(order.stops):
         running, beside = _train_and_order(control, running, beside, step, order.due_fence, units, together)
         if step < order.last_step:
@@ -352,12 +395,31 @@ def run_tournament(
         fence=order.due_fence,
         forks=forks,
         placebos=tuple(_placebo(entry, gates) for entry in placebos),
-        fork_steps=sum(len(entry.losses) for entry in (control, *entries, *placebos)),
-        flops=round(sum(entry.flops(order) for entry in (control, *entries, *placebos))),
+        fork_steps=sum(len(entry.losses) - entry.before for entry in field.everyone),
+        flops=round(sum(entry.flops(order) for entry in field.everyone)),
     )
-    if order.adopts and running:
-        keep(running[0].fork)
-    return result, control.fork
+    return result, Field(control, running, placebos)
+
+
+def _begun(
+    order: IncubationOrder,
+    weights: Weights,
+    fork: ForkFactory[F],
+    snapshot: Any,
+    together: Together,
+    live: LiveHost | None,
+) -> Field[F]:
+    """Make the control and all forks of an order, and train them to `order.goes_on_from`."""
+    guard, costs = LiveGuard(live), order.seed_flops
+    control = _Entry(fork(snapshot), guard)
+    entries = [_Entry(fork(snapshot), guard, plan, cost) for plan, cost in zip(order.plans, costs, strict=True)]
+    useless = zip(order.placebos, order.placebo_flops, strict=True)
+    placebos = [_Entry(fork(snapshot), guard, plan, cost) for plan, cost in useless]
+    together([partial(entry.graft, weights) for entry in (*entries, *placebos)])
+    made = Field(control, entries, placebos)
+    if order.goes_on_from is not None:
+        together([partial(entry.train, order.goes_on_from) for entry in made.everyone if not entry.leaks])
+    return made
 
 
 def _train_and_order(

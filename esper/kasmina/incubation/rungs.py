@@ -14,8 +14,12 @@ T = TypeVar("T")
 MOST_OF_A_RUN = 2, 5
 """Largest share of a run that the rungs of a tournament may take, as a fraction. A graft that comes later gains less
 (docs/growth.md)."""
+LAST_LOOK = 4, 5
+"""Share of a run up to which refused candidates are judged again, as a fraction."""
 FEW = 3
 """Number of forks that continue after the second and each later rung."""
+FENCES_OF_WATCH = 2
+"""Fences between the adoption of a seed and its probation."""
 SOFT = 7, 10
 """Share of the forks that continue while the best fork is not better than the placebos, as a fraction."""
 
@@ -61,9 +65,36 @@ def tournaments_of(limits: GrowthConfig, fence_steps: Sequence[int]) -> int:
     return min(fit, limits.max_tournaments or fit)
 
 
+def next_look(limits: GrowthConfig, fence_steps: Sequence[int], fence: int) -> int | None:
+    """Return the fence at which candidates that G2 refused at `fence` are judged again. None: they are not.
+
+    The looks are as far apart as the rounds of a tournament. The last look is at `LAST_LOOK` of the run at most, and so
+    early that an adopted seed can still be fossilised.
+    """
+    if not limits.beside:
+        return None
+    last_step = _share(fence_steps[-1], LAST_LOOK)
+    in_time = len(fence_steps) - 1 - FENCES_OF_WATCH - limits.probation_rounds
+    last = min(in_time, max(place for place, step in enumerate(fence_steps) if step <= last_step))
+    due = min(fence + rounds_of(limits, fence_steps), last)
+    return due if due > fence else None
+
+
+def looks_of(limits: GrowthConfig, fence_steps: Sequence[int]) -> int:
+    """Return the largest number of times that refused candidates of a run are judged again."""
+    count, fence = 0, first_fence_of(limits, fence_steps) + rounds_of(limits, fence_steps)
+    while (due := next_look(limits, fence_steps, fence)) is not None:
+        count, fence = count + 1, due
+    return count
+
+
 def number_of_tests(limits: GrowthConfig, fence_steps: Sequence[int]) -> int:
-    """Return the number of tests among which G2 divides the chance of a false pass; see `growth.tests`."""
-    return limits.max_tests if limits.tests == "candidates" else tournaments_of(limits, fence_steps)
+    """Return the number of tests among which G2 divides the chance of a false pass; see `growth.tests`. A repeated look
+    at refused candidates is a test of its own.
+    """
+    if limits.tests == "candidates":
+        return limits.max_tests
+    return tournaments_of(limits, fence_steps) + looks_of(limits, fence_steps)
 
 
 def course(limits: GrowthConfig, fence_steps: Sequence[int], fence: int, seeds: int) -> Course:

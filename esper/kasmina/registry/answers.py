@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import TypedDict
 
@@ -10,7 +10,7 @@ from esper.errors import EvidenceMissing
 from esper.kasmina.blueprints.catalogue import Blueprint
 from esper.kasmina.host.blending import next_confidence
 from esper.kasmina.incubation.planning import plan_seed
-from esper.kasmina.incubation.rungs import course
+from esper.kasmina.incubation.rungs import course, next_look
 from esper.kasmina.registry.roster import Roster
 from esper.kasmina.registry.run_facts import RunFacts
 from esper.kasmina.registry.seed_record import SeedRecord
@@ -99,7 +99,49 @@ def make_order(
         seed_flops=tuple(roster[plan.seed_id].flops for plan in plans),
         placebos=tuple(placebos),
         placebo_flops=tuple(placebo_flops),
+        keeps=_keeps(fence + found.rounds, roster, facts, limits),
     )
+
+
+def order_to_go_on(
+    before: IncubationOrder,
+    command: Command,
+    seed_ids: Collection[str],
+    roster: Roster,
+    facts: RunFacts,
+    limits: GrowthConfig,
+) -> IncubationOrder | None:
+    """Return the order by which some forks of a refused tournament train on. None: no later look fits the run.
+
+    Args:
+        before: The order of the tournament, or the last order by which its forks trained on.
+        command: The command with which G2 refused the first seed.
+        seed_ids: The seeds of the forks that train on.
+    """
+    due = next_look(limits, facts.fence_steps, before.due_fence)
+    if due is None:
+        return None
+    own = [pair for pair in zip(before.plans, before.seed_flops, strict=True) if pair[0].seed_id in seed_ids]
+    last_step = facts.fence_steps[due]
+    later = {
+        "order_id": command.command_id,
+        "due_fence": due,
+        "last_step": last_step,
+        "halving_step": None,
+        "rungs": (last_step,) if before.rungs else (),
+        "rung_units": before.rung_units[-1:],
+        "plans": tuple(plan for plan, _ in own),
+        "seed_flops": tuple(flops for _, flops in own),
+        "keeps": _keeps(due, roster, facts, limits),
+        "goes_on_from": before.last_step,
+    }
+    return in_generation(before.model_copy(update=later), facts.generation)
+
+
+def _keeps(due_fence: int, roster: Roster, facts: RunFacts, limits: GrowthConfig) -> int:
+    """Return the number of forks that may train on after a tournament that ends at `due_fence`."""
+    again = next_look(limits, facts.fence_steps, due_fence) is not None and not roster.has_grafted()
+    return limits.beside if again else 0
 
 
 def fork_plan(

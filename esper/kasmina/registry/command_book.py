@@ -100,6 +100,11 @@ class CommandBook:
         """Return the plan that attached a seed to its fork."""
         return next(plan for plan in self._plans[seed.command_id] if plan.seed_id == seed.seed_id)
 
+    def order_of(self, seed: SeedRecord) -> IncubationOrder:
+        """Return the last order whose plans have a seed."""
+        orders = (answer.order for answer in reversed(self._answers.values()) if answer.order is not None)
+        return next(order for order in orders if seed.seed_id in [plan.seed_id for plan in order.plans])
+
     def answer(self, command_id: str) -> Answer | None:
         """Return the answer to a command. None: the command was not carried out."""
         return self._answers.get(command_id)

@@ -87,7 +87,15 @@ class Roster:
         """Return the ordinal of the next seed that is grafted into the slot."""
         return self._ordinals[slot]
 
+    def goes_on(self, seed_id: str, due_fence: int) -> None:
+        """Record that a refused seed trains on in its fork, and that G2 judges it again at `due_fence`."""
+        self.enter(self._seeds[seed_id].model_copy(update={"judged_again_at": due_fence}))
+
     # -- queries -------------------------------------------------------------------------------------------------
+
+    def has_grafted(self) -> bool:
+        """Return whether a seed has ever entered the live host."""
+        return any(self._ordinals.values())
 
     def __getitem__(self, seed_id: str) -> SeedRecord:
         return self._seeds[seed_id]
@@ -104,13 +112,15 @@ class Roster:
     def earliest(self) -> dict[str, int]:
         """Return the first fence at which each seed may pass to its next stage, by seed id.
 
-        A seed stays in each stage for at least one fence, and in probation for `probation_rounds`.
+        A seed stays in each stage for at least one fence, and in probation for `probation_rounds`. A refused seed whose
+        fork trains on is judged at the end of this training.
         """
-        watched = self._limits.probation_rounds
-        return {
-            seed.seed_id: seed.since_fence + (watched if seed.stage is Stage.PROBATIONARY else 1)
-            for seed in self._seeds.values()
-        }
+        return {seed.seed_id: self._earliest(seed) for seed in self._seeds.values()}
+
+    def _earliest(self, seed: SeedRecord) -> int:
+        if seed.stage is Stage.TRAINING and seed.judged_again_at is not None:
+            return seed.judged_again_at
+        return seed.since_fence + (self._limits.probation_rounds if seed.stage is Stage.PROBATIONARY else 1)
 
     def pairs(self) -> dict[str, tuple[str, str]]:
         """Return every seed's (slot, blueprint), by seed id."""
@@ -167,7 +177,8 @@ class Roster:
         if fence == seed.since_fence:
             return False
         if seed.stage is Stage.TRAINING:
-            return seed.result is not None
+            first = seed.result is not None and seed.result.rank == 1
+            return first and fence >= (seed.judged_again_at or 0)
         if seed.stage is Stage.BLENDING and seed.graft is not None:
             return self._facts.fence_steps[fence] >= seed.start_step + seed.graft.blend.ramp_steps
         if self._disturbed(fence) and seed.stage in (Stage.SHADOWING, Stage.PROBATIONARY):

@@ -44,7 +44,7 @@ class SeedRecord(GrownMessage):
     A checkpoint contains the whole record.
     """
 
-    LATER: ClassVar = frozenset({"copies"})
+    LATER: ClassVar = frozenset({"copies", "judged_again_at"})
 
     seed_id: str
     slot: str
@@ -73,6 +73,9 @@ class SeedRecord(GrownMessage):
     """Factor that multiplies the learning rates of the seed's optimizer."""
     copies: int = 1
     """Number of modules of the blueprint in the seed."""
+    judged_again_at: int | None = None
+    """Fence at which G2 judges the seed again, because its tournament was refused and its fork trains on. None: its
+    fork did not train on."""
 
     @property
     def judged(self) -> PairedLosses | None:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from esper.errors import EvidenceMissing
 from esper.kasmina.incubation.rungs import number_of_tests
 from esper.kasmina.judging import gates
-from esper.kasmina.registry.answers import adopt_plan, joined, live_plan
+from esper.kasmina.registry.answers import adopt_plan, joined, live_plan, order_to_go_on
 from esper.kasmina.registry.gate_evidence import stability_evidence
 from esper.kasmina.registry.run_records import RunRecords
 from esper.kasmina.registry.seed_record import SeedRecord
 from esper.leyline.commands import Command
-from esper.leyline.incubation import Answer, IncubationResult
+from esper.leyline.incubation import Answer, IncubationOrder, IncubationResult
 from esper.leyline.reports import AdoptPlan, Gate, GateReport, GraftPlan, Outcome
 from esper.leyline.stages import Stage
 
+TOO_SMALL = frozenset({"no_improvement", "within_placebo"})
+"""Reasons of G2 after which a seed may be judged again. Each other reason ends a seed."""
+
 
 def conclude(records: RunRecords, result: IncubationResult, fence: int) -> Answer:
-    """Record a tournament's results. All seeds but the first fail G2 now. A later command judges G2 of the first seed.
+    """Record a tournament's results. A later command judges G2 of the first seed.
+
+    All other seeds fail G2 now, except those that may train on together with the first.
 
     The losers are judged before any record changes, so that missing evidence changes no record.
 
@@ -27,7 +33,8 @@ def conclude(records: RunRecords, result: IncubationResult, fence: int) -> Answe
     """
     _check_result(records, result)
     seeds = [records.roster[fork.seed_id].model_copy(update={"result": fork}) for fork in result.forks]
-    losers = [seed for seed, fork in zip(seeds, result.forks, strict=True) if fork.rank != 1]
+    waiting = _waiting(records, seeds)
+    losers = [seed for seed in seeds if seed.seed_id not in waiting]
     judged = [(seed, _judge(records, None, seed, fence)) for seed in losers if seed.stage is Stage.TRAINING]
     records.order = None
     records.placebo_gains += gains_of(result)
@@ -50,15 +57,53 @@ def graft(records: RunRecords, command: Command, seed: SeedRecord, fence: int) -
     """
     report = _judge(records, command, seed, fence)
     plan = _plan(records, command, seed, fence) if report.passed else None
+    others = [one for one in records.roster.having((Stage.TRAINING,)) if one.seed_id != seed.seed_id]
+    beaten = [(one, _judge(records, None, one, fence)) for one in others]
     records.judged(report, seed)
+    if plan is None and (order := _order_to_go_on(records, command, report, seed, others)) is not None:
+        return _go_on(records, report, order)
+    ended = Answer()
+    for one, failed in beaten:
+        records.judged(failed, one)
+        ended = joined(ended, _cull(records, one, failed, fence))
     if plan is None:
-        return _cull(records, seed, report, fence)
+        return joined(_cull(records, seed, report, fence), ended)
     step = records.roster.move(seed.seed_id, Stage.BLENDING, fence, Gate.G2, command.command_id)
     entered = plan.graft if isinstance(plan, AdoptPlan) else plan
     records.roster.grafted(seed.seed_id, entered, command.mesh_host_layers)
     keep = records.limits.twin and not records.twin_kept
     records.twin_kept = records.twin_kept or keep
-    return Answer(transitions=(step,), gates=(report,), plans=(plan,), keep_twin=keep)
+    return joined(Answer(transitions=(step,), gates=(report,), plans=(plan,), keep_twin=keep), ended)
+
+
+def _waiting(records: RunRecords, seeds: Sequence[SeedRecord]) -> set[str]:
+    """Return the seeds of a tournament that are not judged yet: the first, and those that may train on with it."""
+    assert records.order is not None, "the order of the result is in flight"
+    ranks = {seed.result.rank: seed for seed in seeds if seed.result is not None and seed.result.rank is not None}
+    first = ranks.get(1)
+    most = records.order.keeps if first is not None and first.stage is Stage.TRAINING else 1
+    return {seed.seed_id for rank, seed in ranks.items() if rank <= max(1, most)}
+
+
+def _order_to_go_on(
+    records: RunRecords, command: Command, report: GateReport, seed: SeedRecord, others: Sequence[SeedRecord]
+) -> IncubationOrder | None:
+    """Return the order by which a refused seed trains on in its fork, with some others of its tournament. None: they do
+    not train on.
+    """
+    before, seed_ids = records.book.order_of(seed), {seed.seed_id, *(one.seed_id for one in others)}
+    spent = records.tests_used + len(seed_ids) > records.limits.max_tests
+    if not before.keeps or spent or not set(report.reasons) <= TOO_SMALL:
+        return None
+    return order_to_go_on(before, command, seed_ids, records.roster, records.facts, records.limits)
+
+
+def _go_on(records: RunRecords, report: GateReport, order: IncubationOrder) -> Answer:
+    for plan in order.plans:
+        records.roster.goes_on(plan.seed_id, order.due_fence)
+    records.tests_used += len(order.plans)
+    records.order = order
+    return Answer(gates=(report,), order=order)
 
 
 def _plan(records: RunRecords, command: Command, seed: SeedRecord, fence: int) -> GraftPlan | AdoptPlan:

@@ -92,7 +92,8 @@ def test_the_control_is_the_live_host_to_the_bit(survey, fresh, fork):
     snapshot, (spec,) = live.snapshot(), survey.specs
     order = make_order([make_plan(spec, "mlp", 0, 20), make_plan(spec, "norm", 1, 20)], first=20, last=40)
 
-    _, control = run_tournament(order, DRAWN, fork, snapshot)
+    _, ended = run_tournament(order, DRAWN, fork, snapshot)
+    control = ended.control.fork
 
     assert live.train_to(40) != ()
     assert control.weights_sha256() == live.weights_sha256()
@@ -291,7 +292,8 @@ class Ground:
         return self.forks[-1]
 
     def run(self, order: IncubationOrder) -> IncubationResult:
-        result, control = run_tournament(order, {}, self.fork, "snapshot")
+        result, ended = run_tournament(order, {}, self.fork, "snapshot")
+        control = ended.control.fork
         assert control is self.forks[0]
         return result
 

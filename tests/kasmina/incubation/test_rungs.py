@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esper.errors import ConfigError
-from esper.kasmina.incubation.rungs import course, field_sizes, number_of_tests, rounds_of, survivors, tournaments_of
+from esper.kasmina.incubation.rungs import (
+    course,
+    field_sizes,
+    first_fence_of,
+    looks_of,
+    next_look,
+    number_of_tests,
+    rounds_of,
+    survivors,
+    tournaments_of,
+)
 from esper.leyline.incubation import IncubationOrder
 from esper.testing import tiny_config
 
@@ -75,6 +85,26 @@ def test_a_run_is_tested_as_often_as_it_can_hold_tournaments(settings: dict[str,
     by_tournaments = limits(growth__tests="tournaments", **settings)
     assert tournaments_of(by_tournaments, steps) == number_of_tests(by_tournaments, steps) == count
     assert number_of_tests(limits(growth__max_tests=77, **settings), steps) == 77
+
+
+@pytest.mark.parametrize(
+    ("total", "looks"),
+    [(600, [280, 400, 480]), (150, [120]), (60, [])],  # the first verdict is after 160, 100 and 60 steps
+)
+def test_refused_candidates_are_looked_at_again_up_to_four_fifths_of_a_run_and_each_look_is_paid_for(
+    total: int, looks: list[int]
+) -> None:
+    steps = fences(total, 10)
+    beside = {**RECIPE, "growth__entry": "adopt", "growth__beside": 2, "growth__first_step": 40}
+    config = limits(growth__tests="tournaments", growth__max_tournaments=3, **beside)
+    fence, found = first_fence_of(config, steps) + rounds_of(config, steps), []
+    while (due := next_look(config, steps, fence)) is not None:
+        found.append(steps[due])
+        fence = due
+    assert found == looks
+    assert looks_of(config, steps) == len(looks)
+    assert number_of_tests(config, steps) == tournaments_of(config, steps) + len(looks)
+    assert next_look(config.model_copy(update={"beside": 0}), steps, 1) is None
 
 
 @given(count=st.integers(0, 40), rung=st.integers(0, 5), within=st.booleans())

@@ -243,6 +243,46 @@ def test_a_fork_is_not_adopted_by_a_host_that_changed_meanwhile_nor_without_its_
     assert json.loads(life.registry.state())["roster"] == json.loads(before)["roster"]
 
 
+def test_the_best_of_a_refused_tournament_train_on_and_are_judged_again_until_one_is_accepted(begin):
+    life = begin(entry="adopt", beside=2)
+    order = life.germinate(1, ("a", "mlp"), ("b", "norm"), ("c", "low_rank")).order
+    assert order.keeps == 2
+    lost = life.registry.conclude(result_of(order, ["a", "b"], z=1.0), 2)
+    assert {step.seed_id for step in lost.transitions} == {"c"}
+    refused = life.advance(2, "a")
+    assert failed(refused) == [(Gate.G2, ("no_improvement",))]
+    again = refused.order
+    assert (refused.transitions, refused.field_reports) == ((), ())
+    assert [plan.seed_id for plan in again.plans] == ["a", "b"]
+    assert (again.fence, again.due_fence, again.goes_on_from, again.last_step) == (1, 3, order.last_step, 30)
+    assert life.state(2).incubating
+    assert (life.state(2).tests_used, life.seeds(2)["a"].due) == (5, False)
+    with pytest.raises(StageConflict, match="from fence 3 on"):
+        life.advance(2, "a")
+    life.registry.restore(life.registry.state(), 1)
+    assert life.registry.order() == again
+    life.registry.conclude(result_of(again, ["b", "a"]), 3)
+    assert {seed_id for seed_id, seed in life.seeds(3).items() if seed.due} == {"b"}
+    accepted = life.advance(3, "b")
+    (plan,) = accepted.plans
+    assert (plan.graft.fence, plan.graft.start_step, plan.fence) == (1, 10, 3)
+    assert [(step.seed_id, step.after) for step in accepted.transitions][:2] == [
+        ("b", Stage.BLENDING),
+        ("a", Stage.CULLED),
+    ]
+    assert life.germinate(3, ("d", "mlp")).order.keeps == 0
+
+
+@pytest.mark.parametrize(("z", "fields"), [(-9.0, {}), (1.0, {"max_tests": 2}), (1.0, {"beside": 0})])
+def test_a_harmful_seed_and_one_without_a_test_left_do_not_train_on(begin, z, fields):
+    life = begin(**{"entry": "adopt", "beside": 2, **fields})
+    order = life.germinate(1, ("a", "mlp"), ("b", "norm")).order
+    life.registry.conclude(result_of(order, ["a", "b"], z), 2)
+    refused = life.advance(2, "a")
+    assert refused.order is None
+    assert {life.stage(seed_id) for seed_id in ("a", "b")} == {Stage.EMBARGOED}
+
+
 @pytest.mark.parametrize(
     ("until", "isolated", "joined_at"),
     [("none", False, None), ("blended", True, Stage.SHADOWING), ("fossilized", True, Stage.FOSSILIZED)],
