@@ -123,9 +123,22 @@ def _check_registry(story: Story) -> None:
         named = {(known.command.command_id, c.seed_id, c.slot, c.blueprint_id) for c in known.command.candidates}
         _check_equal("plans of no candidate", [one for one in ids if one not in named], [])
         order = known.answer.as_given().order if known.answer is not None else None
-        if order is not None:
-            plans = [plan for one in registry.commands for plan in one.plans]
-            _check_equal("plans of an order", _undated_plans(order.plans), _undated_plans(_of_order(plans, order)))
+        forks = _planned(registry, known.plans, order) if order is not None else []
+        _check_equal("plans of an order", list(order.plans) if order is not None else [], forks)
+
+
+def _planned(registry: RegistryState, own: Sequence[GraftPlan], order: IncubationOrder) -> list[GraftPlan]:
+    """Return the plans of an order's seeds, as its command made them. If its forks train on, an earlier command made
+    them, and they have the generation of the order.
+
+    Args:
+        own: The plans of the order's command.
+    """
+    ordered = {plan.seed_id for plan in order.plans}
+    if order.goes_on_from is None:
+        return [plan for plan in own if plan.seed_id in ordered]
+    made = (plan for known in registry.commands for plan in known.plans if plan.seed_id in ordered)
+    return [plan.model_copy(update={"generation": order.generation}) for plan in made]
 
 
 def _check_told(story: Story) -> None:
@@ -174,17 +187,6 @@ def _check_measured(host: HostSnapshot, line: LineState, tamiyo: TamiyoState, st
     told = [body["leaks"] for body in rounds[-1:] if "leaks" in body]
     leaks = {seed_id: tuple(found) for one in told for seed_id, found in one.items() if seed_id in inside}
     _check_equal("leaks", {seed_id: found for seed_id, found in host.leaks.items() if found}, leaks)
-
-
-def _of_order(plans: Iterable[GraftPlan], order: IncubationOrder) -> list[GraftPlan]:
-    """Return the plans of an order's seeds."""
-    ordered = {plan.seed_id for plan in order.plans}
-    return [plan for plan in plans if plan.seed_id in ordered]
-
-
-def _undated_plans(plans: Iterable[GraftPlan]) -> list[GraftPlan]:
-    """Return plans without their generation. A fork that trains on has the plan of an earlier order."""
-    return [plan.model_copy(update={"generation": 0}) for plan in plans]
 
 
 def _undated(order: IncubationOrder) -> str:

@@ -369,7 +369,7 @@ def test_forks_that_train_on_have_the_results_of_forks_that_train_again(survey: 
     assert sum(len(manager.forks()) for manager in managers) == 1  # the control
     calls = len(managers[0].asked)
     for early in (2, 6, 12):  # the last of them ends while the forks of the tournament are closed
-        managers = [Mortal(survey, at_call(calls - early)), LocalManager(survey)]  # type: ignore[list-item]
+        managers = [Mortal(survey, at_call(calls - early)), Mortal(survey, lambda _method: False)]
         assert going_on(survey, incubator_on(managers, replace), lambda one: [one]) == found
         assert managers[0].died_of
 

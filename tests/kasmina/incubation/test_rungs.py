@@ -89,7 +89,11 @@ def test_a_run_is_tested_as_often_as_it_can_hold_tournaments(settings: dict[str,
 
 @pytest.mark.parametrize(
     ("total", "looks"),
-    [(600, [280, 400, 480]), (150, [120]), (60, [])],  # the first verdict is after 160, 100 and 60 steps
+    [
+        (600, [280, 400, 480]),
+        (150, [110]),
+        (60, []),
+    ],  # the first verdict is at step 160, 100 and 60; of 150 steps, 40 are left to watch
 )
 def test_refused_candidates_are_looked_at_again_up_to_four_fifths_of_a_run_and_each_look_is_paid_for(
     total: int, looks: list[int]
