@@ -223,7 +223,7 @@ IN_PROCESS = (
     Sabotage(
         "a resume from the oldest checkpoint",
         "reports-damaged",
-        "expected at most 0 rounds done again",
+        "expected at most steps_redone 0; found steps_redone",
         (
             Change(
                 CHECKPOINT,
