@@ -2,6 +2,8 @@
 
 Differences of losses with mean 0 are simulated. The figures of docs/growth.md are from its result file. The chance for
 one test is counted. The chance for a run of `RUN` independent tests is computed from it.
+
+Then the limit of the placebos is simulated: gains of useless seeds with mean 0, the same on pick and gate shards.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from _common import Outcome, Row, main
 
-from esper.kasmina.judging.statistics import z_limit
+from esper.kasmina.judging.statistics import placebo_limit, z_limit
 
 RUN, ASKED = 400, 0.05
 """Number of tests of a run (`growth.max_tests`), and the chance that any test passes by luck (`growth.false_pass`)."""
@@ -26,6 +28,9 @@ DIFFERENCES: dict[str, Draw] = {
     "1 - Exp(1)": lambda rng, shape: 1 - rng.standard_exponential(shape),
 }
 SAMPLES = (128, 14)
+PLACEBOS = tuple((count, *size) for count in (3, 6, 8) for size in ((12, 1), (24, 3)))
+"""Number of placebos, of candidates in a tournament, and of tournaments in a run."""
+USEFUL = 8.0
 
 
 def measure(tests: int) -> Outcome:
@@ -41,7 +46,26 @@ def measure(tests: int) -> Outcome:
                 passed += int((z > limit).sum())
             chance = 1 - (1 - passed / tests) ** RUN
             rows.append(Row.told(f"{name}, {samples} samples: chance that a run accepts a useless seed", chance, ASKED))
-    return Outcome(rows, {})
+    return Outcome([*rows, *(row for case in PLACEBOS for row in beside_placebos(tests, *case))], {})
+
+
+def beside_placebos(tests: int, placebos: int, candidates: int, tournaments: int) -> list[Row]:
+    """Return the share of first tournaments that accept a useless candidate, by limit, and of those that accept one
+    with a gain of `USEFUL` times the spread of the useless ones."""
+    rng, ones = np.random.default_rng(0), [1.0] * placebos
+    best = np.concatenate([rng.standard_normal((LOT, candidates)).max(1) for _ in range(tests // LOT)])
+    rms = np.concatenate([np.sqrt((rng.standard_normal((LOT, placebos)) ** 2).mean(1)) for _ in range(tests // LOT)])
+    useful = np.maximum(USEFUL + rng.standard_normal(len(best)), best)
+    factor = placebo_limit(ones, ASKED, candidates * tournaments).factor
+    alone = placebo_limit(ones, ASKED, tournaments).factor
+    case = f"{placebos} placebos, {candidates} candidates, {tournaments} tournaments in a run"
+    return [
+        Row.told(f"{case}: factor on the rms of the placebos", factor),
+        Row.told(f"{case}: share of first tournaments that accept a useless seed", float((best > factor * rms).mean())),
+        Row.told(f"{case}: the same, if one candidate counted", float((best > alone * rms).mean())),
+        Row.told(f"{case}: the same, with a factor of 3", float((best > 3 * rms).mean())),
+        Row.told(f"{case}: share that accept a gain of {USEFUL:g} spreads", float((useful > factor * rms).mean())),
+    ]
 
 
 if __name__ == "__main__":

@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
-from esper.setup.null_trial import NullTournament, NullTrial
+from esper.setup.null_run import NullTournament
+from esper.setup.null_trial import NullTrial
 from esper.setup.wording import percent
 
 
 def line(one: NullTournament) -> str:
     """Return a line about one tournament."""
+    where = f"run seed {one.run_seed}" + (f", tournament {one.number}" if one.number > 1 else "")
     if one.kind is None:
-        return f"run seed {one.run_seed}: every seed diverged"
+        return f"{where}: every seed diverged"
     said = "accepted" if one.accepted else f"refused: {', '.join(one.reasons).replace('_', ' ')}"
-    return f"run seed {one.run_seed}: {one.kind} came first, {said}"
+    return f"{where}: {one.kind} came first, {said}"
 
 
 def summary(found: NullTrial) -> str:
-    """Return the share of tournaments that accepted a useless seed, with its interval."""
-    count = len(found.tournaments)
-    low, high = found.interval
-    return (
+    """Return the shares of tournaments and of runs that accepted a useless seed, with their intervals."""
+    count, could = len(found.tournaments), found.only_placebos_refuse
+    lines = [
         f"{found.accepted} of {count} tournaments of {found.candidates} useless seeds and {found.placebos} placebos"
-        f" accepted one: {percent(found.accepted / count)} (95 % interval {percent(low)} to {percent(high)});"
+        f" accepted one: {_share(found.accepted / count, found.interval)};"
         f" z was for {found.tests} test{'s' if found.tests > 1 else ''}"
-    )
+    ]
+    if found.in_a_run > 1:
+        lines.append(
+            f"{found.accepted} of {found.runs} runs of up to {found.in_a_run} tournaments accepted one:"
+            f" {_share(found.accepted / found.runs, found.interval_of_runs)}"
+        )
+    if could:
+        lines.append(
+            f"the first seed met all limits, or all but that of the placebos, in {could} tournaments; share of these"
+            f" that accepted it: {_share(found.accepted / could, found.interval_of_those)}"
+        )
+    if not found.own_samples:
+        lines.append("the task gives its own pick or gate shard, so these runs were judged on the same samples")
+    return "\n".join(lines)
+
+
+def _share(share: float, interval: tuple[float, float]) -> str:
+    low, high = interval
+    return f"{percent(share)} (95 % interval {percent(low)} to {percent(high)})"

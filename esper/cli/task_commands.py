@@ -41,6 +41,10 @@ NullOption = Annotated[
 TournamentsOption = Annotated[
     int, typer.Option("--tournaments", min=1, metavar="N", help="number of tournaments of --null")
 ]
+RunsOption = Annotated[
+    int | None,
+    typer.Option("--runs", min=1, metavar="N", help="instead: N runs of --null, each with all tournaments of a run"),
+]
 FaultsOption = Annotated[
     Path | None, typer.Option("--faults", help="TOML with [[faults]]: break it on purpose; see docs/faults.md")
 ]
@@ -75,6 +79,7 @@ def plan(
     settings: SetOption = None,
     null: NullOption = False,
     tournaments: TournamentsOption = TOURNAMENTS,
+    runs: RunsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print what a run would try and cost, without running it."""
@@ -85,7 +90,7 @@ def plan(
     with process_state(resolved.run.threads):
         survey = survey_of(loaded, resolved)
         if null:
-            _null(survey, tournaments, as_json=as_json)
+            _null(survey, tournaments, runs, as_json=as_json)
             return
         found = forecast(survey)
     if as_json:
@@ -119,6 +124,7 @@ def prove(
     task: TaskOfRunOption = None,
     null: NullOption = False,
     tournaments: TournamentsOption = TOURNAMENTS,
+    runs: RunsOption = None,
     as_json: JsonOption = False,
 ) -> int:
     """Run a run's config again, undisturbed, and compare every step's loss and every fence's weights."""
@@ -127,7 +133,7 @@ def prove(
         config = identity.config
         loaded, _ = task_for(identity, given_task(task)[0] if task is not None else None)
         with process_state(config.run.threads):
-            _null(survey_of(loaded, config), tournaments, as_json=as_json)
+            _null(survey_of(loaded, config), tournaments, runs, as_json=as_json)
         return DONE
     terminal = Terminal(PlainConsole(stderr=as_json))
     try:
@@ -146,9 +152,10 @@ def prove(
     return DONE if proof.divergence is None else CHECK_FAILED
 
 
-def _null(survey: Survey, tournaments: int, *, as_json: bool) -> None:
+def _null(survey: Survey, tournaments: int, runs: int | None, *, as_json: bool) -> None:
     """Hold tournaments of useless seeds, and print the share that G2 accepts."""
-    found = null_trial(survey, tournaments, lambda one: say(null_view.line(one), error=True))
+    count = tournaments if runs is None else runs
+    found = null_trial(survey, count, lambda one: say(null_view.line(one), error=True), whole=runs is not None)
     if as_json:
         print_json(found.as_json())
     else:

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from esper.archive.journal import Entry, RecordKind
 from esper.kasmina.registry.registry_state import RegistryState
 from esper.kasmina.registry.seed_record import Graft, SeedRecord
-from esper.kasmina.registry.selection import gains_of
+from esper.kasmina.registry.selection import pooled
 from esper.leyline.commands import Candidate, Command, Operation
 from esper.leyline.incubation import Answer, ForkResult, IncubationOrder, IncubationResult
 from esper.leyline.reports import (
@@ -178,8 +178,12 @@ class Story:
     @cached_property
     def placebo_gains(self) -> tuple[float, ...]:
         """The gains of the placebos of all tournaments that have ended."""
-        ended = self.bodies(RecordKind.INCUBATION_ENDED)
-        return tuple(gain for body in ended for gain in gains_of(_read(IncubationResult, body)))
+        orders = self.bodies(RecordKind.INCUBATION_BEGUN)
+        going_on = {body["order_id"] for body in orders if body.get("goes_on_from") is not None}
+        gains: tuple[float, ...] = ()
+        for body in self.bodies(RecordKind.INCUBATION_ENDED):
+            gains = pooled(gains, _read(IncubationResult, body), goes_on=body["order_id"] in going_on)
+        return gains
 
     def embargo_until(self, seed_id: str) -> int:
         """Return the fence at which the embargo of a seed ends. 0: the seed was not culled."""

@@ -64,7 +64,7 @@ Rungs = Annotated[tuple[PositiveInt, ...], Strict(False), Field(min_length=1, ma
 FULL: Mapping[str, object] = {
     "copies": 3,
     "candidates": 24,
-    "placebos": 3,
+    "placebos": 8,
     "first_step": 40,
     "rungs": (20, 60, 120),
     "rung_samples": (128, 256, 512),
@@ -81,8 +81,9 @@ FULL: Mapping[str, object] = {
     "cost_budget": 8.0,
 }
 LEAN: Mapping[str, object] = {
-    **FULL,
+    **{key: value for key, value in FULL.items() if key != "best_again"},  # there is one tournament
     "candidates": 12,
+    "placebos": 6,
     "rungs": (20, 60),
     "rung_samples": (128, 512),
     "max_tournaments": 1,

@@ -30,8 +30,22 @@ class Gate(StrEnum):
     G5 = "G5"
 
 
-class Check(Message):
+class PlaceboBasis(Message):
+    """The figures from which the limit of the placebos was computed: `factor * rms`."""
+
+    count: int
+    """Number of placebos whose gains were pooled."""
+    rms: Figure
+    """Root of the mean square of their gains. Infinite: the training of a placebo diverged."""
+    factor: float
+    tests: int
+    """Number of candidates among which the chance of a false pass was divided."""
+
+
+class Check(GrownMessage):
     """One measured value and its limits. `reason` names the failure of a value outside the limits."""
+
+    LATER: ClassVar = frozenset({"placebos"})
 
     name: str
     reason: str
@@ -41,6 +55,8 @@ class Check(Message):
     at_most: float | None = None
     equals: Measured = None
     among: tuple[str, ...] | None = None
+    placebos: PlaceboBasis | None = None
+    """How the limit was computed. None: the limit is not that of the placebos."""
 
     @property
     def passed(self) -> bool:

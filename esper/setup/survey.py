@@ -202,8 +202,11 @@ class Survey:
         return len(part.indices) if part.groups is None else len(set(part.groups))
 
 
-def open_data(task: Task, config: RunConfig) -> TaskData:
+def open_data(task: Task, config: RunConfig, split: int = 0) -> TaskData:
     """Return the task's data, divided into shards by the config. The result is the same in every process.
+
+    Args:
+        split: As in `TaskData`.
 
     Raises:
         ConfigError, TaskError: the data does not suffice for the config.
@@ -217,7 +220,7 @@ def open_data(task: Task, config: RunConfig) -> TaskData:
         raise ConfigError("growth.rung_samples", list(growth.rung_samples), mend)
     minimum = growth.min_samples if growth.enabled else 0
     rule = SliceRule(units=growth.judge_samples, per_group=growth.group_samples, minimum=minimum)
-    return TaskData(task, run.seed, run.batch_size or task.batch_size, rule)
+    return TaskData(task, run.seed, run.batch_size or task.batch_size, rule, split)
 
 
 @told_with_settings()

@@ -6,7 +6,7 @@ import math
 from decimal import Decimal
 
 from esper.leyline.finish import Finish
-from esper.leyline.reports import Check
+from esper.leyline.reports import Check, PlaceboBasis
 
 SMALLEST_WITH_EXPONENT = 1e6
 """Smallest magnitude that is written with an exponent."""
@@ -75,8 +75,13 @@ def beside_limit(check: Check) -> str:
     for word, limit in (("above", check.above), ("at least", check.at_least), ("at most", check.at_most)):
         if limit is not None and isinstance(check.measured, int | float):
             value, beside = _apart(check.measured, limit)
-            return f"{name} {value}, needs {word} {beside}"
+            return f"{name} {value}, needs {word} {beside}{_of_placebos(check.placebos)}"
     return f"{name} {check.measured}"
+
+
+def _of_placebos(basis: PlaceboBasis | None) -> str:
+    """Return words for the figures of the limit of the placebos. The text is empty for another limit."""
+    return f" ({basis.factor:.2f} times the rms of {basis.count} placebos)" if basis is not None else ""
 
 
 def a_second(rate: float) -> str:

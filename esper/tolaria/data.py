@@ -80,14 +80,19 @@ class SliceRule:
 class TaskData:
     """The shards of a task. All samples are loaded through this class."""
 
-    def __init__(self, task: Task, run_seed: int, batch_size: int, rule: SliceRule) -> None:
+    def __init__(self, task: Task, run_seed: int, batch_size: int, rule: SliceRule, split: int = 0) -> None:
+        """Divide the samples into shards.
+
+        Args:
+            split: Key of the draw that splits shards off from `task.train`. A run has 0.
+        """
         if batch_size < 1:
             raise TaskError("task.batch_size", batch_size, "use 1 or more")
         self.batch_size = batch_size
         self._run_seed = run_seed
         self._rule = rule
         self._collate = task.collate or default_collate
-        self.shards = _resolve_shards(task)
+        self.shards = _resolve_shards(task, split)
         whole = partial(_units, Shard("train", task.train, np.arange(len(task.train)), _grouping(task, task.train)))
         check_judging(task, {name: _units(self.shards[name]) for name in JUDGING}, whole, rule.minimum)
         check_test(len(self.shards["test"]), whole)
@@ -290,7 +295,7 @@ def split_pair(batch: Any) -> tuple[Any, Any]:
     return batch[0], batch[1]
 
 
-def _resolve_shards(task: Task) -> dict[str, Shard]:
+def _resolve_shards(task: Task, split: int) -> dict[str, Shard]:
     given = {name: getattr(task, name) for name in SHARD_NAMES}
     for name, samples in given.items():
         if samples is None:
@@ -308,7 +313,7 @@ def _resolve_shards(task: Task) -> dict[str, Shard]:
                     f"the data set of task.{other}",
                     "give it other samples: no two data sets of a task may share samples",
                 )
-    lots = _split_off(task, split_off(task))
+    lots = _split_off(task, split_off(task), split)
     shards = {}
     for name, samples in given.items():
         if name in lots:
@@ -318,10 +323,10 @@ def _resolve_shards(task: Task) -> dict[str, Shard]:
     return shards
 
 
-def _split_off(task: Task, missing: list[str]) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
+def _split_off(task: Task, missing: list[str], split: int) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
     """Split `train` into the missing shards, and use the rest for training. Return name -> indices.
 
-    The split never divides a group. The split is the same for every run seed.
+    The split never divides a group. The split is the same for every run seed. `split` is its key.
     """
     if not missing:
         return {}
@@ -329,7 +334,7 @@ def _split_off(task: Task, missing: list[str]) -> dict[str, np.ndarray[Any, np.d
     group_of = _grouping(task, task.train)
     with their_code("task.group", "the group of a sample"):
         units = np.arange(count) if group_of is None else np.array([group_of(i) for i in range(count)])
-    names = generator(0, "split").permutation(np.unique(units))
+    names = generator(split, "split").permutation(np.unique(units))
     each = int(len(names) * SPLIT_SHARE)
     lots = {}
     for place, name in enumerate(missing):

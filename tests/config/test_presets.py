@@ -33,7 +33,7 @@ def test_a_preset_sets_its_keys_and_no_other_and_survives_run_json(name: str) ->
 def test_a_key_that_is_given_wins_and_an_unknown_preset_is_refused() -> None:
     given = {"growth.preset": "full", "growth.copies": 1, "growth.rungs": [4, 8], "growth.entry": "graft"}
     growth = load_config(None, given).growth
-    assert (growth.copies, growth.rungs, growth.rung_samples, growth.placebos) == (1, (4, 8), None, 3)
+    assert (growth.copies, growth.rungs, growth.rung_samples, growth.placebos) == (1, (4, 8), None, 8)
     assert (growth.entry, growth.isolate_until) == ("graft", "blended")
     stored = RunConfig.model_validate_json(load_config(None, given).model_dump_json()).growth
     assert stored == growth
@@ -44,7 +44,7 @@ def test_a_key_that_is_given_wins_and_an_unknown_preset_is_refused() -> None:
 def test_the_plan_says_what_the_preset_has_set_and_what_replaces_it() -> None:
     own: dict[str, Any] = {"growth__preset": "lean", "growth__copies": 2, "run__epochs": 6}
     found = forecast(survey_of(tiny_task(), tiny_config(**own)))
-    assert found["preset_sets"]["placebos"] == found["placebos"] == 3
+    assert found["preset_sets"]["placebos"] == found["placebos"] == 6
     assert found["preset_overridden"]["copies"] == 2
     first, second, *_ = plan_view.lines(found)
     assert first.startswith("growth.preset=lean sets ")

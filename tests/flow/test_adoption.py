@@ -16,6 +16,7 @@ from esper.flow.entry import run
 from esper.flow.places import InProcess
 from esper.flow.result import Result
 from esper.kasmina.incubation.planning import draw_weights
+from esper.kasmina.settings import LEAN
 from esper.leyline.commands import Candidate
 from esper.leyline.decisions import Decision
 from esper.leyline.reports import AdoptPlan
@@ -119,7 +120,7 @@ def test_a_run_that_goes_back_over_an_adoption_ends_with_the_same_bits(
 RECIPE = SHORT | {
     "growth__rungs": (10, 20, 40),
     "growth__copies": 2,
-    "growth__placebos": 2,
+    "growth__placebos": LEAN["placebos"],
     "growth__finish": "better",
     **{f"growth__{name}_budget": 60.0 for name in ("parameter", "cost", "memory")},
 }

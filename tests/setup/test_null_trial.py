@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from growing import slot
 from scipy import stats
 
 from esper.cli import null_view
 from esper.cli.main import exit_code
 from esper.errors import ConfigError
+from esper.kasmina.blueprints.placebos import USELESS, kind_of
 from esper.kasmina.judging.statistics import exact_interval
-from esper.setup.null_trial import NullTournament, NullTrial, null_trial
-from esper.setup.survey import survey_of
+from esper.leyline.slots import Kind
+from esper.setup.null_run import NullTournament, distinct
+from esper.setup.null_trial import NullTrial, null_trial
+from esper.setup.survey import open_data, survey_of
+from esper.tasks.bands import Bands
 from esper.testing import tiny_config, tiny_task
 
 SHORT = {"growth__preset": "lean", "growth__rungs": (20, 40), "growth__rung_samples": (128, 256)}
@@ -27,15 +34,18 @@ def trial(tournaments: int, **settings: Any) -> NullTrial:
 
 @pytest.mark.slow
 def test_a_useless_seed_that_passes_z_is_refused_by_the_placebos_of_its_tournament() -> None:
-    whole = {"growth__rungs": (40,), "growth__rung_samples": (256,)}  # no seed is dropped before the end
-    alone, beside = (trial(1, growth__margin=1e-9, growth__placebos=count, **whole).tournaments[0] for count in (0, 3))
+    whole = {"growth__rungs": (40,), "growth__rung_samples": (256,), "growth__candidates": 2}
+    lenient = {"growth__margin": 1e-9, "growth__false_pass": 0.2, "run__seed": 4}
+    alone, beside = (trial(1, growth__placebos=count, **lenient, **whole).tournaments[0] for count in (0, 6))
     assert (alone.kind, alone.accepted, alone.reasons) == ("frozen", True, ())
     assert (beside.kind, beside.accepted, beside.reasons) == ("frozen", False, ("within_placebo",))
+    assert alone.only_placebos_refuse
+    assert beside.only_placebos_refuse
     assert beside.figures["z"] == alone.figures["z"]  # the same first seed: placebos change no candidate
     limit = beside.figures["gain_over_placebos"]
     assert limit["measured"] is not None
     assert limit["above"] is not None
-    assert limit["above"] > 2 * limit["measured"]
+    assert limit["above"] > limit["measured"]
 
 
 @pytest.mark.slow
@@ -44,7 +54,8 @@ def test_a_trial_repeats_with_other_seeds_and_gives_the_same_figures_again() -> 
     assert first == again
     assert [one.run_seed for one in first.tournaments] == [1, 2]
     assert first.tournaments[0].figures != first.tournaments[1].figures
-    assert (first.candidates, first.placebos, first.tests) == (3, 3, 1)
+    assert (first.candidates, first.placebos, first.tests) == (3, 6, 1)
+    assert not first.own_samples  # this task gives its own shards
 
 
 @pytest.mark.slow
@@ -62,6 +73,42 @@ def test_the_commands_print_the_share_and_its_interval(tmp_path: Path, capsys: p
     assert found[0]["tournaments"] == len(found[0]["each"]) == 2
     assert found[0]["share"] == found[0]["accepted"] / 2
     assert found[0]["interval"] == list(exact_interval(found[0]["accepted"], 2))
+
+
+def test_useless_candidates_differ_from_each_other() -> None:
+    specs = (slot("a", Kind.NC, (8,)), slot("b", Kind.NC, (8,)))
+    named = [(spec.path, kind_of(name)) for spec, name in distinct(specs, 24)]
+    assert [kind for _, kind in named[:5]] == list(USELESS)
+    assert {path for path, _ in named} == {"a", "b"}
+    for kind, most in (("bias", 2), ("noise", 2), ("dead", 1)):
+        of_kind = [one for one in named if one[1] == kind]
+        assert len(of_kind) == len(set(of_kind)) == most
+    assert len({name for _, name in distinct(specs, 24)}) == 24
+
+
+@pytest.mark.slow
+def test_a_whole_run_holds_its_tournaments_and_pools_their_placebos() -> None:
+    config = tiny_config(**{"run__epochs": 6, **SHORT, "growth__max_tournaments": 2, "growth__best_again": 2})
+    train = Bands(2048, key=1)
+    found = null_trial(survey_of(tiny_task(train=train, pick=None, gate=None), config), 2, whole=True)
+    assert [(one.run_seed, one.number) for one in found.tournaments] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert (found.runs, found.in_a_run, found.tests, found.accepted) == (2, 2, 2, 0)
+    assert found.own_samples
+    first, second = found.tournaments[:2]
+    gains = [gain for one in (first, second) for _, gain in one.placebo_gains]
+    assert len(gains) == 12
+    for one, candidates, pool in ((first, 3, gains[:6]), (second, 2, gains)):
+        factor = stats.t.isf(0.05 / (2 * candidates), df=len(pool))
+        rms = math.sqrt(sum(gain * gain for gain in pool if gain is not None) / len(pool))
+        assert one.figures["gain_over_placebos"]["above"] == pytest.approx(factor * rms)
+
+
+def test_each_run_has_samples_of_its_own() -> None:
+    task = tiny_task(train=Bands(2048, key=1), pick=None, gate=None)
+    one, same, other = (open_data(task, tiny_config(), split) for split in (1, 1, 2))
+    for name in ("train", "pick", "gate"):
+        assert list(one.shards[name].indices) == list(same.shards[name].indices)
+        assert list(one.shards[name].indices) != list(other.shards[name].indices)
 
 
 def test_a_run_without_a_tournament_has_nothing_to_repeat() -> None:
@@ -88,3 +135,8 @@ def test_the_words_have_the_share_the_interval_and_each_tournament() -> None:
     said = null_view.summary(NullTrial(all_of, candidates=12, placebos=3, tests=1))
     assert said.startswith("1 of 3 tournaments of 12 useless seeds and 3 placebos accepted one: 33.3%")
     assert "95 % interval 0.8% to 90.6%" in said
+    assert "in 1 tournaments; share of these that accepted it: 100.0%" in said
+    assert "runs" not in said
+    whole = NullTrial(all_of, candidates=12, placebos=3, tests=1, in_a_run=3)
+    assert "1 of 1 runs of up to 3 tournaments accepted one" in null_view.summary(whole)
+    assert "judged on the same samples" in null_view.summary(replace(whole, own_samples=False))

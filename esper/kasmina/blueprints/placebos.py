@@ -39,7 +39,10 @@ def channels_of(spec: SlotSpec) -> int:
 
 
 class OtherRows(nn.Module):
-    """An MLP of the activations of another sample of the batch: sample i gets those of sample i - 1."""
+    """An MLP of the activations of another sample of the batch: sample i gets those of sample i - 1.
+
+    A batch of one sample has no other sample. Then the MLP gets zeros, so its output does not depend on the sample.
+    """
 
     def __init__(self, spec: SlotSpec) -> None:
         super().__init__()
@@ -48,7 +51,8 @@ class OtherRows(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """Return a correction of the shape of `h`, [B, ...]."""
-        correction: Tensor = self.inner(h.roll(1, 0))
+        other = h.roll(1, 0) if len(h) > 1 else torch.zeros_like(h)
+        correction: Tensor = self.inner(other)
         return correction
 
 
@@ -107,15 +111,16 @@ class Dead(nn.Module):
         return correction
 
 
-PLACEBOS: Mapping[str, Callable[[SlotSpec], nn.Module]] = {
-    "other_rows": OtherRows,
-    "bias": Bias,
-    "frozen": Frozen,
-}
-"""Kind of placebo -> its factory. A tournament takes the kinds in this order, and then again from the first."""
+PLACEBOS: Mapping[str, Callable[[SlotSpec], nn.Module]] = {"other_rows": OtherRows, "frozen": Frozen}
+"""Kind of placebo -> its factory. A tournament takes the kinds in this order, and then again from the first.
+
+Both have the layers of an MLP, as most blueprints have. A constant for each channel, or noise times a number, trains
+few parameters. On some hosts it moves the loss several times less than an MLP does, so it would make the limit of the
+placebos too low.
+"""
 
 
-USELESS: Mapping[str, Callable[[SlotSpec], nn.Module]] = {**PLACEBOS, "noise": Noise, "dead": Dead}
+USELESS: Mapping[str, Callable[[SlotSpec], nn.Module]] = {**PLACEBOS, "bias": Bias, "noise": Noise, "dead": Dead}
 """Kind of useless seed -> its factory. The trial of the gates (`esper plan --null`) uses them as candidates."""
 
 

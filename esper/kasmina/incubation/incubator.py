@@ -21,9 +21,9 @@ from esper.kasmina.blueprints.placebos import kind_of
 from esper.kasmina.blueprints.seed_weights import load_weights
 from esper.kasmina.host.isolation import sharing_memory
 from esper.kasmina.incubation.live_guard import LiveGuard, LiveHost
-from esper.kasmina.incubation.rungs import survivors
+from esper.kasmina.incubation.rungs import NEAR, survivors
 from esper.kasmina.judging.sanity import probe_seed
-from esper.kasmina.judging.statistics import paired, placebo_limit
+from esper.kasmina.judging.statistics import paired, root_mean_square
 from esper.leyline.evidence import GradientProbe, PairedLosses, SampleLosses, SanityProbe
 from esper.leyline.host_ports import Fork, ForkFactory, ProbedFork
 from esper.leyline.incubation import (
@@ -452,7 +452,7 @@ def _within(ranked: list[_Entry[F]], placebos: list[_Entry[F]]) -> bool:
     if not (gains and ranked):
         return False
     best = ranked[0].pick
-    return best is not None and not best.relative_gain > placebo_limit(gains)
+    return best is not None and not best.relative_gain > NEAR * root_mean_square(gains)
 
 
 def _judged_on_gate(

@@ -20,6 +20,9 @@ FEW = 3
 """Number of forks that continue after the second and each later rung."""
 FENCES_OF_WATCH = 2
 """Fences between the adoption of a seed and its probation."""
+NEAR = 3.0
+"""The best fork of a rung counts as not better than the placebos up to this number of times the root of the mean square
+of their gains. This limit drops no seed, so no chance of an error is computed for it."""
 SOFT = 7, 10
 """Share of the forks that continue while the best fork is not better than the placebos, as a fraction."""
 
@@ -86,6 +89,15 @@ def looks_of(limits: GrowthConfig, fence_steps: Sequence[int]) -> int:
     while (due := next_look(limits, fence_steps, fence)) is not None:
         count, fence = count + 1, due
     return count
+
+
+def candidates_of(limits: GrowthConfig, fence_steps: Sequence[int], seeds: int) -> int:
+    """Return the number of candidates that a run can judge beside placebos.
+
+    Args:
+        seeds: Number of candidates in each tournament, and at each repeated look.
+    """
+    return seeds * (tournaments_of(limits, fence_steps) + looks_of(limits, fence_steps))
 
 
 def number_of_tests(limits: GrowthConfig, fence_steps: Sequence[int]) -> int:

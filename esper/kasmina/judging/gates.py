@@ -132,7 +132,7 @@ def stability_gate(evidence: StabilityEvidence, limits: GrowthConfig, seed_id: s
         checks += _no_harm(pairs, limits)
         own = _enough("G2", evidence.carried, limits) if evidence.carried else pairs
         checks += _improves(own, limits, evidence.tests or limits.max_tests)
-        checks += _beats_placebos(own, limits, evidence.placebo_gains)
+        checks += _beats_placebos(own, limits, evidence)
         most = limits.max_loss_variation
         checks.append(Check(name="loss_variation", reason="unstable", measured=variation, at_most=most))
         checks += _same_host(evidence.host_changes)
@@ -300,12 +300,21 @@ def _isolation(leaks: tuple[str, ...] | None) -> list[Check]:
     return [Check(name="isolation_leaks", reason="isolation_violated", measured=leaks, equals=())]
 
 
-def _beats_placebos(pairs: PairedLosses, limits: GrowthConfig, gains: tuple[float, ...] | None) -> list[Check]:
+def _beats_placebos(pairs: PairedLosses, limits: GrowthConfig, evidence: StabilityEvidence) -> list[Check]:
     """Return the check of the gain against the placebos. It is empty if the run has none."""
     if not limits.placebos:
         return []
-    least = placebo_limit(_need("G2", "gains of placebos", gains))
-    return [Check(name="gain_over_placebos", reason="within_placebo", measured=pairs.relative_gain, above=least)]
+    gains = _need("G2", "gains of placebos", evidence.placebo_gains)
+    found = placebo_limit(gains, limits.false_pass, _need("G2", "number of candidates", evidence.candidates))
+    return [
+        Check(
+            name="gain_over_placebos",
+            reason="within_placebo",
+            measured=pairs.relative_gain,
+            above=found.factor * found.rms,
+            placebos=found,
+        )
+    ]
 
 
 def _improves(pairs: PairedLosses, limits: GrowthConfig, tests: int) -> list[Check]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from esper.errors import EvidenceMissing
 from esper.leyline.evidence import PairedLosses, SampleLosses
+from esper.leyline.reports import PlaceboBasis
 
 
 def paired(control: SampleLosses, seeded: SampleLosses) -> PairedLosses:
@@ -67,30 +68,48 @@ def z_limit(false_pass: float, tests: int, count: int) -> float:
     """
     if count < 2:
         raise EvidenceMissing("limit of z", "samples or groups", count, 2)
+    return _upper_quantile(false_pass / tests, count - 1)
+
+
+def _upper_quantile(chance: float, degrees: int) -> float:
+    """Return the value that Student's t with some degrees of freedom exceeds with a chance."""
     from scipy import special  # imported here: the import is slow, and few processes need it
 
-    return 0.0 - float(special.stdtrit(count - 1, false_pass / tests))  # lower tail, because 1 - 1e-17 rounds to 1
+    return 0.0 - float(special.stdtrit(degrees, chance))  # lower tail, because 1 - 1e-17 rounds to 1
 
 
-PLACEBO_SPREAD = 3.0
-"""Factor on the root of the mean square of the placebos' gains."""
+def placebo_limit(gains: Sequence[float], false_pass: float, candidates: int) -> PlaceboBasis:
+    """Return the figures of the limit `factor * rms` that a gain must exceed so that it is not like the placebos.
 
+    `rms` is the root of the mean square of the m gains of the placebos. A gain below 0 counts, too: a useless seed that
+    harms shows as well how far the losses of two networks drift apart. If gains of useless seeds are normal with mean
+    0, a gain divided by the rms of m others has Student's t distribution with m degrees of freedom. So the factor is
+    its quantile of `1 - false_pass / candidates`.
 
-def placebo_limit(gains: Sequence[float]) -> float:
-    """Return the gain that a seed must exceed so that it is not like the placebos: 3 times the root of the mean square.
-
-    The square of a gain below 0 counts, too: a useless seed that harms shows as well how far the losses of two networks
-    drift apart.
+    **All candidates of all tournaments count**, not only the first of each. The first is chosen on the pick shard, and
+    judged on the gate shard. But a fork's true loss differs from that of its control, and this difference is the same
+    on both shards: so the first of K useless candidates is nearly the largest of K. Bonferroni's inequality holds for
+    each choice of the first. Where gains are sampling noise alone, the limit is stricter than needed.
 
     Args:
         gains: Gains of useless seeds over their controls, one or more.
+        false_pass: Between 0 and 1.
+        candidates: Number of candidates that the tournaments of the run can judge, 1 or more.
 
     Raises:
         EvidenceMissing: there is no gain.
+
+    Source: Student 1908; Bonferroni's inequality (Dunn 1961, doi:10.1080/01621459.1961.10482090).
     """
+    factor = _upper_quantile(false_pass / candidates, len(gains)) if gains else math.nan
+    return PlaceboBasis(count=len(gains), rms=root_mean_square(gains), factor=factor, tests=candidates)
+
+
+def root_mean_square(gains: Sequence[float]) -> float:
+    """Return the root of the mean square of gains. Raises: EvidenceMissing: there is no gain."""
     if not gains:
         raise EvidenceMissing("G2", "gains of placebos", 0, 1)
-    return PLACEBO_SPREAD * math.sqrt(math.fsum(gain * gain for gain in gains) / len(gains))
+    return math.sqrt(math.fsum(gain * gain for gain in gains) / len(gains))
 
 
 def exact_interval(hits: int, count: int, level: float = 0.95) -> tuple[float, float]:

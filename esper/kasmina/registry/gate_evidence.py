@@ -61,11 +61,12 @@ def stability_evidence(
     host_changes: int | None = None,
     placebo_gains: tuple[float, ...] | None = None,
     tests: int | None = None,
+    candidates: int | None = None,
 ) -> StabilityEvidence:
     """Return the evidence for G2: a fork compared with its control. For a replica, the winner's evidence is added.
 
     Args:
-        host_changes, placebo_gains, tests: As in `StabilityEvidence`.
+        host_changes, placebo_gains, tests, candidates: As in `StabilityEvidence`.
     """
     carried = winner.judged if winner is not None else None
     return StabilityEvidence(
@@ -82,6 +83,7 @@ def stability_evidence(
         carried_age_fences=fence - carried.fence if carried is not None else None,
         placebo_gains=placebo_gains,
         tests=tests,
+        candidates=candidates,
     )
 
 

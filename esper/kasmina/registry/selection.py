@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from esper.errors import EvidenceMissing
-from esper.kasmina.incubation.rungs import number_of_tests
+from esper.kasmina.incubation.rungs import candidates_of, number_of_tests
 from esper.kasmina.judging import gates
 from esper.kasmina.registry.answers import adopt_plan, joined, live_plan, order_to_go_on
 from esper.kasmina.registry.gate_evidence import stability_evidence
@@ -36,8 +36,9 @@ def conclude(records: RunRecords, result: IncubationResult, fence: int) -> Answe
     waiting = _waiting(records, seeds)
     losers = [seed for seed in seeds if seed.seed_id not in waiting]
     judged = [(seed, _judge(records, None, seed, fence)) for seed in losers if seed.stage is Stage.TRAINING]
+    goes_on = records.order is not None and records.order.goes_on_from is not None
     records.order = None
-    records.placebo_gains += gains_of(result)
+    records.placebo_gains = pooled(records.placebo_gains, result, goes_on=goes_on)
     answer = Answer()
     for seed in seeds:
         records.roster.enter(seed)
@@ -116,10 +117,22 @@ def _plan(records: RunRecords, command: Command, seed: SeedRecord, fence: int) -
     return adopt_plan(drawn, result, command, fence, records.facts)
 
 
-def gains_of(result: IncubationResult) -> tuple[float, ...]:
-    """Return the gains of a tournament's placebos on the gate shard. A gain that is not finite is left out."""
-    gains = (one.gate.relative_gain for one in result.placebos if one.gate is not None)
-    return tuple(gain for gain in gains if math.isfinite(gain))
+def pooled(before: tuple[float, ...], result: IncubationResult, *, goes_on: bool) -> tuple[float, ...]:
+    """Return the gains of the placebos of all tournaments so far, on the gate shard.
+
+    The gain of a placebo that diverged is infinite, so its tournament accepts no seed. Later tournaments leave this
+    gain out. A tournament of a replica has no placebos, and changes nothing.
+
+    Args:
+        before: The gains before this tournament.
+        goes_on: True if the forks of the last tournament trained on. Then the gains of the same placebos are replaced,
+            because the gains of longer training are larger.
+    """
+    if not result.placebos:
+        return before
+    gains = (one.gate.relative_gain if one.gate is not None else math.inf for one in result.placebos)
+    earlier = before[: -len(result.placebos)] if goes_on else before
+    return *filter(math.isfinite, earlier), *(gain if math.isfinite(gain) else math.inf for gain in gains)
 
 
 def _check_result(records: RunRecords, result: IncubationResult) -> None:
@@ -140,8 +153,19 @@ def _judge(records: RunRecords, command: Command | None, seed: SeedRecord, fence
     changes = records.book.plans_since(seed.command_id) if records.limits.entry == "adopt" else None
     gains = records.placebo_gains if records.limits.placebos else None
     tests = number_of_tests(records.limits, records.facts.fence_steps)
-    evidence = stability_evidence(command, seed.result, winner, fence, changes, gains, tests)
+    evidence = stability_evidence(
+        command, seed.result, winner, fence, changes, gains, tests, _candidates(records, seed)
+    )
     return gates.stability_gate(evidence, records.limits, seed.seed_id, fence)
+
+
+def _candidates(records: RunRecords, seed: SeedRecord) -> int | None:
+    """Return the number of candidates that the run can judge, if each tournament and look has as many as the last order
+    of a seed, or of the seed that it repeats. None: the run has no placebos."""
+    if not records.limits.placebos:
+        return None
+    first = records.roster[seed.replica_of] if seed.replica_of is not None else seed
+    return candidates_of(records.limits, records.facts.fence_steps, len(records.book.order_of(first).plans))
 
 
 def _cull(records: RunRecords, seed: SeedRecord, report: GateReport, fence: int) -> Answer:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from esper.errors import ConfigError
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, BlueprintRegistry
-from esper.kasmina.blueprints.placebos import PLACEBOS, name_of
+from esper.kasmina.blueprints.placebos import PLACEBOS, name_of, useless_name
 from esper.leyline.slots import Kind, SlotSpec
 
 SPECS = {
@@ -37,7 +37,7 @@ def test_a_placebo_is_zero_at_first_trains_and_counts_its_cost(kind: Kind, place
     assert seed(h).shape == h.shape
     assert not seed(h).count_nonzero()
     fixed = {name: p.detach().clone() for name, p in seed.named_parameters() if not p.requires_grad}
-    assert bool(fixed) == (place == 2)
+    assert bool(fixed) == (place == 1)
     after = a_step(seed, h)
     assert after.count_nonzero()
     assert all(torch.equal(dict(seed.named_parameters())[name], value) for name, value in fixed.items())
@@ -51,10 +51,20 @@ def test_what_makes_a_placebo_useless_is_true_after_a_step(kind: Kind) -> None:
     h = torch.randn(4, *spec.shape)
     other = h.clone()
     other[2] *= -1.0  # a layer norm would not see a shift
-    rows, bias, _ = (BLUEPRINTS.get(name_of(place)).build(spec, seed_key=1) for place in range(3))
+    rows, bias = (BLUEPRINTS.get(name).build(spec, seed_key=1) for name in (name_of(0), useless_name("bias", 1)))
     before, after = a_step(rows, h), rows(other)
     assert [torch.equal(before[i], after[i]) for i in range(4)] == [True, True, True, False]  # row 3 sees row 2
     assert torch.equal(a_step(bias, h), bias(other))
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_a_sample_that_is_alone_in_its_batch_is_not_its_own_other_sample(kind: Kind) -> None:
+    spec = SPECS[kind]
+    seed, h = BLUEPRINTS.get(name_of(0)).build(spec, seed_key=1), torch.randn(1, *spec.shape)
+    after = a_step(seed, h)
+    assert after.count_nonzero()
+    assert torch.equal(after, seed(torch.randn(1, *spec.shape)))
+    assert not torch.equal(after, seed(torch.cat([h, h]))[:1])
 
 
 def test_placebos_are_no_candidates_and_their_names_are_taken() -> None:

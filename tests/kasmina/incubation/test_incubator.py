@@ -367,7 +367,11 @@ def test_placebos_train_to_the_end_and_have_gains_but_no_rank():
     order = with_placebos(make_order([graded_plan(name) for name in "abcd"], first=0, last=20, halving=8))
     result = ground.run(order)
     assert ranks(result) == {"a": 1, "b": 2, "c": None, "d": None}
-    assert [(one.kind, len(one.picks)) for one in result.placebos] == [("other_rows", 2), ("bias", 2), ("frozen", 2)]
+    assert [(one.kind, len(one.picks)) for one in result.placebos] == [
+        ("other_rows", 2),
+        ("frozen", 2),
+        ("other_rows", 2),
+    ]
     assert [one.gate.mean for one in result.placebos] == [pytest.approx(gain) for gain in PLACEBO_GAINS.values()]
     assert result.fork_steps == 20 + 2 * 20 + 2 * 8 + 3 * 20
 

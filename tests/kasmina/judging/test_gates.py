@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from growing import SPOTLESS, slot
+from scipy import stats
 
 from esper.errors import EvidenceMissing
 from esper.kasmina.judging import gates
@@ -297,14 +298,22 @@ def test_a_replica_passes_on_its_winners_evidence_if_it_does_no_harm_itself():
 def test_a_gain_within_the_placebos_is_refused_and_one_beyond_them_passes():
     asked = LIMITS.model_copy(update={"placebos": 3})
     gains = (0.003, -0.004, 0.0, 0.005)
-    limit = 3 * (50e-6 / 4) ** 0.5
+    rms = (50e-6 / 4) ** 0.5
+    quantile = stats.t.isf(LIMITS.false_pass / 24, df=4)
+    limit = quantile * rms
     for factor, reasons in ((0.99, ("within_placebo",)), (1.01, ())):
         mean = factor * limit * PAIRS.control_mean
-        evidence = SOUND[Gate.G2].model_copy(update={"pairs": pairs(mean=mean), "placebo_gains": gains})
+        evidence = SOUND[Gate.G2].model_copy(
+            update={"pairs": pairs(mean=mean), "placebo_gains": gains, "candidates": 24}
+        )
         report = gates.stability_gate(evidence, asked, "seed-1", 3)
         assert report.reasons == reasons
         told = {check.name: (check.measured, check.above) for check in report.checks if check.above is not None}
         assert told["gain_over_placebos"] == (pytest.approx(factor * limit), pytest.approx(limit))
+        (basis,) = (check.placebos for check in report.checks if check.placebos is not None)
+        assert (basis.count, basis.tests) == (4, 24)
+        assert (basis.rms, basis.factor) == (pytest.approx(rms), pytest.approx(quantile))
+        assert GateReport.model_validate_json(report.model_dump_json()) == report
         assert told["relative_gain"][1] == LIMITS.margin
         assert told["z"] == (PAIRS.z, pytest.approx(Z))
     assert "gain_over_placebos" not in [check.name for check in judge(Gate.G2).checks]
@@ -316,9 +325,17 @@ def test_the_chance_of_a_false_pass_is_divided_among_the_tests_of_the_evidence()
     assert z_limit(0.05, 3, 256) < 2.2 < Z
 
 
+def test_a_placebo_that_diverged_leaves_no_gain_beyond_it():
+    asked = LIMITS.model_copy(update={"placebos": 2})
+    update = {"pairs": pairs(mean=1e6), "placebo_gains": (0.001, math.inf), "candidates": 3}
+    report = gates.stability_gate(SOUND[Gate.G2].model_copy(update=update), asked, "seed-1", 3)
+    assert report.reasons == ("within_placebo",)
+    assert GateReport.model_validate_json(report.model_dump_json()) == report
+
+
 @pytest.mark.parametrize("gains", [None, ()])
 def test_where_placebos_were_asked_and_none_was_measured_nothing_is_judged(gains):
-    evidence = SOUND[Gate.G2].model_copy(update={"placebo_gains": gains})
+    evidence = SOUND[Gate.G2].model_copy(update={"placebo_gains": gains, "candidates": 1})
     with pytest.raises(EvidenceMissing, match="gains of placebos"):
         gates.stability_gate(evidence, LIMITS.model_copy(update={"placebos": 1}), "seed-1", 3)
 

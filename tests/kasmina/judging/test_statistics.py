@@ -9,7 +9,8 @@ import pytest
 from scipy import stats
 
 from esper.errors import EvidenceMissing
-from esper.kasmina.judging.statistics import paired, stouffer, z_limit
+from esper.kasmina.judging.statistics import paired, placebo_limit, stouffer, z_limit
+from esper.kasmina.settings import GrowthConfig
 from esper.leyline.evidence import SampleLosses
 from esper.testing import telling
 
@@ -169,3 +170,47 @@ def test_several_fences_of_the_same_question_count_as_one():
     zs = (-1.8, -1.8, -1.8)
     assert stouffer(zs) == pytest.approx(stats.combine_pvalues(stats.norm.sf(zs), method="stouffer").statistic)
     assert stouffer(zs) < -3  # small harms add up
+
+
+@pytest.mark.parametrize("gains", [1, 3, 8, 24])
+def test_the_limit_of_the_placebos_is_a_quantile_of_students_t(gains):
+    found = placebo_limit([0.01, *[0.0] * (gains - 1)], 0.05, 12)
+    assert found.factor == pytest.approx(stats.t.isf(0.05 / 12, df=gains))
+    assert found.rms == pytest.approx(0.01 / gains**0.5)
+    assert (found.count, found.tests) == (gains, 12)
+    assert placebo_limit([0.1, math.inf], 0.05, 12).rms == math.inf
+    with pytest.raises(EvidenceMissing, match="gains of placebos"):
+        placebo_limit([], 0.05, 12)
+
+
+def accepted(placebos: int, candidates: int, factor: float, useful: float = 0.0, tries: int = 20_000) -> float:
+    """Return the share of simulated tournaments that accept the first candidate, or the useful one if there is one.
+
+    A gain is a true gain, which is the same on pick and gate, and noise of a quarter of its variance on each shard. All
+    true gains of useless seeds are normal.
+    """
+    draw = np.random.default_rng(candidates * placebos)
+    true, beside = draw.normal(size=(tries, candidates)), draw.normal(size=(tries, placebos))
+    true[:, 0] += useful
+    pick, gate = (true + 0.5 * draw.normal(size=true.shape) for _ in range(2))
+    first, rms = pick.argmax(axis=1), np.sqrt(np.mean((beside + 0.5 * draw.normal(size=beside.shape)) ** 2, axis=1))
+    passes = gate[np.arange(tries), first] > factor * rms
+    return float(np.mean(passes & (first == 0) if useful else passes))
+
+
+@pytest.mark.parametrize(("placebos", "candidates"), [(3, 12), (6, 12), (8, 24), (24, 24)])
+def test_the_limit_of_the_placebos_holds_for_the_best_of_all_candidates(placebos, candidates):
+    beside = [1.0] * placebos
+    factor, of_one = (placebo_limit(beside, 0.05, count).factor for count in (candidates, 1))
+    assert accepted(placebos, candidates, factor) <= 0.05
+    assert accepted(placebos, candidates, of_one) > 0.2  # the first is not one candidate among others
+    assert accepted(placebos, candidates, 3.0) > 0.05 or placebos > 8
+
+
+def test_the_placebos_of_a_preset_let_a_useful_seed_pass():
+    for preset, least in (("lean", 0.9), ("full", 0.9)):
+        limits = GrowthConfig(preset=preset)
+        candidates = limits.candidates * limits.max_tournaments
+        factor = placebo_limit([1.0] * limits.placebos, limits.false_pass, candidates).factor
+        assert accepted(limits.placebos, limits.candidates, factor, useful=8.0) > least
+        assert accepted(3, limits.candidates, placebo_limit([1.0] * 3, 0.05, candidates).factor, useful=8.0) < 0.8

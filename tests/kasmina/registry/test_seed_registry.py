@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from functools import partial
 from typing import Any
 
@@ -30,7 +31,9 @@ from esper.errors import (
 )
 from esper.ground.tensors import blob_digest, from_bytes
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, BlueprintRegistry
+from esper.kasmina.incubation.rungs import tournaments_of
 from esper.kasmina.registry.registry_state import RegistryState
+from esper.kasmina.registry.selection import pooled
 from esper.leyline.commands import BlendSpec, Candidate, Command, Operation
 from esper.leyline.evidence import (
     HostObservation,
@@ -801,8 +804,8 @@ def test_placebos_are_in_the_order_and_in_no_record_and_their_gains_pool_over_to
     order = life.germinate(1, ("a", "mlp"), ("b", "norm")).order
     assert [plan.blueprint_id for plan in order.placebos] == [
         "placebo:other_rows:0",
-        "placebo:bias:1",
-        "placebo:frozen:2",
+        "placebo:frozen:1",
+        "placebo:other_rows:2",
     ]
     assert len({plan.weights_digest for plan in (*order.plans, *order.placebos)}) == 5
     assert set(life.registry.weights_of(order.placebos)) == {plan.weights_digest for plan in order.placebos}
@@ -816,25 +819,39 @@ def test_placebos_are_in_the_order_and_in_no_record_and_their_gains_pool_over_to
     assert failed(refused) == [(Gate.G2, ("within_placebo",))]
     kept = life.registry.state()
     life.registry.restore(kept, 2)
-    assert json.loads(kept)["placebo_gains"] == [0.1, -0.1]
+    assert json.loads(kept)["placebo_gains"] == [0.1, -0.1, math.inf]
+    assert json.loads(life.registry.state())["placebo_gains"] == [0.1, -0.1, math.inf]
     life = begin(placebos=3)
+    candidates = tournaments_of(life.growth, range(0, 210, 10))  # one in each tournament
     for count, (fence, gain) in enumerate(((1, 0.06), (4, 0.0), (7, 0.0)), start=1):
         order = life.germinate(fence, (f"a{fence}", "mlp")).order
         result = result_of(order, [f"a{fence}"]).model_copy(update={"placebos": placebo_results(order, *[gain] * 3)})
         life.registry.conclude(result, fence + 1)
         (report,) = life.advance(fence + 1, f"a{fence}").gates
-        (limit,) = [check.above for check in report.checks if check.name == "gain_over_placebos"]
-        assert limit == pytest.approx(0.18 / count**0.5)  # the gain is 0.16
-        assert report.passed == (count > 1)
+        (basis,) = [check.placebos for check in report.checks if check.placebos is not None]
+        assert (basis.count, basis.tests) == (3 * count, candidates)
+        assert basis.rms == pytest.approx(0.06 / count**0.5)
+        assert report.passed == (basis.factor * basis.rms < 0.16)  # the gain is 0.16
+    assert report.passed
 
 
-def test_without_any_placebo_that_was_measured_nothing_is_judged(begin):
-    life = begin(placebos=1)
-    order = life.germinate(1, ("a", "mlp")).order
-    life.registry.conclude(result_of(order, ["a"]).model_copy(update={"placebos": placebo_results(order, None)}), 2)
-    with pytest.raises(EvidenceMissing, match="gains of placebos"):
-        life.advance(2, "a")
-    assert life.stage("a") is Stage.TRAINING
+def test_the_gains_of_placebos_that_trained_on_replace_their_earlier_gains(begin):
+    order = begin(placebos=2).germinate(1, ("a", "mlp")).order
+    result = result_of(order, ["a"]).model_copy(update={"placebos": placebo_results(order, 0.25, 0.5)})
+    before = (0.125, 1.0, 2.0)
+    assert pooled(before, result, goes_on=False) == (0.125, 1.0, 2.0, 0.25, 0.5)
+    assert pooled(before, result, goes_on=True) == (0.125, 0.25, 0.5)
+    assert pooled(before, result.model_copy(update={"placebos": ()}), goes_on=False) == before
+
+
+def test_a_placebo_that_diverges_closes_its_own_tournament_and_no_later_one(begin):
+    life = begin(placebos=2)
+    for fence, gains, reasons in ((1, (0.0, None), ("within_placebo",)), (4, (0.0, 0.0), ())):
+        order = life.germinate(fence, (f"a{fence}", "mlp")).order
+        result = result_of(order, [f"a{fence}"]).model_copy(update={"placebos": placebo_results(order, *gains)})
+        life.registry.conclude(result, fence + 1)
+        (report,) = life.advance(fence + 1, f"a{fence}").gates
+        assert report.reasons == reasons
 
 
 def test_weights_follow_from_seed_place_and_fence_and_not_from_the_run_or_its_ids(begin):
