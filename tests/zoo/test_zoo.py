@@ -24,6 +24,8 @@ QUICK = (
     *("lengths_that_differ", "tagging_with_an_lstm", "batch_norm", "segmentation_with_a_skip"),
 )
 """Those of `make test`; all others are marked slow."""
+GAINING = ("regression", "segmentation_with_a_skip")
+"""Their seeds gain by far: z is above 5, and its limit is -2.5. So gate G2 stays as it is."""
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's own, at what users write
 
@@ -34,8 +36,10 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # torch's own, at what users 
 def test_what_a_survey_accepts_grows_and_ends_with_the_same_bits_after_a_stop(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Gate G2 asks for no gain: by how much the seeds of such short runs gain depends on the processor."""
-    for check in ("_improves", "_no_harm"):
+    """For other tasks than GAINING, gate G2 asks for no gain: whether the seeds of such short runs gain depends on the
+    processor.
+    """
+    for check in () if name in GAINING else ("_improves", "_no_harm"):
         monkeypatch.setattr(gates, check, lambda *_: [])
     task, reference = load_task(RUNNING[name])
     whole = run(task, config(tmp_path / "whole"), reference=reference)
