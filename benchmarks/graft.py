@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
 from typing import Any
 
 from _common import Outcome, Row, Spread, main, scratch
@@ -22,7 +24,7 @@ from step_overhead import RUN_ID, TASK, seed_plan
 from esper import run
 from esper.config.joined import load_config
 from esper.flow.growth import Growth
-from esper.kasmina.registry import seed_registry
+from esper.kasmina.registry import admission, seed_registry
 from esper.kasmina.registry.seed_registry import SeedRegistry
 from esper.leyline.reports import GraftPlan
 from esper.setup.survey import survey_of
@@ -34,6 +36,8 @@ from esper.user_code.task_reference import load_task
 
 ADMISSION_S, GATE_S, GRAFT_S = 200e-6, 1e-3, 50e-3
 RUNS_OF_A_REPETITION, ADMISSIONS = 2, 5
+CHECKS = ("_authentic", "check_rule")
+"""Functions that an admission calls: for the signature, and for the rule of the operation."""
 
 
 @dataclass
@@ -89,6 +93,7 @@ def measure(repetitions: int) -> Outcome:
         with ExitStack() as stack:
             admit = stack.enter_context(timed(seed_registry, "admit", lambda *call: call[-1], times=ADMISSIONS))
             judge = stack.enter_context(timed(SeedRegistry, "carry_out", lambda _, answer, __: len(answer.gates)))
+            signature, rule = (stack.enter_context(timed(admission, name, partial(_place, count()))) for name in CHECKS)
             apply = stack.enter_context(timed(Trainer, "apply", lambda given, *_: type(given[1])))
             fence = stack.enter_context(timed(Growth, "_advance", lambda *_: _taken(apply)))
             for number in range(RUNS_OF_A_REPETITION * repetitions):
@@ -96,6 +101,7 @@ def measure(repetitions: int) -> Outcome:
         text = _text_grafts(folder, 5 * repetitions)
     with_graft, without = fence.spreads(lambda kinds: GraftPlan in kinds), fence.spreads(lambda kinds: not kinds)
     judged = judge.spreads(lambda gates: gates == 1)
+    checks = [calls.spreads(lambda place: place == 0) for calls in (signature, rule)]
     warm, cold = admit.spreads(lambda again: again > 0), admit.spreads(lambda again: again == 0)
     rows: list[Row] = []
     for kind, clock in enumerate(("wall", "CPU")):
@@ -105,6 +111,9 @@ def measure(repetitions: int) -> Outcome:
         rows += [
             _row(f"admission of a command, after a round of training, {clock} (s)", first, ADMISSION_S, clock),
             Row.told(f"the same admission, repeated at once, {clock} (s)", again, ADMISSION_S),
+            Row.told(
+                f"checks of the first admission, without its span, {clock} (s)", sum(c[kind].median for c in checks)
+            ),
             _row(f"a command with one gate, judged and answered, {clock} (s)", gate, GATE_S, clock),
             _row(f"a fence with a graft over one without, {clock} (s more)", more, GRAFT_S, clock),
             _row(f"a graft in the text task's trainer, {clock} (s)", graft, GRAFT_S, clock),
@@ -112,6 +121,11 @@ def measure(repetitions: int) -> Outcome:
     named = {"admission, repeated": warm, "first admission": cold, "a command with one gate": judged}
     named |= {"seeds of a fence with a graft": with_graft, "of a fence without": without, "graft, text": text}
     return Outcome(rows, {f"{name}, {('wall', 'CPU')[i]} s": found[i] for name, found in named.items() for i in (0, 1)})
+
+
+def _place(numbers: Iterator[int], *_: Any) -> int:
+    """Return the number of earlier admissions of the same command."""
+    return next(numbers) % ADMISSIONS
 
 
 def _run(path: Any, *, seed: int) -> None:
