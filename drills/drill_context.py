@@ -31,6 +31,9 @@ from esper.flow.stopping import Drain
 from esper.ground.exit_codes import DONE, code_of
 from esper.leyline.ports import Policy
 
+STOPPED = "T"
+"""State of a process that SIGSTOP has stopped."""
+
 
 @dataclass(frozen=True)
 class Soak:
@@ -250,6 +253,19 @@ class DrillContext:
             if time.monotonic() > limit:
                 raise DrillImpossible("no fault fired within the time limit")
             time.sleep(0.02)
+
+    def wake(self) -> None:
+        """Wake the process that the fault STOP stops, as soon as it stands still: a signal before that would be lost.
+
+        Raises: DrillImpossible: it did not stand still within the time limit of the drill.
+        """
+        limit = time.monotonic() + self.subject.limit_s
+        (pid,) = {firing.pid for firing in self._fired() if firing.fault is Fault.STOP}
+        while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != STOPPED:
+            if time.monotonic() > limit:
+                raise DrillImpossible("the process that was to stop did not stand still within the time limit")
+            time.sleep(0.02)
+        os.kill(pid, signal.SIGCONT)
 
     def await_command(self, process: subprocess.Popen[bytes], what: str = "esper run") -> Attempt:
         """Wait for the end of a command. The time limit of the drill ends it with all its processes."""
