@@ -143,6 +143,11 @@ class GrowthConfig(Settings):
     first_step: Count = Field(
         0, description="optimizer step before which no seed germinates; it moves first_fence to a later fence"
     )
+    after_warmup: bool = Field(
+        False,
+        description="true: first_step is at least the step at which the learning rate of the task's scheduler first"
+        " stops rising",
+    )
     best_again: PositiveInt | None = Field(
         None,
         description="number of pairs in each tournament after the first: the best of the first; default: all pairs that"

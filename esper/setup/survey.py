@@ -42,7 +42,7 @@ from esper.task import Task
 from esper.tolaria.compiling import check_backend
 from esper.tolaria.data import SliceRule, TaskData, split_pair, to_device
 from esper.tolaria.host_building import build_host, call_model
-from esper.tolaria.optim import build_optimizer, build_scheduler, peak_share, stand_ins
+from esper.tolaria.optim import Rates, build_optimizer, build_scheduler, rates_of, stand_ins
 from esper.tolaria.snapshot_codec import check_task
 from esper.tolaria.trainer import Trainer, TrainerSettings, never
 from esper.tolaria.unkept import Changing, Surroundings, changed_between, joined
@@ -278,9 +278,10 @@ def _measured(
     found = dry_run(host, task.slots, inputs, lambda model, batch: call_model(task, model, batch), data.batch_size)
     _check_names(host, found.specs)
     made = chosen(found.specs, config.growth.blueprints, blueprints)
+    rates = rates_of(task, fence_steps[-1], trained)
     survey = Survey(
         task=task,
-        config=config,
+        config=_after_warmup(config, rates),
         data=data,
         specs=found.specs,
         left_out=found.left_out,
@@ -294,9 +295,19 @@ def _measured(
         host_modules_sha256=host_modules_sha256,
         samples_crc32c=_samples_crc32c(data),
         trained_by=_trained_by(task, trained, fence_steps[-1]),
-        peak_share=peak_share(task, fence_steps[-1], trained),
+        peak_share=rates.peak_share,
     )
     return survey, found.optional
+
+
+def _after_warmup(config: RunConfig, rates: Rates) -> RunConfig:
+    """Return the config, in which `growth.first_step` is not before the end of the rate's warm-up, if this is asked
+    for."""
+    growth = config.growth
+    if not growth.after_warmup:
+        return config
+    first = max(growth.first_step, rates.warmup_steps)
+    return config.model_copy(update={"growth": growth.model_copy(update={"first_step": first})})
 
 
 def _step_flops(task: Task, host: nn.Module, inputs: Any, targets: Any) -> int:  # Any: a batch of the task

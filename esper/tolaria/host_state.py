@@ -57,7 +57,7 @@ class TrainerSettings:
     """Largest global gradient norm. None: gradients are not clipped."""
     peak_share: float
     """Peak learning rate of a seed, divided by the first learning rate of the task's optimizer; see
-    `esper.tolaria.optim.peak_share`."""
+    `esper.tolaria.optim.Rates`."""
     audit_every: int
     """Steps between two audits of isolation in the live host."""
     trace_every: int

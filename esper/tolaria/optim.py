@@ -9,6 +9,8 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import nn
 from torch.optim import Optimizer
@@ -37,11 +39,39 @@ def seed_rate(step: int, start: int, total: int, warmup: int) -> float:
     return rise * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * course)))
 
 
-def peak_share(task: Task, total_steps: int, parameters: Sequence[nn.Parameter]) -> float:
-    """Return the highest learning rate of the task's scheduler, divided by the optimizer's first learning rate.
+@dataclass(frozen=True)
+class Rates:
+    """The learning rates of a task's optimizer over a run."""
 
-    For example, a scheduler may multiply a rate of 1.0 by at most 0.002, or raise a small rate to 25 times its value.
-    The peak learning rate of a seed is scaled by the same share.
+    made_with: float
+    """The rate that the optimizer's factory set."""
+    steps: tuple[float, ...]
+    """The rate of each optimizer step. One value if the task has no scheduler."""
+
+    @property
+    def peak_share(self) -> float:
+        """Highest rate, divided by the rate that the optimizer's factory set.
+
+        For example, a scheduler may multiply a rate of 1.0 by at most 0.002, or raise a small rate to 25 times its
+        value. The peak learning rate of a seed is scaled by the same share.
+        """
+        return max(self.steps) / self.made_with if len(self.steps) > 1 else 1.0
+
+    @property
+    def warmup_steps(self) -> int:
+        """Step at which the first rise of the rate ends: the first step with the highest rate before the rate falls. 0
+        if the rate does not rise at the beginning.
+        """
+        end = 0
+        for step, (before, after) in enumerate(pairwise(self.steps), start=1):
+            if after < before:
+                break
+            end = step if after > before else end
+        return end
+
+
+def rates_of(task: Task, total_steps: int, parameters: Sequence[nn.Parameter]) -> Rates:
+    """Return the learning rates of the optimizer's first parameter group over a run.
 
     Args:
         parameters: The host's parameters. The optimizer gets copies.
@@ -53,14 +83,14 @@ def peak_share(task: Task, total_steps: int, parameters: Sequence[nn.Parameter])
     made_with = float(optimizer.param_groups[0]["lr"])
     scheduler = build_scheduler(task, optimizer, total_steps)
     if scheduler is None:
-        return 1.0
-    highest = float(optimizer.param_groups[0]["lr"])
+        return Rates(made_with, (made_with,))
+    rates = [float(optimizer.param_groups[0]["lr"])]
     optimizer.step()  # torch warns if the scheduler steps first; without gradients this step changes nothing
     for _ in range(total_steps - 1):
         with their_code("task.scheduler", "scheduler.step"):
             scheduler.step()
-        highest = max(highest, float(optimizer.param_groups[0]["lr"]))
-    return highest / made_with
+        rates.append(float(optimizer.param_groups[0]["lr"]))
+    return Rates(made_with, tuple(rates))
 
 
 def reschedule(
@@ -88,7 +118,7 @@ def reschedule(
 class SeedOptimizer:
     """The optimizer of one seed, with the seed's warm-up and cosine schedule; see `seed_rate`.
 
-    `peak` multiplies the rates that the task's factory sets; see `peak_share`.
+    `peak` multiplies the rates that the task's factory sets; see `Rates`.
     """
 
     def __init__(

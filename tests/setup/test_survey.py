@@ -23,6 +23,7 @@ from esper.setup.assembly import RunKey, make_kasmina, make_tamiyo, make_trainer
 from esper.setup.forecast import forecast
 from esper.setup.survey import Survey, survey_of
 from esper.tamiyo.heuristic import HeuristicPolicy
+from esper.task import Task
 from esper.testing import Bands, FakeClock, TinyHost, telling, tiny_config, tiny_task
 
 
@@ -232,3 +233,18 @@ def test_a_shard_that_the_model_cannot_read_shows_before_the_run_and_not_at_its_
         TaskError, check=telling("RuntimeError", field="task.model", value="a forward in evaluation mode")
     ):
         survey({"valid": narrow})
+
+
+def test_a_seed_waits_for_the_end_of_the_rates_warmup_if_that_is_asked_for() -> None:
+    rising = tiny_task(
+        scheduler=lambda o, _: torch.optim.lr_scheduler.LambdaLR(o, lambda step: min(1.0, (step + 1) / 51))
+    )
+
+    def first(task: Task, **settings: Any) -> tuple[int, int]:
+        survey = survey_of(task, tiny_config(**settings))
+        return survey.config.growth.first_step, survey.first_fence
+
+    assert first(rising, growth__after_warmup=True) == (50, 3)  # rounds of 20 steps
+    assert first(rising, growth__after_warmup=True, growth__first_step=90) == (90, 5)
+    assert first(rising) == (0, 1)
+    assert first(tiny_task(), growth__after_warmup=True) == (0, 1)

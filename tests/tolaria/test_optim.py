@@ -12,7 +12,7 @@ from training import live_trainer
 from esper.errors import TaskError
 from esper.setup.survey import survey_of
 from esper.testing import telling, tiny_config, tiny_task
-from esper.tolaria.optim import FLOOR, SeedOptimizer, build_optimizer, peak_share, seed_rate, stand_ins
+from esper.tolaria.optim import FLOOR, SeedOptimizer, build_optimizer, rates_of, seed_rate, stand_ins
 from esper.tolaria.trainer import Trainer
 
 
@@ -50,18 +50,23 @@ def test_what_is_no_optimizer_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "expected"),
+    ("scheduler", "expected", "warmup"),
     [
-        (None, 1.0),
-        (lambda o, _: torch.optim.lr_scheduler.LambdaLR(o, lambda step: min(step + 1, 5) / 1000), 0.005),
-        (lambda o, total: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.5, total_steps=total), 5.0),
-        (lambda o, total: torch.optim.lr_scheduler.CosineAnnealingLR(o, total), 1.0),
+        (None, 1.0, 0),
+        (lambda o, _: torch.optim.lr_scheduler.LambdaLR(o, lambda step: min(step + 1, 5) / 1000), 0.005, 4),
+        (lambda o, total: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.5, total_steps=total), 5.0, 14),
+        (lambda o, total: torch.optim.lr_scheduler.CosineAnnealingLR(o, total), 1.0, 0),
+        (lambda o, _: torch.optim.lr_scheduler.LambdaLR(o, lambda step: min(step // 10, 2) + 1 - (step > 40)), 3.0, 20),
     ],
-    ids=["none", "a factor", "one cycle", "cosine"],
+    ids=["none", "a factor", "one cycle", "cosine", "stairs"],
 )
-def test_a_seeds_peak_follows_the_highest_rate_of_the_schedule(scheduler: Any, expected: float) -> None:
+def test_a_seeds_peak_follows_the_highest_rate_of_the_schedule_and_the_warmup_ends_with_its_first_rise(
+    scheduler: Any, expected: float, warmup: int
+) -> None:
     task = tiny_task(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1), scheduler=scheduler)
-    assert peak_share(task, 50, [nn.Parameter(torch.zeros(1))]) == pytest.approx(expected)
+    rates = rates_of(task, 50, [nn.Parameter(torch.zeros(1))])
+    assert rates.peak_share == pytest.approx(expected)
+    assert rates.warmup_steps == warmup
 
 
 def rates(trainer: Trainer) -> list[dict[str, Any]]:
