@@ -67,7 +67,7 @@ def _in_a_run(place: str, found: Mapping[str, Any]) -> str:
 def lines(found: Mapping[str, Any]) -> list[str]:
     """Return lines about the fences at which seeds can germinate, the cost of a tournament, and the wait for it."""
     told = [*preset(found), *padding(found), *companions(found), _germination(found), *_rungs(found)]
-    return [*told, _compute(found), _waits(found)]
+    return [*told, _compute(found), *_limit(found), _waits(found)]
 
 
 def preset(found: Mapping[str, Any]) -> list[str]:
@@ -149,6 +149,15 @@ def _compute(found: Mapping[str, Any]) -> str:
         f" tournament {_between(*ends)} GFLOP and {number(found['tournament_bytes'] / 2**20, 2)}"
         " MiB of weights, gradients and moments"
     )
+
+
+def _limit(found: Mapping[str, Any]) -> list[str]:
+    """Return a line about the limit of the compute of the run. Empty: there is no limit."""
+    if (limit := found["max_cost_gflops"]) is None:
+        return []
+    said = f"growth.max_cost: the whole run takes at most {number(limit, 2)} GFLOP"
+    most = found["total_gflops_most"]
+    return [f"{said}; with the first tournament alone at most {number(most, 2)}" if most is not None else said]
 
 
 def _waits(found: Mapping[str, Any]) -> str:

@@ -279,6 +279,7 @@ def heading(survey: Survey, path: Path | None) -> list[str]:
         " FOSSILIZED (stays)",
         *_ends(growth.entry, growth.finish),
         *_beside(growth.beside),
+        *_limit(growth.max_cost),
     ]
 
 
@@ -287,6 +288,13 @@ def _ends(entry: str, finish: str) -> list[str]:
     adopts = "  an accepted seed is adopted: its fork becomes the network, and the old network becomes the twin"
     better = "  the run ends with the better of network and twin, by the losses on pick and gate"
     return [*([adopts] if entry == "adopt" else []), *([better] if finish == "better" else [])]
+
+
+def _limit(max_cost: float | None) -> list[str]:
+    """Return a line about the limit of the compute of a run. Empty: there is no limit."""
+    if max_cost is None:
+        return []
+    return [f"  no tournament begins with which the run could exceed {number(max_cost, 2)} GFLOP (growth.max_cost)"]
 
 
 def _beside(count: int) -> list[str]:

@@ -83,8 +83,14 @@ class Position:
     def round_state(self, training: TrainingState) -> RoundState:
         """Return the input of Tamiyo. It joins the present registry, the measured round, and the facts of this
         class."""
-        rollbacks, checkpoints = self.tally.rollbacks, self.checkpoints
-        return RoundState.of(self.registry, training, self.level, checkpoints=checkpoints, rollbacks=rollbacks)
+        return RoundState.of(
+            self.registry,
+            training,
+            self.level,
+            checkpoints=self.checkpoints,
+            rollbacks=self.tally.rollbacks,
+            spent_flops=self.tally.trainer_flops + self.tally.incubator_flops,
+        )
 
     def state(self) -> str:
         """Return the line's part of a checkpoint, as text."""

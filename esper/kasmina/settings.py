@@ -172,6 +172,11 @@ class GrowthConfig(Settings):
     max_tournaments: PositiveInt | None = Field(
         None, description="largest number of tournaments in a run, without those of replicas; default: all that fit"
     )
+    max_cost: Ratio | None = Field(
+        None,
+        description="largest modelled GFLOP of a whole run: live host, incubation and twin; no tournament begins that"
+        " could exceed it",
+    )
     min_samples: int = Field(128, ge=2, description="least number of samples, or of groups, that a gate needs to judge")
     judge_samples: PositiveInt = Field(
         128, description="number of samples, or of groups, that a fence draws from a shard to judge on"

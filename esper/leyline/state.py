@@ -156,6 +156,8 @@ class RoundState(RegistryFacts):
     rollbacks: int = 0
     """How often the run went back. Without this count, a policy would see the same state at the same fence again, and
     would command the run to go back again."""
+    spent_flops: int = 0
+    """Modelled FLOPs of the live host and of all incubation so far, without the twin."""
 
     @classmethod
     def of(
@@ -166,9 +168,17 @@ class RoundState(RegistryFacts):
         *,
         checkpoints: tuple[int, ...] = (),
         rollbacks: int = 0,
+        spent_flops: int = 0,
     ) -> RoundState:
-        """Join the registry's facts, the trainer's measurements, the emergency level, the checkpoints and the number of
-        rollbacks.
+        """Join the registry's facts, the trainer's measurements, the emergency level, the checkpoints, the number of
+        rollbacks and the FLOPs so far.
         """
         facts = {name: getattr(view, name) for name in RegistryFacts.model_fields}
-        return cls(training=training, level=level, checkpoints=checkpoints, rollbacks=rollbacks, **facts)
+        return cls(
+            training=training,
+            level=level,
+            checkpoints=checkpoints,
+            rollbacks=rollbacks,
+            spent_flops=spent_flops,
+            **facts,
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from esper.ground.clock import Clock
 from esper.kasmina.incubation.incubator import Incubator
@@ -13,7 +14,9 @@ from esper.kasmina.registry.seed_registry import SeedRegistry
 from esper.leyline.host_ports import ForkFactory, ProbedFork
 from esper.leyline.ports import Policy
 from esper.setup.survey import Survey
+from esper.setup.total_cost import run_flops
 from esper.tamiyo.command_builder import CommandBuilder
+from esper.tamiyo.cost_limit import CostLimit
 from esper.tamiyo.heuristic import HeuristicPolicy
 from esper.tamiyo.service import Tamiyo
 from esper.tolaria.snapshot import HostSnapshot
@@ -92,4 +95,5 @@ def make_tamiyo(survey: Survey, key: RunKey, clock: Clock, policy: Policy | None
         host_flops=survey.host_flops,
         deadline_s=config.policy.deadline_s,
         clock=clock,
+        cost=CostLimit(growth.max_cost, partial(run_flops, survey)) if growth.max_cost is not None else None,
     )

@@ -21,6 +21,7 @@ from esper.leyline.state import RoundState, TrainingState
 from esper.setup.assembly import RunKey, make_fork_factory, make_incubator, make_kasmina, make_tamiyo, make_trainer
 from esper.setup.candidates import candidate_rows, first_tournament, left_out_by_budgets, why_nothing_grows
 from esper.setup.survey import Survey
+from esper.setup.total_cost import run_flops
 from esper.setup.tournament_cost import Heat, heats_of, last_units, placebos_of, tournament_flops
 
 WARM_UP_STEPS, TIMED_STEPS = 2, 6
@@ -62,6 +63,8 @@ def forecast(survey: Survey) -> dict[str, Any]:
         "tournament_gflops_least": least / 1e9,
         "tournament_gflops_most": most / 1e9,
         "rungs": _rungs(survey, len(tried)),
+        "total_gflops_most": _total_flops(survey, tried) / 1e9 if tried else None,
+        "max_cost_gflops": growth.max_cost,
         "placebos": growth.placebos if tried else 0,
         "twin_gflops": _twin_steps(survey) * step / 1e9,
         "tournament_bytes": 4 * _fork_bytes(survey, tried),
@@ -101,6 +104,14 @@ def _fork_bytes(survey: Survey, tried: Sequence[Pair]) -> int:
     seeds = [pair.parameters for pair in tried]
     seeds += [made.parameters(spec, copies) for made, spec in placebos_of(survey, tried)]
     return sum(survey.host_bytes + 4 * seed for seed in (0, *seeds))
+
+
+def _total_flops(survey: Survey, tried: Sequence[Pair]) -> float:
+    """Return the largest FLOPs of a run with one tournament, which is between some pairs."""
+    key = RunKey(new_run_id(), 0, b"plan")
+    view = make_kasmina(survey, key, SystemClock()).view(survey.first_fence)
+    training = make_trainer(survey, key).untrained()
+    return run_flops(survey, RoundState.of(view, training, None), tried)
 
 
 def _rungs(survey: Survey, seeds: int) -> list[dict[str, int]]:

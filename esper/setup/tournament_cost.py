@@ -68,14 +68,17 @@ def placebos_of(survey: Survey, tried: Sequence[Pair]) -> list[tuple[Blueprint, 
     return [(made, specs[slot]) for made, slot in places]
 
 
-def tournament_flops(survey: Survey, tried: Sequence[Pair]) -> tuple[float, float]:
+def tournament_flops(survey: Survey, tried: Sequence[Pair], step: int | None = None) -> tuple[float, float]:
     """Return the least and the largest FLOPs of probes, heats and evaluations of a tournament between some pairs.
 
     Each fork of a later heat is assumed to have the mean FLOPs of all candidates.
+
+    Args:
+        step: FLOPs of one optimizer step of the control. None: those of a host without seeds.
     """
     if not tried:
         return 0.0, 0.0
-    step, batch = survey.host_flops, survey.data.batch_size
+    step, batch = step or survey.host_flops, survey.data.batch_size
     heats, copies = heats_of(survey, len(tried)), survey.config.growth.copies
     fork = step + statistics.fmean(pair.flops for pair in tried)
     gate = samples_of(survey, "gate", last_units(survey, len(tried))) / batch / 3

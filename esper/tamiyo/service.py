@@ -23,6 +23,7 @@ from esper.leyline.ports import Policy
 from esper.leyline.reports import FieldReport
 from esper.leyline.state import RoundState, SeedState
 from esper.tamiyo.command_builder import CommandBuilder
+from esper.tamiyo.cost_limit import CostLimit
 from esper.tamiyo.decision_checks import malformed, unsound
 from esper.tamiyo.eligibility import GrowthWindow, eligible, tournaments_spent
 from esper.tamiyo.policy_state import TamiyoState, read_state
@@ -50,10 +51,11 @@ class Tamiyo:
         host_flops: int,
         deadline_s: float,
         clock: Clock,
+        cost: CostLimit | None = None,
     ) -> None:
         self._policy, self._builder, self._window, self._limits = policy, builder, window, limits
         self._host_flops, self._deadline_s, self._clock = host_flops, deadline_s, clock
-        self._past: list[FieldReport] = []
+        self._cost, self._past = cost, list[FieldReport]()
 
     def state(self) -> str:
         """Return the state as JSON: the policy's version and its field reports."""
@@ -131,6 +133,7 @@ class Tamiyo:
                 return Verdict(outcome=hold, decision=decision, rates=rates)
             decision = milder(decision, self._limits, self._host_flops)
             spent = tournaments_spent(state, decision) or self._over(state, decision)
+            spent = spent or (self._cost.exceeded(state, decision) if self._cost is not None else None)
             limit = spent or assess(state, decision, self._limits, self._host_flops)
             return Verdict(outcome=limit or self._builder.germinate(state, decision), decision=decision, rates=rates)
 

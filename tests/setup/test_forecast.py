@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,25 @@ def test_the_twin_costs_the_hosts_steps_after_the_first_tournament_or_nothing() 
     assert found["host_gflops"] * 1e9 == pytest.approx(320 * survey_of(tiny_task(), tiny_config()).host_flops)
     assert found["twin_gflops"] == pytest.approx(found["host_gflops"] * (320 - 40) / 320)
     assert plan(growth__twin=False)["twin_gflops"] == 0.0
+
+
+@pytest.mark.slow
+def test_a_run_keeps_the_limit_of_its_compute_and_says_why_it_tries_nothing(tmp_path: Path) -> None:
+    settings = {"growth__entry": "adopt", "growth__finish": "better", "growth__placebos": 1, "growth__beside": 1}
+    before = plan(**settings)
+    most, little = before["total_gflops_most"], 1.5 * before["host_gflops"]  # less than live host and twin
+    run_of = partial(tiny_config, **settings)
+    kept = run(tiny_task(), run_of(run__dir=str(tmp_path / "kept"), growth__max_cost=most))
+    assert kept.growth.tournaments == 1
+    assert 0.3 * most < kept.trainer_gflops + kept.incubator_gflops + kept.twin_gflops <= most
+    tight = run_of(run__dir=str(tmp_path / "tight"), growth__max_cost=little)
+    found = run(tiny_task(), tight)
+    assert (found.growth.tournaments, found.seeds) == (0, ())
+    assert "GFLOP of the run with another tournament (growth.max_cost)" in (found.why_none_stayed or "")
+    foretold = forecast(survey_of(tiny_task(), tight))
+    assert (foretold["first_hold"]["reason"], foretold["max_cost_gflops"]) == ("budget_spent", little)
+    assert any(line.startswith("growth.max_cost: the whole run takes at most") for line in plan_view.lines(foretold))
+    assert any("(growth.max_cost)" in line for line in heading(survey_of(tiny_task(), tight), None))
 
 
 # -- waits -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,53 @@
+"""Forecasts the largest modelled compute of a whole run, for `growth.max_cost`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from esper.kasmina.incubation.rungs import looks_of
+from esper.leyline.decisions import Pair
+from esper.leyline.stages import IN_HOST
+from esper.leyline.state import RoundState
+from esper.setup.survey import Survey
+from esper.setup.tournament_cost import last_units, samples_of, tournament_flops
+
+
+def run_flops(survey: Survey, state: RoundState, pairs: Sequence[Pair]) -> float:
+    """Return the largest modelled FLOPs of a whole run in which a tournament between some pairs begins now, and no
+    other tournament after it.
+
+    It is the sum of the FLOPs so far, of the rest of the run with the most expensive of the pairs in the host, of the
+    tournament with its later looks, of the whole twin, of the comparisons with the twin, and of the choice at the end.
+    """
+    known = {(pair.slot, pair.blueprint_id): pair.flops for pair in survey.options}
+    inside = [seed for seed in state.seeds if seed.stage in IN_HOST]
+    step = survey.host_flops + sum(known[seed.slot, seed.blueprint_id] for seed in inside)
+    fork = step + max(pair.flops for pair in pairs)
+    left = survey.total_steps - state.training.step
+    _, tournament = tournament_flops(survey, pairs, step)
+    return state.spent_flops + left * fork + tournament + _looks(survey, fork) + _of_twin(survey, fork)
+
+
+def _looks(survey: Survey, fork: int) -> float:
+    """Return the FLOPs of refused candidates that train on with the control and the placebos."""
+    growth, batch = survey.config.growth, survey.data.batch_size
+    looks = looks_of(growth, survey.fence_steps)
+    if not looks:
+        return 0.0
+    units = last_units(survey, growth.beside)
+    judged = sum(samples_of(survey, shard, units) for shard in ("pick", "gate"))
+    passes = survey.due_rounds * survey.fence_steps[1] + judged / batch / 3
+    return looks * passes * fork * (1 + growth.beside + growth.placebos)
+
+
+def _of_twin(survey: Survey, fork: int) -> float:
+    """Return the FLOPs of the twin, of its comparisons with the live host while a seed is watched, and of the choice at
+    the end of the run."""
+    growth, shards, batch = survey.config.growth, survey.data.shards, survey.data.batch_size
+    if not growth.twin:
+        return 0.0
+    both = survey.host_flops + fork
+    first = survey.fence_steps[survey.first_fence + survey.due_rounds]
+    compared = (2 + growth.probation_rounds) * samples_of(survey, "gate", None)
+    chosen = len(shards["pick"]) + len(shards["gate"]) if growth.finish == "better" else 0
+    return (survey.total_steps - first) * survey.host_flops + (compared + chosen) / batch / 3 * both
