@@ -97,3 +97,17 @@ def test_a_run_whose_live_host_overfits_ends_with_its_twin_as_in_one_process(lau
     assert together.weights_sha256 == together.twin_weights_sha256 == state_digest(together.network.state_dict())
     assert (together.test_loss, together.live_test_loss) == (alone.test_loss, alone.live_test_loss)
     assert together.incubator_gflops == alone.incubator_gflops
+
+
+@pytest.mark.torture
+def test_refused_candidates_train_on_over_the_death_of_a_manager_as_in_one_process(
+    launch_tiny: Any, tmp_path: Path
+) -> None:
+    late = {"growth__entry": "adopt", "growth__beside": 2, "growth__replicas": 1, "growth__margin": 0.3}
+    alone = esper.run(tiny_task(), tiny_config(run__dir=str(tmp_path / "alone"), **late))
+    fault = {"point": "kasmina.step", "fault": "kill", "step": 70}  # a fork that trains on
+    together = launch_tiny(growth__managers=2, faults=[fault], restarting=True, **late)
+    assert (together.fault_fired, together.restarts) == (True, 1)
+    assert together.weights_sha256 == alone.weights_sha256
+    assert together.twin_weights_sha256 == alone.twin_weights_sha256
+    assert together.incubator_gflops == alone.incubator_gflops
