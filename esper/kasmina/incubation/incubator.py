@@ -253,7 +253,8 @@ class Incubator:
         gradient, fallbacks = _unrun(shared), None
         if not shared:
             gradient, fallbacks = _gradients(fork, plan.model_copy(update={"blend": full}), weights)
-        if gradient.batches and gradient.norm == 0.0 and plan.blend != full:
+        dead = gradient.norm == 0.0 and not gradient.nonfinite  # the largest of the norms 0 and nan is 0
+        if gradient.batches and dead and plan.blend != full:
             # With CONVEX and full alpha, the zeros of a new seed replace the slot's output. A ReLU after the slot then
             # passes no gradient, but it does at the first alpha of the ramp.
             gradient, told = _gradients(fork, plan, weights)

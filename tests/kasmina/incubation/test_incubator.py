@@ -21,7 +21,7 @@ from esper.kasmina.blueprints.seed_modules import zeroed
 from esper.kasmina.incubation.incubator import Incubator, loss_variation, run_tournament
 from esper.kasmina.incubation.live_guard import LiveGuard
 from esper.leyline.commands import BlendSpec
-from esper.leyline.evidence import HostObservation, SampleLosses
+from esper.leyline.evidence import GradientProbe, HostObservation, SampleLosses
 from esper.leyline.incubation import ForkResult, IncubationOrder, IncubationResult
 from esper.leyline.reports import GraftPlan
 from esper.leyline.slots import Kind, SlotSpec
@@ -147,6 +147,19 @@ def test_a_new_seed_that_replaces_the_output_is_dead_only_if_it_is_at_no_alpha_o
     assert probe.gradient.batches == 2
     assert (probe.gradient.norm == 0.0) is dead
     assert probe.fallbacks == ()
+
+
+def test_gradients_that_are_not_finite_at_full_alpha_are_reported_and_not_measured_again(survey, fresh, monkeypatch):
+    (spec,) = survey.specs
+    norm = max([0.0, math.nan])  # of a batch without gradient, and of one whose gradient is nan
+    assert norm == 0.0
+    broken = GradientProbe(batches=2, nonfinite=3, norm=norm, reachable_host_parameters=())
+    seen = [(broken, ()), (broken.model_copy(update={"nonfinite": 0, "norm": 1.0}), ())]
+    monkeypatch.setattr("esper.kasmina.incubation.incubator._gradients", lambda *_: seen.pop(0))
+    plan = drawn_plan(spec, "mlp", blend=BlendSpec(mode="RESIDUAL", ramp_steps=4))
+    measured = Incubator(fork_of(survey), {"body": spec}, BLUEPRINTS)
+    (probe,) = measured.probe_candidates([plan], DRAWN, fresh().snapshot())
+    assert probe.gradient == broken
 
 
 def test_a_candidate_is_probed_at_full_alpha_and_leaves_the_live_host_alone(survey, fresh, fork):
