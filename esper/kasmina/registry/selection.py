@@ -91,10 +91,13 @@ def _order_to_go_on(
 ) -> IncubationOrder | None:
     """Return the order by which a refused seed trains on in its fork, with some others of its tournament. None: they do
     not train on.
+
+    After a placebo diverged, no later look can accept a seed of this tournament.
     """
     before, seed_ids = records.book.order_of(seed), {seed.seed_id, *(one.seed_id for one in others)}
     spent = records.tests_used + len(seed_ids) > records.limits.max_tests
-    if not before.keeps or spent or not set(report.reasons) <= TOO_SMALL:
+    diverged = not all(map(math.isfinite, records.placebo_gains))
+    if not before.keeps or spent or diverged or not set(report.reasons) <= TOO_SMALL:
         return None
     return order_to_go_on(before, command, seed_ids, records.roster, records.facts, records.limits)
 
@@ -160,12 +163,18 @@ def _judge(records: RunRecords, command: Command | None, seed: SeedRecord, fence
 
 
 def _candidates(records: RunRecords, seed: SeedRecord) -> int | None:
-    """Return the number of candidates that the run can judge, if each tournament and look has as many as the last order
-    of a seed, or of the seed that it repeats. None: the run has no placebos."""
+    """Return the number of candidates that the run can judge, if each tournament and look has as many as the tournament
+    of a seed, or of the seed that it repeats. None: the run has no placebos.
+
+    Candidates that trained on count with those of their tournament that did not, because they were chosen among all.
+    """
     if not records.limits.placebos:
         return None
     first = records.roster[seed.replica_of] if seed.replica_of is not None else seed
-    return candidates_of(records.limits, records.facts.fence_steps, len(records.book.order_of(first).plans))
+    answer = records.book.answer(first.command_id)
+    assert answer is not None, "the seed was trained in a fork"
+    assert answer.order is not None, "the seed was trained in a fork"
+    return candidates_of(records.limits, records.facts.fence_steps, len(answer.order.plans))
 
 
 def _cull(records: RunRecords, seed: SeedRecord, report: GateReport, fence: int) -> Answer:

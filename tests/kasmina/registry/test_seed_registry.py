@@ -844,6 +844,31 @@ def test_the_gains_of_placebos_that_trained_on_replace_their_earlier_gains(begin
     assert pooled(before, result.model_copy(update={"placebos": ()}), goes_on=False) == before
 
 
+def test_a_later_look_has_the_limit_of_all_candidates_of_its_tournament(begin):
+    life = begin(entry="adopt", beside=2, placebos=3, max_tournaments=1)
+    order, limits = life.germinate(1, ("a", "mlp"), ("b", "norm"), ("c", "low_rank")).order, []
+    for fence in (2, 3):
+        result = result_of(order, ["a", "b"]).model_copy(update={"placebos": placebo_results(order, *[0.1] * 3)})
+        life.registry.conclude(result, fence)
+        judged = life.advance(fence, "a")
+        order = judged.order
+        limits += [check.placebos for check in judged.gates[0].checks if check.placebos is not None]
+    assert limits[0].tests == limits[1].tests
+    assert limits[0].tests % 3 == 0
+    assert limits[0] == limits[1]  # of the same gains
+
+
+def test_after_a_placebo_diverged_no_refused_seed_trains_on(begin):
+    life = begin(entry="adopt", beside=2, placebos=2)
+    order = life.germinate(1, ("a", "mlp"), ("b", "norm")).order
+    result = result_of(order, ["a", "b"]).model_copy(update={"placebos": placebo_results(order, 0.0, None)})
+    life.registry.conclude(result, 2)
+    refused = life.advance(2, "a")
+    assert failed(refused)[0] == (Gate.G2, ("within_placebo",))
+    assert refused.order is None
+    assert {life.stage(seed_id) for seed_id in ("a", "b")} == {Stage.EMBARGOED}
+
+
 def test_a_placebo_that_diverges_closes_its_own_tournament_and_no_later_one(begin):
     life = begin(placebos=2)
     for fence, gains, reasons in ((1, (0.0, None), ("within_placebo",)), (4, (0.0, 0.0), ())):
