@@ -16,6 +16,8 @@ from span_files import ended, never_ended, written
 
 from esper import resume
 from esper.cli.main import exit_code
+from esper.telemetry import Telemetry, use
+from esper.telemetry.context import span, traceparent
 from esper.telemetry.last_span import last_traceparent
 from esper.testing import tiny_task
 from esper.trace.paths import find
@@ -96,3 +98,15 @@ def test_the_last_span_is_found_in_any_folder(tmp_path: Path) -> None:
     newer.write_bytes(b"no span\n" * 400_000)
     os.utime(newer, ns=(2**62, 2**62))
     assert last_traceparent(tmp_path) == ""
+
+
+def test_a_delivery_to_a_sink_is_not_the_last_span(tmp_path: Path) -> None:
+    """In one process couriers write into the file of the conductor, also after the round that failed."""
+    with Telemetry.start(tmp_path, "conductor") as telemetry, use(telemetry):
+        with span("esper round", role="conductor"):
+            failed = traceparent()
+        with span("send esper.emergency", role="emergency", links_to=(failed,), new_trace=True):
+            pass
+    *_, last = written(tmp_path)
+    assert last["name"] == "send esper.emergency"
+    assert last_traceparent(tmp_path).split("-")[1:3] == failed.split("-")[1:3]
