@@ -17,6 +17,8 @@ _FRAME = re.compile(r'^  File "(.*)", line (\d+), in (.*)$', re.MULTILINE)
 _CAUSED = "\nThe above exception was the direct cause of the following exception:\n"
 _DURING = "\nDuring handling of the above exception, another exception occurred:\n"
 _BETWEEN = re.compile(f"{_CAUSED}|{_DURING}")
+_OF_AN_ACTOR = re.compile(r"\n*(\x1b\[\d+m)?ray::")
+"""Matches a part of a traceback that Ray wrote for an actor. Such a part is in a note of the error above it."""
 MOST_OF_CAUSE = 12
 _INSTALLED = re.compile(r"[/\\](site-packages|dist-packages|lib[/\\]python3[.\d]*)[/\\]|^<")
 """Matches a file of an installed package or of Python's library, on any machine, and code without a file."""
@@ -62,17 +64,23 @@ def failure_of(node: Node) -> Failure | None:
     fields = {key: value for key, value in _exception(span).items() if key not in _OWN}
     began_here = not (_after_its_parent(node) or any(map(_same(node), node.children)))
     trace = _stacktrace(span)
+    above, notes = _around_the_message(span, trace)
     place, users = places_of(trace)
-    notes, cause = _notes(span, trace), cause_of(trace)
+    cause = cause_of(above)
     return Failure(error_class(span), _message(span), fields, place, users, notes, cause, began_here)
 
 
 def cause_of(stacktrace: str) -> tuple[str, ...]:
-    """Return what Python printed about the direct cause of the last error of a traceback, below its frames."""
+    """Return what Python printed about the direct cause of the last error of a traceback, below its frames.
+
+    Args:
+        stacktrace: Traceback of the error, without its notes: a note may have a traceback with causes of its own.
+    """
     before, found, _ = stacktrace.rpartition(_CAUSED)
     if not found or any(text in stacktrace[len(before) + len(found) :] for text in (_CAUSED, _DURING)):
         return ()
-    lines = re.split(_BETWEEN, before)[-1].splitlines()
+    told = (part for part in reversed(re.split(_BETWEEN, before)) if not _OF_AN_ACTOR.match(part))
+    lines = next(told, "").splitlines()
     first = next(
         (place for place, line in enumerate(lines) if line and not line.startswith((" ", "Traceback ("))), None
     )
@@ -110,14 +118,18 @@ def _stacktrace(span: Span) -> str:
     return trace if isinstance(trace, str) else ""
 
 
-def _notes(span: Span, trace: str) -> tuple[str, ...]:
-    """Return the lines after the message, which Python prints last."""
+def _around_the_message(span: Span, trace: str) -> tuple[str, tuple[str, ...]]:
+    """Return the traceback of an error up to its message, and the lines after the message: its notes.
+
+    The message may be repeated in a note. An equal message that a further error follows is that of a cause.
+    """
     told, message = _exception(span).get("exception.type"), _message(span)
     if not isinstance(told, str):
-        return ()
-    kind = told.removeprefix("builtins.")
-    _, found, after = trace.rpartition(f"\n{kind}: {message}\n" if message else f"\n{kind}\n")
-    return tuple(after.splitlines()) if found else ()
+        return trace, ()
+    kind = told.removeprefix("builtins.").removeprefix("__main__.")
+    line = f"\n{kind}: {message}\n" if message else f"\n{kind}\n"
+    own = re.search(f"{re.escape(line)}(?!{_BETWEEN.pattern})", f"\n{trace}")
+    return (trace[: own.start()], tuple(trace[own.end() - 1 :].splitlines())) if own is not None else (trace, ())
 
 
 def _message(span: Span) -> str:
