@@ -10,7 +10,7 @@ from esper.errors import ConfigError
 from esper.ground.clock import SystemClock
 from esper.leyline.decisions import Hold, Pair
 from esper.leyline.ids import new_run_id
-from esper.leyline.state import RoundState
+from esper.leyline.state import RegistryView, RoundState
 from esper.setup.assembly import RunKey, make_kasmina, make_tamiyo, make_trainer
 from esper.setup.fences import fences
 from esper.setup.survey import Survey
@@ -29,14 +29,24 @@ def first_tournament(survey: Survey) -> tuple[Pair, ...] | Hold:
     Raises: EsperError: the policy failed.
     """
     key, clock = RunKey(new_run_id(), 0, b"plan"), SystemClock()
-    training = make_trainer(survey, key).untrained()
-    view = make_kasmina(survey, key, clock).view(survey.first_fence)
-    state = RoundState.of(view, training, None)
+    state = first_state(survey, key, make_kasmina(survey, key, clock).view(survey.first_fence))
     outcome = make_tamiyo(survey, key, clock).decide(state).outcome
     if isinstance(outcome, Hold):
         return outcome
     chosen = {(candidate.slot, candidate.blueprint_id) for candidate in outcome.candidates}
     return tuple(pair for pair in survey.options if (pair.slot, pair.blueprint_id) in chosen)
+
+
+def first_state(survey: Survey, key: RunKey, view: RegistryView) -> RoundState:
+    """Return the state at the first fence at which a seed may germinate, without measured values.
+
+    Args:
+        view: The registry at this fence.
+    """
+    step = survey.fence_steps[survey.first_fence]
+    at = {"fence": survey.first_fence, "step": step}
+    training = make_trainer(survey, key).untrained().model_copy(update=at)
+    return RoundState.of(view, training, None, spent_flops=step * survey.host_flops)
 
 
 def candidate_rows(survey: Survey, tried: tuple[Pair, ...]) -> list[dict[str, Any]]:

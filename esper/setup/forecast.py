@@ -17,9 +17,8 @@ from esper.leyline.decisions import Hold, Pair
 from esper.leyline.ids import new_run_id
 from esper.leyline.incubation import Received
 from esper.leyline.reports import GraftPlan
-from esper.leyline.state import RoundState, TrainingState
 from esper.setup.assembly import RunKey, make_fork_factory, make_incubator, make_kasmina, make_tamiyo, make_trainer
-from esper.setup.candidates import candidate_rows, first_tournament, left_out_by_budgets, why_nothing_grows
+from esper.setup.candidates import candidate_rows, first_state, first_tournament, left_out_by_budgets, why_nothing_grows
 from esper.setup.survey import Survey
 from esper.setup.total_cost import run_flops
 from esper.setup.tournament_cost import Heat, heats_of, last_units, placebos_of, tournament_flops
@@ -110,8 +109,7 @@ def _total_flops(survey: Survey, tried: Sequence[Pair]) -> float:
     """Return the largest FLOPs of a run with one tournament, which is between some pairs."""
     key = RunKey(new_run_id(), 0, b"plan")
     view = make_kasmina(survey, key, SystemClock()).view(survey.first_fence)
-    training = make_trainer(survey, key).untrained()
-    return run_flops(survey, RoundState.of(view, training, None), tried)
+    return run_flops(survey, first_state(survey, key, view), tried, replica=False)
 
 
 def _rungs(survey: Survey, seeds: int) -> list[dict[str, int]]:
@@ -277,7 +275,7 @@ def measure(survey: Survey) -> Timings:
     """
     key, fence = RunKey(new_run_id(), 0, b"plan"), survey.first_fence
     trainer, make = make_trainer(survey, key), make_fork_factory(survey, key)
-    first = _first_plans(survey, key, trainer.untrained()) if survey.can_grow else None
+    first = _first_plans(survey, key) if survey.can_grow else None
     plans, weights = (first.plans, first.weights) if first is not None else ((), {})
     units = last_units(survey, len(plans)) if plans else None
     # an untrained host, from which the forks begin
@@ -306,10 +304,9 @@ def measure(survey: Survey) -> Timings:
     return Timings(host, forks, (time.perf_counter() - start) / max(1, len(some)))
 
 
-def _first_plans(survey: Survey, key: RunKey, training: TrainingState) -> Received | None:
+def _first_plans(survey: Survey, key: RunKey) -> Received | None:
     """Return the plans of the forks of a run's first tournament. Return None if the policy tries no pair."""
     fence, clock = survey.first_fence, SystemClock()
     kasmina = make_kasmina(survey, key, clock)
-    state = RoundState.of(kasmina.view(fence), training, None)
-    outcome = make_tamiyo(survey, key, clock).decide(state).outcome
+    outcome = make_tamiyo(survey, key, clock).decide(first_state(survey, key, kasmina.view(fence))).outcome
     return None if isinstance(outcome, Hold) else kasmina.receive(outcome, fence)

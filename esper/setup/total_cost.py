@@ -9,27 +9,38 @@ from esper.leyline.decisions import Pair
 from esper.leyline.stages import IN_HOST
 from esper.leyline.state import RoundState
 from esper.setup.survey import Survey
-from esper.setup.tournament_cost import last_units, samples_of, tournament_flops
+from esper.setup.tournament_cost import largest_flops, last_units, placebo_forks, samples_of
 
 
-def run_flops(survey: Survey, state: RoundState, pairs: Sequence[Pair]) -> float:
+def run_flops(survey: Survey, state: RoundState, pairs: Sequence[Pair], *, replica: bool) -> float:
     """Return the largest modelled FLOPs of a whole run in which a tournament between some pairs begins now, and no
     other tournament after it.
 
     It is the sum of the FLOPs so far, of the rest of the run with the most expensive of the pairs in the host, of the
     tournament with its later looks, of the whole twin, of the comparisons with the twin, and of the choice at the end.
+
+    Args:
+        replica: True if the tournament repeats an accepted seed. Then it has no placebos.
     """
     known = {(pair.slot, pair.blueprint_id): pair.flops for pair in survey.options}
     inside = [seed for seed in state.seeds if seed.stage in IN_HOST]
     step = survey.host_flops + sum(known[seed.slot, seed.blueprint_id] for seed in inside)
     fork = step + max(pair.flops for pair in pairs)
     left = survey.total_steps - state.training.step
-    _, tournament = tournament_flops(survey, pairs, step)
-    return state.spent_flops + left * fork + tournament + _looks(survey, fork) + _of_twin(survey, fork)
+    tournament = largest_flops(survey, pairs, step, placebos=not replica)
+    if not replica and all(seed.ordinal is None for seed in state.seeds):
+        tournament += _looks(survey, fork, placebo_forks(survey, pairs, step))
+    return state.spent_flops + left * fork + tournament + _of_twin(survey, fork)
 
 
-def _looks(survey: Survey, fork: int) -> float:
-    """Return the FLOPs of refused candidates that train on with the control and the placebos."""
+def _looks(survey: Survey, fork: int, placebos: Sequence[int]) -> float:
+    """Return the FLOPs of refused candidates that train on with the control and the placebos. After a seed was grafted,
+    none trains on.
+
+    Args:
+        fork: FLOPs of one optimizer step of the most expensive fork. Control and placebos count as much at least.
+        placebos: FLOPs of one optimizer step of each placebo.
+    """
     growth, batch = survey.config.growth, survey.data.batch_size
     looks = looks_of(growth, survey.fence_steps)
     if not looks:
@@ -37,7 +48,7 @@ def _looks(survey: Survey, fork: int) -> float:
     units = last_units(survey, growth.beside)
     judged = sum(samples_of(survey, shard, units) for shard in ("pick", "gate"))
     passes = survey.due_rounds * survey.fence_steps[1] + judged / batch / 3
-    return looks * passes * fork * (1 + growth.beside + growth.placebos)
+    return looks * passes * (fork * (1 + growth.beside) + sum(max(fork, one) for one in placebos))
 
 
 def _of_twin(survey: Survey, fork: int) -> float:

@@ -68,29 +68,65 @@ def placebos_of(survey: Survey, tried: Sequence[Pair]) -> list[tuple[Blueprint, 
     return [(made, specs[slot]) for made, slot in places]
 
 
-def tournament_flops(survey: Survey, tried: Sequence[Pair], step: int | None = None) -> tuple[float, float]:
-    """Return the least and the largest FLOPs of probes, heats and evaluations of a tournament between some pairs.
+def placebo_forks(survey: Survey, tried: Sequence[Pair], step: int) -> list[int]:
+    """Return the FLOPs of one optimizer step of the fork of each placebo, if a step of the control has `step` FLOPs."""
+    batch, copies = survey.data.batch_size, survey.config.growth.copies
+    return [step + made.flops(spec, batch, copies) for made, spec in placebos_of(survey, tried)]
+
+
+def tournament_flops(survey: Survey, tried: Sequence[Pair]) -> tuple[float, float]:
+    """Return the least and the largest FLOPs of probes, heats and evaluations of a first tournament between some pairs.
 
     Each fork of a later heat is assumed to have the mean FLOPs of all candidates.
-
-    Args:
-        step: FLOPs of one optimizer step of the control. None: those of a host without seeds.
     """
     if not tried:
         return 0.0, 0.0
-    step, batch = step or survey.host_flops, survey.data.batch_size
-    heats, copies = heats_of(survey, len(tried)), survey.config.growth.copies
-    fork = step + statistics.fmean(pair.flops for pair in tried)
-    gate = samples_of(survey, "gate", last_units(survey, len(tried))) / batch / 3
-    passes = [heat.steps + heat.samples / batch / 3 for heat in heats]
-    whole = sum(passes) + gate
-    beside = sum(step + made.flops(spec, batch, copies) for made, spec in placebos_of(survey, tried))
-    fixed = PROBE_BATCHES * len(tried) * fork + gate * fork + whole * (step + beside)
+    work = _work(survey, tried, survey.host_flops, placebos=True)
+    mean, heats = statistics.fmean(work.forks), heats_of(survey, len(tried))
+    fixed = work.fixed + work.gate * mean
     least, most = (
-        sum(each * size for each, size in zip(passes, sizes, strict=True)) * fork
+        sum(each * size for each, size in zip(work.passes, sizes, strict=True)) * mean
         for sizes in ([heat.least for heat in heats], [heat.most for heat in heats])
     )
     return fixed + least, fixed + most
+
+
+def largest_flops(survey: Survey, tried: Sequence[Pair], step: int, *, placebos: bool) -> float:
+    """Return the FLOPs of a tournament between some pairs if as many forks as possible continue after each rung, and
+    these are the most expensive ones.
+
+    Args:
+        step: FLOPs of one optimizer step of the control.
+        placebos: Whether the tournament has placebos.
+    """
+    work = _work(survey, tried, step, placebos=placebos)
+    sizes = [heat.most for heat in heats_of(survey, len(tried))]
+    whole = sum(each * sum(work.forks[:size]) for each, size in zip(work.passes, sizes, strict=True))
+    return work.fixed + work.gate * work.forks[0] + whole
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a tournament has to do. A pass is as much compute as one optimizer step."""
+
+    forks: list[int]
+    """FLOPs of one optimizer step of each candidate's fork, the most expensive first."""
+    passes: list[float]
+    """Passes of a fork in each heat."""
+    gate: float
+    """Passes of a fork on the gate shard."""
+    fixed: float
+    """FLOPs of the probes, of the control and of the placebos."""
+
+
+def _work(survey: Survey, tried: Sequence[Pair], step: int, *, placebos: bool) -> _Work:
+    batch, count = survey.data.batch_size, len(tried)
+    forks = sorted((step + pair.flops for pair in tried), reverse=True)
+    passes = [heat.steps + heat.samples / batch / 3 for heat in heats_of(survey, count)]
+    gate = samples_of(survey, "gate", last_units(survey, count)) / batch / 3
+    beside = sum(placebo_forks(survey, tried, step)) if placebos else 0
+    fixed = PROBE_BATCHES * sum(forks) + (sum(passes) + gate) * (step + beside)
+    return _Work(forks, passes, gate, fixed)
 
 
 def _course(survey: Survey, seeds: int) -> Course:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from esper.leyline.decisions import Decision, Hold, HoldReason, Pair
 from esper.leyline.state import RoundState
@@ -11,17 +12,28 @@ from esper.leyline.state import RoundState
 GIGA = 1e9
 
 
+class Forecast(Protocol):
+    """Forecasts the compute of a run."""
+
+    def __call__(self, state: RoundState, pairs: Sequence[Pair], *, replica: bool) -> float:
+        """Return the largest FLOPs of the run, if a tournament between the pairs begins now.
+
+        Args:
+            replica: True if the tournament repeats an accepted seed.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class CostLimit:
     """The largest modelled GFLOP of a run, and the forecast that is compared with it."""
 
     most_gflops: float
-    forecast: Callable[[RoundState, Sequence[Pair]], float]
-    """Function (state, pairs) -> the largest FLOPs of the run, if a tournament between the pairs begins now."""
+    forecast: Forecast
 
     def exceeded(self, state: RoundState, decision: Decision) -> Hold | None:
         """Return a hold if the run could exceed the limit after the tournament of a decision."""
-        gflops = self.forecast(state, decision.pairs) / GIGA
+        gflops = self.forecast(state, decision.pairs, replica=decision.replica_of is not None) / GIGA
         if gflops <= self.most_gflops:
             return None
         detail = "GFLOP of the run with another tournament (growth.max_cost)"

@@ -18,8 +18,13 @@ from esper.archive.journal import RecordKind, read
 from esper.archive.run_directory import journal_file
 from esper.cli import plan_view
 from esper.cli.terminal import heading
-from esper.leyline.decisions import Hold
-from esper.setup.candidates import first_tournament
+from esper.ground.clock import SystemClock
+from esper.kasmina.incubation.incubator import PROBE_BATCHES
+from esper.leyline.decisions import Decision, Hold
+from esper.leyline.stages import Stage
+from esper.leyline.state import RoundState, SeedState
+from esper.setup.assembly import RunKey, make_kasmina
+from esper.setup.candidates import first_state, first_tournament
 from esper.setup.forecast import (
     Timings,
     Work,
@@ -32,7 +37,9 @@ from esper.setup.forecast import (
     tournament_s,
 )
 from esper.setup.survey import survey_of
-from esper.setup.tournament_cost import heats_of, tournament_flops
+from esper.setup.total_cost import run_flops
+from esper.setup.tournament_cost import heats_of, largest_flops, tournament_flops
+from esper.tamiyo.cost_limit import CostLimit
 from esper.testing import TinyHost, tiny_config, tiny_task
 
 
@@ -111,8 +118,50 @@ def test_the_flops_that_a_plan_foretells_are_those_that_a_run_with_rungs_counts(
     assert not isinstance(tried, Hold)
     least, most = tournament_flops(survey, tried)
     assert (most == least) == (placebos == 0)
+    assert largest_flops(survey, tried, survey.host_flops, placebos=True) > most
     counted = run(task, config).incubator_gflops * 1e9  # the probes, and one tournament
     assert (least + most) / 2 == pytest.approx(counted, rel=0.25)
+
+
+def test_the_largest_cost_of_a_tournament_is_that_in_which_the_most_expensive_forks_continue() -> None:
+    survey = survey_of(tiny_task(model=Deep, slots=["layers.*"]), tiny_config(**RUNGS))
+
+    def cost(flops: int) -> float:
+        """Four of twelve candidates have these FLOPs beside those of the host, and the others have none."""
+        tried = [pair.model_copy(update={"flops": flops * (place < 4)}) for place, pair in enumerate(survey.options)]
+        return largest_flops(survey, tried[:12], survey.host_flops, placebos=False)
+
+    heats = 4 * (10 + 64 / 96) + 4 * (10 + 128 / 96) + 3 * (20 + 256 / 96)  # 12, 6 and 3 candidates
+    assert cost(1000) - cost(0) == pytest.approx(1000 * (4 * PROBE_BATCHES + heats + 256 / 96))
+
+
+def test_only_a_first_tournament_without_an_accepted_seed_counts_later_looks() -> None:
+    def cost(ordinal: int | None, *, replica: bool = False, **growth: int) -> float:
+        survey = survey_of(tiny_task(), tiny_config(growth__entry="adopt", **growth))
+        key, (dear, *_) = RunKey("run", 0, b"key"), sorted(survey.options, key=lambda pair: -pair.flops)
+        state = first_state(survey, key, make_kasmina(survey, key, SystemClock()).view(survey.first_fence))
+        culled = SeedState.model_construct(ordinal=ordinal, stage=Stage.CULLED)
+        return run_flops(survey, state.model_copy(update={"seeds": (culled,)}), [dear], replica=replica)
+
+    beside = {"growth__placebos": 2, "growth__beside": 1}
+    assert cost(None, **beside) > cost(None, growth__placebos=2)
+    assert cost(0, **beside) == cost(0, growth__placebos=2) > cost(0)
+    assert cost(0, replica=True, **beside) == cost(0)
+
+
+@pytest.mark.parametrize("winner", [None, "seed-1"])
+def test_the_limit_of_the_cost_knows_a_replica(winner: str | None) -> None:
+    told: list[bool] = []
+
+    def costs(*_: object, replica: bool) -> float:
+        told.append(replica)
+        return 2e9
+
+    decision = Decision.model_construct(pairs=(), replica_of=winner)
+    state = RoundState.model_construct(fence=3)
+    assert CostLimit(2.0, costs).exceeded(state, decision) is None
+    assert CostLimit(1.9, costs).exceeded(state, decision) is not None
+    assert told == [winner is not None] * 2
 
 
 def places(**overrides: Any) -> dict[str, str]:
@@ -243,7 +292,7 @@ def test_a_run_keeps_the_limit_of_its_compute_and_says_why_it_tries_nothing(tmp_
     most, little = before["total_gflops_most"], 1.5 * before["host_gflops"]  # less than live host and twin
     run_of = partial(tiny_config, **settings)
     kept = run(tiny_task(), run_of(run__dir=str(tmp_path / "kept"), growth__max_cost=most))
-    assert kept.growth.tournaments == 1
+    assert kept.growth.tournaments > 1  # after an accepted seed, without later looks, replicas fit
     assert 0.3 * most < kept.trainer_gflops + kept.incubator_gflops + kept.twin_gflops <= most
     tight = run_of(run__dir=str(tmp_path / "tight"), growth__max_cost=little)
     found = run(tiny_task(), tight)
@@ -251,6 +300,9 @@ def test_a_run_keeps_the_limit_of_its_compute_and_says_why_it_tries_nothing(tmp_
     assert "GFLOP of the run with another tournament (growth.max_cost)" in (found.why_none_stayed or "")
     foretold = forecast(survey_of(tiny_task(), tight))
     assert (foretold["first_hold"]["reason"], foretold["max_cost_gflops"]) == ("budget_spent", little)
+    held = [one.body for one in read(journal_file(tmp_path / "tight", 1))[0] if one.kind is RecordKind.HOLD]
+    assert foretold["first_hold"] == next(one for one in held if one["reason"] == "budget_spent")
+    assert foretold["first_hold"]["measured"] == pytest.approx(most)
     assert any(line.startswith("growth.max_cost: the whole run takes at most") for line in plan_view.lines(foretold))
     assert any("(growth.max_cost)" in line for line in heading(survey_of(tiny_task(), tight), None))
 
