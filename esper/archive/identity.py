@@ -52,9 +52,10 @@ class Identity(Message):
     """SHA-256 of each module that was loaded from the task's folder, by its path in that folder. Empty in older
     runs."""
     first_loss: float | None = None
-    """Loss of the first training step. None in older runs."""
+    """Loss of the first training step, in a process with this `cpu`. None in older runs."""
     rehearsed_crc32c: int | None = None
-    """CRC32C of the weights after the survey's steps. None if training diverged, and in older runs."""
+    """CRC32C of the weights after the survey's steps, in a run of `total_steps` on this `cpu`. None if training
+    diverged, and in older runs."""
     hash_seed: int | None = None
     """`PYTHONHASHSEED` of the process that began the run. None if it was random, and in older runs."""
     text_hash: int | None = None

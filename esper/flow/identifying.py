@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from datetime import datetime
+from typing import Any
 
 from esper.archive.identity import Identity
 from esper.errors import ConfigError, TaskError
@@ -94,6 +95,15 @@ def check_same_task(survey: Survey, began: Identity) -> None:
     if not _same_rehearsal(survey, began):
         mend = f"after the same first steps it has other weights than the run had; {mend}"
         raise TaskError("task", began.task or "given from Python", mend)
+
+
+def measured_again(survey: Survey, began: Identity) -> dict[str, Any]:
+    """Return the results of the rehearsal, for `run.json`, if the results of the run are of another length or another
+    type of processor. The next resume is then compared with a run of its own length and processor.
+    """
+    if (survey.total_steps, cpu_type()) == (began.total_steps, began.cpu):
+        return {}
+    return {"first_loss": survey.first_loss, "rehearsed_crc32c": survey.rehearsed_crc32c}
 
 
 def _same_rehearsal(survey: Survey, began: Identity) -> bool:

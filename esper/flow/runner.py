@@ -40,7 +40,7 @@ from esper.flow.command_key import command_key, without_key_file
 from esper.flow.crew import Components
 from esper.flow.finishing import Ending
 from esper.flow.going_back import Cause
-from esper.flow.identifying import check_same_policy, check_same_task, identify
+from esper.flow.identifying import check_same_policy, check_same_task, identify, measured_again
 from esper.flow.launching import BringUp
 from esper.flow.line import Line
 from esper.flow.next_steps import resume_in_python
@@ -133,6 +133,7 @@ class Conductor:
                 "fence_steps": survey.fence_steps,
                 "cpu": cpu_type(),
                 "policy": self.policy,
+                **measured_again(survey, past.identity),
             }
         )
         with _metrics_of(survey.config) as metrics:

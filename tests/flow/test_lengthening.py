@@ -1,0 +1,64 @@
+"""A run that is made longer: it can be stopped and resumed again at any place, and its task stays the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+
+from esper import resume, run
+from esper.archive.history import read_past
+from esper.errors import FaultInjected, TaskError
+from esper.flow.identifying import measured_again
+from esper.setup.survey import survey_of
+from esper.task import Task
+from esper.testing import telling, tiny_config, tiny_task
+
+
+def falling(epochs: int = 2, share: float = 1.0) -> Task:
+    """A task whose learning rate depends on the length of the run."""
+
+    def scheduler(optimizer: Optimizer, total_steps: int) -> LRScheduler:
+        return CosineAnnealingLR(optimizer, round(share * total_steps))
+
+    return tiny_task(epochs=epochs, scheduler=scheduler)
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a file of faults with one fault."""
+
+    def write(point: str, keys: str = "") -> Path:
+        file = tmp_path / "faults.toml"
+        file.write_text(f'[[faults]]\npoint = "{point}"\nfault = "raise"\n{keys}')
+        return file
+
+    return write
+
+
+def test_a_longer_run_is_resumed_again_and_its_first_steps_are_still_compared(
+    tmp_path: Path, broken: Callable[..., Path]
+) -> None:
+    place = tmp_path / "run"
+    run(falling(), tiny_config(run__dir=str(place), growth__enabled=False))
+    for fault in (("conductor.resume",), ("tolaria.step", "step = 90\n")):
+        with pytest.raises(FaultInjected):
+            resume(place, falling(), {"run.epochs": 4}, broken=broken(*fault))
+    with pytest.raises(TaskError, check=telling("after the same first steps", field="task", value="given from Python")):
+        resume(place, falling(share=2.0))
+    assert resume(place, falling()).steps == 128
+
+
+def test_the_rehearsal_of_another_processor_is_not_compared_with_that_of_this_one(tmp_path: Path) -> None:
+    place, config = tmp_path / "run", tiny_config(run__dir=str(tmp_path / "run"), growth__enabled=False)
+    run(falling(1), config)
+    began, survey = read_past(place).identity, survey_of(falling(1), config)
+    assert measured_again(survey, began) == {}
+    other = began.model_copy(update={"cpu": "an abacus", "first_loss": 1.0, "rehearsed_crc32c": 7})
+    assert measured_again(survey, other) == {
+        "first_loss": began.first_loss,
+        "rehearsed_crc32c": began.rehearsed_crc32c,
+    }
