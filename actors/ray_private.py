@@ -36,8 +36,8 @@ NO_END_S = 1_000_000
 
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """Titles of the processes of Ray's agents."""
-RAYLET = "RAY_RAYLET_PID"
-"""Environment variable of an agent. It has the process id of its raylet."""
+RAYLET = "/raylet/raylet"
+"""End of the path of the program that starts Ray's agents. Each agent is its child."""
 HEADS = ("gcs_server", "raylet")
 """Ray's names of its two essential processes: the control store and the raylet."""
 ASK_AGAIN_S = 0.1

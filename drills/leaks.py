@@ -95,10 +95,9 @@ def _marked() -> list[int]:
 
 
 def _is_orphaned_agent(pid: int, title: str) -> bool:
-    """Return whether a process is an agent of Ray, and its raylet has ended."""
-    name = f"{RAYLET}=".encode()
-    raylets = [int(one.removeprefix(name)) for one in _environment(pid) if one.startswith(name)]
-    return title.startswith(AGENTS) and len(raylets) == 1 and not is_alive(raylets[0])
+    """Return whether a process is an agent of Ray, and its raylet has ended. Then another process is its parent."""
+    parent = _parent(Path(f"/proc/{pid}"))
+    return title.startswith(AGENTS) and parent is not None and not _title(parent).split(" ")[0].endswith(RAYLET)
 
 
 def _environment(pid: int) -> list[bytes]:

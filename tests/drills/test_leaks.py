@@ -12,8 +12,11 @@ import pytest
 
 from actors.ray_private import AGENTS, RAYLET
 from drills.leaks import MARK, Footprint, settled
+from esper.testing import until
 
 Starts = Callable[..., "subprocess.Popen[bytes]"]
+CAT = shutil.which("cat")
+STARTS_AGENT = f"import subprocess; subprocess.run([{AGENTS[0]!r}], executable={CAT!r})"
 
 
 @pytest.fixture
@@ -21,10 +24,10 @@ def starts() -> Iterator[Starts]:
     """Return a function that starts a process with a title, which ends when its input is closed."""
     processes = list[subprocess.Popen[bytes]]()
 
-    def start(title: str, raylet: int) -> subprocess.Popen[bytes]:
-        env = {**os.environ, MARK: str(os.getpid()), RAYLET: str(raylet)}
+    def start(title: str, *words: str, program: str | None = CAT) -> subprocess.Popen[bytes]:
+        env = {**os.environ, MARK: str(os.getpid())}
         process = subprocess.Popen(
-            [title], executable=shutil.which("cat"), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=env
+            [title, *words], executable=program, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=env
         )
         processes.append(process)
         return process
@@ -35,21 +38,13 @@ def starts() -> Iterator[Starts]:
         process.communicate()
 
 
-@pytest.fixture
-def ended() -> int:
-    """Return the id of a process that has ended."""
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
-
-
 @pytest.mark.parametrize("title", AGENTS)
 def test_an_agent_whose_raylet_has_ended_is_waited_for_until_it_has_ended(
-    starts: Starts, ended: int, monkeypatch: pytest.MonkeyPatch, title: str
+    starts: Starts, monkeypatch: pytest.MonkeyPatch, title: str
 ) -> None:
     before = Footprint.now()
     monkeypatch.setattr("drills.leaks.ENDING_S", 0.0)
-    agent = starts(title, raylet=ended)
+    agent = starts(title)
     looks = list[tuple[str, ...]]()
 
     def look(self: Footprint, before: Footprint) -> tuple[str, ...]:
@@ -68,17 +63,18 @@ def test_an_agent_whose_raylet_has_ended_is_waited_for_until_it_has_ended(
         assert f"process {agent.pid}" in seen[0]
 
 
-def test_a_process_that_does_not_end_by_itself_is_reported(
-    starts: Starts, ended: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_that_does_not_end_by_itself_is_reported(starts: Starts, monkeypatch: pytest.MonkeyPatch) -> None:
     """An agent with its raylet, another process, and an agent that never ends."""
     before = Footprint.now()
     monkeypatch.setattr("drills.leaks.ENDING_S", 0.0)
-    for title, raylet in ((AGENTS[0], os.getpid()), ("ray::Shell", ended)):
-        process = starts(title, raylet)
-        (left,) = settled(before)
-        assert f"process {process.pid}" in left
-        process.communicate(b"")
-    orphan = starts(AGENTS[1], ended)
+    other = starts("ray::Shell")
+    (left,) = settled(before)
+    assert f"process {other.pid}" in left
+    other.communicate(b"")
+    raylet = starts(f"/ray{RAYLET}", "-c", STARTS_AGENT, program=sys.executable)
+    until(lambda: any(AGENTS[0] in line for line in Footprint.now().since(before)))
+    assert any(AGENTS[0] in line for line in settled(before))
+    raylet.communicate(b"")
+    orphan = starts(AGENTS[1])
     monkeypatch.setattr("drills.leaks.AGENTS_S", 0.0)
     assert f"process {orphan.pid}" in settled(before)[0]
