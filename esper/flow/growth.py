@@ -17,7 +17,7 @@ from esper.flow.progress import Progress
 from esper.leyline.commands import Command, Operation
 from esper.leyline.decisions import Hold
 from esper.leyline.evidence import HostObservation
-from esper.leyline.incubation import Changed
+from esper.leyline.incubation import Changed, IncubationResult
 from esper.leyline.reports import AdoptPlan, GraftReceipt, HostPlan, Weights
 from esper.leyline.state import TrainingState
 from esper.tamiyo.field_reports import FieldReportStore
@@ -62,9 +62,16 @@ class Growth:
             result = self.components.incubator.collect()
         self.at.tally.incubator_steps += result.fork_steps
         self.at.tally.incubator_flops += result.flops
-        self.at.tally.growth = self.at.tally.growth.concluded()
+        self._count(result)
         self.journal.write(RecordKind.INCUBATION_ENDED, result)
         self._take(self.components.kasmina.conclude(result, fence))
+
+    def _count(self, result: IncubationResult) -> None:
+        """Count a tournament or a later look that ended. The order of a tournament has the id of the command that
+        requested its seeds."""
+        requested = {seed.command_id for seed in self.at.registry.seeds}
+        log = self.at.tally.growth
+        self.at.tally.growth = log.concluded() if result.order_id in requested else log.looked()
 
     def _compare_with_twin(self, fence: int) -> None:
         if self.at.registry.compares_with_twin:

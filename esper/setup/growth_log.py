@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
-from esper.leyline.base import Message
+from esper.leyline.base import GrownMessage, Message
 from esper.leyline.decisions import Hold, HoldReason
 from esper.leyline.reports import Gate, GateReport
 from esper.setup.wording import beside_limit
@@ -30,17 +31,25 @@ class HoldCount(Message):
     """The figures at the last fence at which the reason applied. Empty: the reason has no figures."""
 
 
-class GrowthLog(Message):
+class GrowthLog(GrownMessage):
     """Counts of a run so far. A log is immutable; each method returns a new log with one more event."""
 
+    LATER: ClassVar = frozenset({"looks"})
+
     tournaments: int = 0
-    """Tournaments that ended."""
+    """Tournaments that ended, without later looks at their candidates."""
+    looks: int = 0
+    """Later looks that ended: refused candidates trained on and were judged again."""
     refusals: tuple[Refusal, ...] = ()
     holds: tuple[HoldCount, ...] = ()
 
     def concluded(self) -> GrowthLog:
         """Return the log with one more tournament."""
         return self.model_copy(update={"tournaments": self.tournaments + 1})
+
+    def looked(self) -> GrowthLog:
+        """Return the log with one more later look."""
+        return self.model_copy(update={"looks": self.looks + 1})
 
     def judged(self, report: GateReport) -> GrowthLog:
         """Return the log with a gate's report added. A report of a passed gate changes nothing."""
@@ -85,7 +94,9 @@ def none_stayed(log: GrowthLog, tried: int, best: str, needed: str) -> str:
     """
     parts = []
     if tried:
-        parts.append(f"no seed stayed of {_many(tried, 'candidate')} in {_many(log.tournaments, 'tournament')}")
+        looks = f" and {_many(log.looks, 'later look')}" if log.looks else ""
+        held = _many(log.tournaments, "tournament")
+        parts.append(f"no seed stayed of {_many(tried, 'candidate')} in {held}{looks}")
         if best:
             parts.append(f"best: {best} (needed: {needed})")
         refused = [one for one in log.refusals if one.reason not in RELATIVE]

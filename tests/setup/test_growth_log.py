@@ -13,6 +13,8 @@ from rich.table import Table
 
 from esper import resume, run
 from esper.archive.inspection import inspect_run
+from esper.archive.journal import RecordKind, read
+from esper.archive.run_directory import journal_file
 from esper.cli import inspect_view
 from esper.cli.terminal import results
 from esper.errors import Drained
@@ -63,6 +65,24 @@ def test_the_sentence_leaves_out_what_says_nothing_of_why() -> None:
         "no seed stayed of 2 candidates in 1 tournament; best: mlp at body, z 1.00 (needed: z above 3.00); refused: G2"
         " no improvement 1x (latest: z 1, needs above 3); nothing new was tried at 1 fence: every slot is full"
     )
+
+
+def test_later_looks_are_no_tournaments() -> None:
+    log = GrowthLog().concluded().looked().looked()
+    assert none_stayed(log, 3, "", "") == "no seed stayed of 3 candidates in 1 tournament and 2 later looks"
+    assert none_stayed(log.looked(), 3, "", "").endswith("and 3 later looks")
+
+
+@pytest.mark.slow
+def test_a_run_with_one_tournament_reports_one_and_its_later_looks(tmp_path: Path) -> None:
+    settings = {"growth__entry": "adopt", "growth__beside": 2, "growth__margin": 0.9, "growth__max_tournaments": 1}
+    found = run(tiny_task(), tiny_config(run__dir=str(tmp_path / "run"), **settings))
+    entries, _ = read(journal_file(tmp_path / "run", 1))
+    orders = [one.body for one in entries if one.kind is RecordKind.INCUBATION_BEGUN]
+    looks = sum(one.get("goes_on_from") is not None for one in orders)
+    assert looks > 1
+    assert (found.growth.tournaments, found.growth.looks) == (1, looks)
+    assert f"in 1 tournament and {looks} later looks" in (found.why_none_stayed or "")
 
 
 def test_a_tally_of_a_version_without_the_log_is_still_read() -> None:
