@@ -17,6 +17,7 @@ from esper.cli.output import print_json, say
 from esper.cli.run_command import execute, execute_resume, leaving_on_sigterm, place_of_run
 from esper.cli.terminal import Terminal, heading
 from esper.config.joined import RunConfig, add_override, load_config, parse_overrides
+from esper.errors import ConfigError
 from esper.flow.proof import prove as repeat
 from esper.ground.exit_codes import CHECK_FAILED, DONE
 from esper.setup.forecast import forecast
@@ -27,7 +28,7 @@ from esper.user_code.process_state import process_state
 from esper.user_code.task_reference import given_task, load_task
 
 TOURNAMENTS = 20
-"""Number of tournaments of `--null`."""
+"""Number of tournaments of `--null`, if neither `--tournaments` nor `--runs` is given."""
 DEFAULT_TASK = "esper.tasks.stdlib_text:task"
 
 TaskArgument = Annotated[str, typer.Argument(metavar="[TASK]", help="module:attribute or path/to/file.py:attribute")]
@@ -39,7 +40,8 @@ NullOption = Annotated[
     bool, typer.Option("--null", help="hold tournaments of useless seeds, and tell the share that G2 accepts")
 ]
 TournamentsOption = Annotated[
-    int, typer.Option("--tournaments", min=1, metavar="N", help="number of tournaments of --null")
+    int | None,
+    typer.Option("--tournaments", min=1, metavar="N", help=f"number of tournaments of --null; default: {TOURNAMENTS}"),
 ]
 RunsOption = Annotated[
     int | None,
@@ -78,11 +80,12 @@ def plan(
     config: ConfigOption = None,
     settings: SetOption = None,
     null: NullOption = False,
-    tournaments: TournamentsOption = TOURNAMENTS,
+    tournaments: TournamentsOption = None,
     runs: RunsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print what a run would try and cost, without running it."""
+    _check_counts(tournaments, runs, null=null)
     resolved = _config(config, settings, seed=seed)
     loaded, _ = load_task(task)
     if resolved.run.compile:
@@ -123,11 +126,12 @@ def prove(
     run_dir: RunArgument,
     task: TaskOfRunOption = None,
     null: NullOption = False,
-    tournaments: TournamentsOption = TOURNAMENTS,
+    tournaments: TournamentsOption = None,
     runs: RunsOption = None,
     as_json: JsonOption = False,
 ) -> int:
     """Run a run's config again, undisturbed, and compare every step's loss and every fence's weights."""
+    _check_counts(tournaments, runs, null=null)
     if null:
         identity = read_past(run_dir).identity
         config = identity.config
@@ -152,9 +156,18 @@ def prove(
     return DONE if proof.divergence is None else CHECK_FAILED
 
 
-def _null(survey: Survey, tournaments: int, runs: int | None, *, as_json: bool) -> None:
+def _check_counts(tournaments: int | None, runs: int | None, *, null: bool) -> None:
+    """Check the options that belong to `--null`. Raises: ConfigError: they have no effect, or exclude each other."""
+    for name, count in (("--tournaments", tournaments), ("--runs", runs)):
+        if count is not None and not null:
+            raise ConfigError(name, count, "it has an effect only with --null; give --null, too, or leave it out")
+    if tournaments is not None and runs is not None:
+        raise ConfigError("--runs", runs, f"it takes the place of --tournaments {tournaments}; give only one of them")
+
+
+def _null(survey: Survey, tournaments: int | None, runs: int | None, *, as_json: bool) -> None:
     """Hold tournaments of useless seeds, and print the share that G2 accepts."""
-    count = tournaments if runs is None else runs
+    count = runs or tournaments or TOURNAMENTS
     found = null_trial(survey, count, lambda one: say(null_view.line(one), error=True), whole=runs is not None)
     if as_json:
         print_json(found.as_json())

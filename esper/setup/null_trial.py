@@ -120,13 +120,17 @@ def null_trial(
         task_of: Run seed -> the task with samples of its own for that run. None: all runs have the task of the survey.
 
     Raises:
-        ConfigError: no seed can germinate in a run of this task and config, so it holds no tournament.
+        ConfigError: no seed can germinate in a run of this task and config, so it holds no tournament. Or whole runs
+            are asked for, and refused candidates of the config train on, which a trial does not repeat.
         DivergenceUnrecoverable: the training of a control diverged.
     """
     if not survey.can_grow:
         mend = "no seed can germinate in this run, so there is no tournament to repeat; see `esper plan`"
         raise ConfigError("--null", runs, mend)
     growth = survey.config.growth
+    if whole and growth.beside:
+        mend = "runs of --null hold no later looks; set growth.beside=0, or use --tournaments instead of --runs"
+        raise ConfigError("growth.beside", growth.beside, mend)
     most = tournaments_of(growth, survey.fence_steps) if whole else 1
     found: list[NullTournament] = []
     for run_seed in range(survey.config.run.seed + 1, survey.config.run.seed + 1 + runs):

@@ -116,6 +116,31 @@ def test_a_run_without_a_tournament_has_nothing_to_repeat() -> None:
         trial(1, run__epochs=1)
 
 
+def test_whole_runs_with_later_looks_are_refused() -> None:
+    config = tiny_config(**{"run__epochs": 6, **SHORT, "growth__beside": 2})
+    with pytest.raises(ConfigError, match="no later looks") as refused:
+        null_trial(survey_of(tiny_task(), config), 1, whole=True)
+    assert (refused.value.field, refused.value.value) == ("growth.beside", 2)
+
+
+@pytest.mark.parametrize("command", [["plan", "esper.tasks.bands:tiny_task"], ["prove", "no-run"]])
+@pytest.mark.parametrize(
+    ("words", "field", "mend"),
+    [
+        (["--runs", "3"], "--runs", "only with --null"),
+        (["--tournaments", "20"], "--tournaments", "only with --null"),
+        (["--null", "--runs", "3", "--tournaments", "20"], "--runs", "takes the place of --tournaments 20"),
+    ],
+)
+def test_counts_that_have_no_effect_are_refused(
+    capsys: pytest.CaptureFixture[str], command: list[str], words: list[str], field: str, mend: str
+) -> None:
+    assert exit_code([*command, *words, "--json"]) == 2
+    told = json.loads(capsys.readouterr().out)
+    assert (told["error"], told["field"]) == ("ConfigError", field)
+    assert mend in told["message"]
+
+
 @pytest.mark.parametrize(("hits", "count"), [(0, 100), (1, 100), (5, 100), (100, 100), (2, 15)])
 def test_the_interval_is_that_of_clopper_and_pearson(hits: int, count: int) -> None:
     expected = stats.binomtest(hits, count).proportion_ci(method="exact")
