@@ -33,7 +33,6 @@ from esper.config.joined import RunConfig
 from esper.emergency.sinks import check_sinks
 from esper.emergency.undelivered import undelivered
 from esper.emergency.unread_requests import report_unread
-from esper.errors import ConfigError
 from esper.faults import Firings, missed
 from esper.flow.checkpoints import Checkpoints, FenceState
 from esper.flow.command_key import command_key, without_key_file
@@ -42,6 +41,7 @@ from esper.flow.finishing import Ending
 from esper.flow.going_back import Cause
 from esper.flow.identifying import check_same_policy, check_same_task, identify, measured_again
 from esper.flow.launching import BringUp
+from esper.flow.lengthening import checkpoints_to_go_on_from
 from esper.flow.line import Line
 from esper.flow.next_steps import resume_in_python
 from esper.flow.progress import Progress
@@ -107,24 +107,15 @@ class Conductor:
 
         Raises:
             TaskError: the network or the data differ from those at the beginning of the run.
-            ConfigError: another policy has decided for the run; or the run has a new length, and then its fences
-                would be at other steps, or a checkpoint would lie between two fences. Nothing was written.
+            ConfigError: another policy has decided for the run; or the run has a new length that it cannot have, see
+                `checkpoints_to_go_on_from`. Nothing was written.
             RestoreImpossible: checkpoints were committed and none of them loads.
             EsperError: the run failed; its directory has the journal and the checkpoints up to the failure.
         """
         secret = _check_surroundings(survey.config)
         check_same_policy(self.policy, past.identity)
         check_same_task(survey, past.identity)
-        steps, before = survey.fence_steps, past.identity.fence_steps
-        if steps[: len(before) - 1] != before[:-1]:
-            mend = f"its rounds would end at other steps ({before[-1]} in all, {steps[-1]} now): lengthen it only"
-            raise ConfigError("run.epochs", survey.config.run.epochs, mend)
-        fitting = tuple(one for one in past.commits if one.fence < len(steps) and steps[one.fence] == one.step)
-        if past.commits and not fitting:
-            raise ConfigError(
-                "run.epochs", survey.config.run.epochs, "no checkpoint is at a fence of a run of this length"
-            )
-        past = replace(past, commits=fitting)
+        past = replace(past, commits=checkpoints_to_go_on_from(survey, past))
         identity = past.identity.model_copy(
             update={
                 "generation": past.generation + 1,

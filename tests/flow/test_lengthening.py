@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from stopping import stop, stop_again
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from esper import resume, run
 from esper.archive.history import read_past
-from esper.errors import FaultInjected, TaskError
+from esper.archive.journal import RecordKind
+from esper.config.joined import RunConfig
+from esper.errors import ConfigError, FaultInjected, TaskError
 from esper.flow.identifying import measured_again
+from esper.flow.lengthening import checkpoints_to_go_on_from
 from esper.setup.survey import survey_of
 from esper.task import Task
 from esper.testing import telling, tiny_config, tiny_task
@@ -62,3 +67,30 @@ def test_the_rehearsal_of_another_processor_is_not_compared_with_that_of_this_on
         "first_loss": began.first_loss,
         "rehearsed_crc32c": began.rehearsed_crc32c,
     }
+
+
+def test_a_run_is_not_made_longer_within_a_tournament_whose_winner_may_be_adopted(tmp_path: Path) -> None:
+    long = {"growth__entry": "adopt", "growth__replicas": 1, "growth__due_rounds": 3}
+    place, task = tmp_path / "run", falling(10)
+    config = tiny_config(run__dir=str(place), growth__max_tournaments=1, checkpoint__keep=3, **long)
+    stop(3, task, config)
+    past, survey = read_past(place), survey_of(task, longer(config, 14))
+    within = telling("lies within a tournament", "lengthen it after fence 4", field="run.epochs", value=14)
+    with pytest.raises(ConfigError, check=within):
+        resume(place, task, {"run.epochs": 14})
+    assert checkpoints_to_go_on_from(survey_of(task, config), past) == past.commits  # the length stays
+
+    between = past.commits[-1].model_copy(update={"fence": 15, "step": 299})
+    ended = replace(past, commits=(*past.commits, between))  # the last round of a run may be short
+    assert [one.fence for one in checkpoints_to_go_on_from(survey, ended)] == [0, 1]
+    with pytest.raises(ConfigError, check=telling("no checkpoint is at a fence", field="run.epochs", value=14)):
+        checkpoints_to_go_on_from(survey, replace(past, commits=(between,)))
+
+    stop_again(4, place, task)
+    assert resume(place, task, {"run.epochs": 14}).steps == 448
+    kinds = [entry.kind for entry in read_past(place).entries]
+    assert kinds.count(RecordKind.ADOPTED) == 1
+
+
+def longer(config: RunConfig, epochs: int) -> RunConfig:
+    return config.model_copy(update={"run": config.run.model_copy(update={"epochs": epochs})})
