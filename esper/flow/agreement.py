@@ -141,6 +141,13 @@ def _planned(registry: RegistryState, own: Sequence[GraftPlan], order: Incubatio
     return [plan.model_copy(update={"generation": order.generation}) for plan in made]
 
 
+def _check_gains(story: Story) -> None:
+    """Check the gains of the placebos. An older version of esper may have recorded some or all of the results."""
+    found, results = list(story.registry.placebo_gains), len(story.bodies(RecordKind.INCUBATION_ENDED))
+    if not any(found == list(story.placebo_gains(older)) for older in range(1, results + 1)):
+        _check_equal("placebo_gains", found, list(story.placebo_gains()))
+
+
 def _check_told(story: Story) -> None:
     """Check Kasmina's records against the journal."""
     registry = story.registry
@@ -154,7 +161,7 @@ def _check_told(story: Story) -> None:
     _check_equal("commands", [plain(command) for command in story.commands.values()], sent(story.entries))
     orders = [answer.order.model_copy(update={"plans": ()}) for answer in story.answers.values() if answer.order]
     _check_equal("orders", [plain(order) for order in orders], records_of(story.entries, RecordKind.INCUBATION_BEGUN))
-    _check_equal("placebo_gains", list(registry.placebo_gains), list(story.placebo_gains))
+    _check_gains(story)
     ended = {body["order_id"] for body in story.bodies(RecordKind.INCUBATION_ENDED)}
     open_orders = [order.order_id for order in orders if order.order_id not in ended]
     _check_equal("order in flight", [registry.order.order_id] if registry.order is not None else [], open_orders)

@@ -6,6 +6,7 @@ A checkpoint has these fields, too. `agreement.py` compares both.
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -175,14 +176,22 @@ class Story:
         ended = self.bodies(RecordKind.INCUBATION_ENDED)
         return {fork["seed_id"]: _read(ForkResult, fork) for body in ended for fork in body["forks"]}
 
-    @cached_property
-    def placebo_gains(self) -> tuple[float, ...]:
-        """The gains of the placebos of all tournaments that have ended."""
+    def placebo_gains(self, older: int = 0) -> tuple[float, ...]:
+        """Return the gains of the placebos of all tournaments that have ended.
+
+        Args:
+            older: Number of results, from the first on, that an older version recorded. It left out the gains of
+                placebos that diverged, and replaced no gains at a repeated look.
+        """
         orders = self.bodies(RecordKind.INCUBATION_BEGUN)
         going_on = {body["order_id"] for body in orders if body.get("goes_on_from") is not None}
         gains: tuple[float, ...] = ()
-        for body in self.bodies(RecordKind.INCUBATION_ENDED):
-            gains = pooled(gains, _read(IncubationResult, body), goes_on=body["order_id"] in going_on)
+        for place, body in enumerate(self.bodies(RecordKind.INCUBATION_ENDED)):
+            result = _read(IncubationResult, body)
+            if place < older:
+                gains = *gains, *filter(math.isfinite, pooled((), result, goes_on=False))
+            else:
+                gains = pooled(gains, result, goes_on=body["order_id"] in going_on)
         return gains
 
     def embargo_until(self, seed_id: str) -> int:

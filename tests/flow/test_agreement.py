@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -32,6 +33,7 @@ from esper.kasmina.registry.shared_vectors import unpacked
 from esper.leyline.checkpoint_record import CheckpointWritten
 from esper.leyline.commands import BlendSpec
 from esper.leyline.decisions import Decision, Pair, RateScale
+from esper.leyline.evidence import PairedLosses
 from esper.leyline.reports import FieldReport, GraftPlan
 from esper.leyline.stages import IN_HOST
 from esper.leyline.state import RoundState
@@ -224,6 +226,24 @@ def test_a_count_of_the_line_is_that_of_the_journal(kept: Kept) -> None:
     line["tally"]["incubator_steps"] += 1
     with pytest.raises(StoreCorrupt, match=r"incubator_steps: \d+, expected \d+"):
         kept.check(line=line)
+
+
+def test_gains_of_placebos_are_those_of_the_journal_or_those_that_an_older_version_recorded(kept: Kept) -> None:
+    ended = [one for one in kept.past.entries if one.kind is RecordKind.INCUBATION_ENDED]
+    gate = ended[0].body["forks"][0]["pick"] | {"shard": "gate"}
+    diverged = {"kind": "frozen", "slot": "body", "picks": [], "gate": None}
+    sound = diverged | {"gate": gate}
+
+    def saying(entry: Entry) -> Entry:
+        return replace(entry, body={**entry.body, "placebos": [sound, diverged]}) if entry is ended[-1] else entry
+
+    past = replace(kept.past, entries=tuple(map(saying, kept.past.entries)))
+    gain = PairedLosses(**gate).relative_gain
+    for gains in ([gain, math.inf], [gain]):  # an older version left out the gain of a placebo that diverged
+        kept.check(past=past, kasmina={**kept.rooms["kasmina"], "placebo_gains": gains})
+    for gains in ([], [math.inf], [gain, gain], [gain + 1.0, math.inf]):
+        with pytest.raises(StoreCorrupt, match=r"placebo_gains: .*, expected "):
+            kept.check(past=past, kasmina={**kept.rooms["kasmina"], "placebo_gains": gains})
 
 
 @pytest.mark.parametrize(("name", "entry"), [("alpha", 0), ("channels", 3)])
