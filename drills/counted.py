@@ -23,7 +23,8 @@ class AtLeast:
 def counters(wanted: Mapping[str, int | AtLeast]) -> Expectation:
     """Expect these counters, summed over their labels, over all processes, and over the run and its resumes.
 
-    Counters that are not named may have any value. A run that is killed with its driver leaves no counters.
+    Counters that are not named may have any value. A run that is killed with its driver leaves no counters. If no run
+    left counters, the expectation is not met, also for the number 0.
 
     Args:
         wanted: Name in `esper.telemetry.metric_table.COUNTERS` -> the exact number, or `AtLeast`.
@@ -35,6 +36,8 @@ def counters(wanted: Mapping[str, int | AtLeast]) -> Expectation:
         known(name)
 
     def judge(found: Observed) -> Finding:
+        if found.counters is None:
+            return Finding(f"counters {_listed(wanted)}", "counters not measured", False)
         told = {name: found.counters[name] for name in wanted}
         met = all(_meets(told[name], number) for name, number in wanted.items())
         return Finding(f"counters {_listed(wanted)}", f"counters {_listed(told)}", met)

@@ -156,7 +156,7 @@ def _outcome(drill: Drill, observed: Observed, wall_s: float) -> Outcome:
         wall_s=wall_s,
         recoveries=tuple(observed.recoveries),
         peak_memory_bytes=observed.peak_memory_bytes,
-        counters=dict(sorted(observed.counters.items())) if not observed.context.parts else {},
+        counters=dict(sorted(observed.counters.items())) if observed.counters is not None else None,
         budgets=budgets_of(drill.follows, observed),
         rollbacks=tuple(observed.rollbacks) if not observed.context.parts else (),
         ended=observed.ended,

@@ -87,12 +87,13 @@ class Observed:
         return [entry for entry in self.past.entries if entry.kind is kind] if self.past is not None else []
 
     @cached_property
-    def counters(self) -> Counter[str]:
-        """Counters of the run and its resumes, summed. A run that was killed with its driver left none."""
-        if self.past is None:
-            return Counter()
+    def counters(self) -> Counter[str] | None:
+        """Counters of the run and its resumes, summed. A run that was killed with its driver left none. None: there is
+        no record of the end of a run, or the drill has several runs."""
+        if self.context.parts:
+            return None
         ends = [one.body for one in self.every_entry if one.kind in (RecordKind.RUN_ENDED, RecordKind.RUN_FAILED)]
-        return sum((Counter(one["counters"]) for one in ends), Counter[str]())
+        return sum((Counter(one["counters"]) for one in ends), Counter[str]()) if ends else None
 
     @cached_property
     def recoveries(self) -> list[Recovery]:
@@ -186,13 +187,13 @@ class Observed:
 
     @cached_property
     def every_entry(self) -> Sequence[Entry]:
-        """The records of all generations in order, also those that were taken back."""
-        return every_entry(self.run_dir)
+        """The records of all generations in order, also those that were taken back. Empty: the run wrote nothing."""
+        return every_entry(self.run_dir) if self.past is not None else ()
 
     @cached_property
-    def rounds_redone(self) -> int:
-        """Number of rounds that had ended and were done again."""
-        return rounds_redone(self.run_dir)
+    def rounds_redone(self) -> int | None:
+        """Number of rounds that had ended and were done again. None: the run wrote nothing."""
+        return rounds_redone(self.run_dir) if self.past is not None else None
 
     @cached_property
     def steps_redone(self) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 from xml.etree import ElementTree
 
@@ -20,6 +20,7 @@ WHY_NO_PHASE = {
     "restore": "the actor was replaced alone, or another death interrupted the recovery",
     "first_good_step": "the actor was replaced alone, or no step followed before another restore",
 }
+WHY_NO_WORK = {"rounds_redone": "no run wrote a journal", "peak_memory_bytes": "the memory was not measured"}
 
 
 COMPARED = ("task", "rounds", "steps", "wall_s", "test_loss", "weights_sha256", "twin_weights_sha256")
@@ -64,7 +65,7 @@ class Outcome:
     recoveries: tuple[Recovery, ...] = ()
     peak_memory_bytes: int | None = None
     """Largest private resident memory of this process and all its descendants during the drill."""
-    counters: Mapping[str, int] = field(default_factory=dict)
+    counters: Mapping[str, int] | None = None
     """Counters that are not 0, summed over their labels, all processes, the run and its resumes."""
     budgets: tuple[Budget, ...] = ()
     rollbacks: tuple[Rollback, ...] = ()
@@ -98,7 +99,8 @@ class Outcome:
                 "same_bits",
                 "trace_id",
             )
-            return dict.fromkeys((*none, "weights_sha256", "peak_memory_bytes"), "the drill did not run")
+            more = ("weights_sha256", "peak_memory_bytes", "counters")
+            return dict.fromkeys((*none, *more), "the drill did not run")
         no_end = "the run did not reach its end, as the drill expects" if self.passed else "no run reached its end"
         unknown = "a fault broke a round off, and no record names the step"
         reasons = {
@@ -112,12 +114,23 @@ class Outcome:
             "weights_sha256": (self.ended, "the drill has several runs" if self.same_bits is not None else no_end),
             "trace_id": (self.trace_id, "the drill has no severe event and no failure with a trace"),
         }
+        if self.counters is None:
+            several = self.ended is None and self.same_bits is not None
+            reasons["counters"] = (None, "the drill has several runs" if several else "no run recorded its end")
         told = {name: why for name, (value, why) in reasons.items() if value is None}
+        told |= {f"budgets.{one.name}": self._why_not(one, told) for one in self.budgets if one.measured is None}
         return told | {
             f"phases_s.{name}": WHY_NO_PHASE[name]
             for name, value in self.phases_s.items()
             if self.recoveries and value is None
         }
+
+    def _why_not(self, budget: Budget, told: Mapping[str, str]) -> str:
+        """Return why a budget was not measured. `told` has the reasons for the values of the report."""
+        phase = budget.name.removesuffix("_s")
+        if phase in WHY_NO_PHASE:
+            return told.get("phases_s", WHY_NO_PHASE[phase])
+        return told.get(budget.name, WHY_NO_WORK.get(budget.name, "the drill did not measure it"))
 
     def measured(self) -> dict[str, str]:
         """Return what was measured, in words, by name."""
@@ -134,7 +147,7 @@ class Outcome:
             "left behind": len(self.leaks),
             "peak memory (MiB)": self.peak_memory_bytes and self.peak_memory_bytes >> 20,
             **{f"budget {one.name}": str(one) for one in self.budgets},
-            "counters": ", ".join(f"{name} {number}" for name, number in self.counters.items()) or None,
+            "counters": ", ".join(f"{name} {number}" for name, number in (self.counters or {}).items()) or None,
             "trace": self.trace_id,
         }
         return {name: str(value) for name, value in facts.items() if value is not None}
@@ -173,7 +186,7 @@ class Outcome:
             "weights_sha256": self.ended["weights_sha256"] if self.ended is not None else None,
             "leaks": list(self.leaks),
             "peak_memory_bytes": self.peak_memory_bytes,
-            "counters": dict(self.counters),
+            "counters": dict(self.counters) if self.counters is not None else None,
             "budgets": [{**asdict(one), "met": one.met} for one in self.budgets],
             "trace_id": self.trace_id,
             "wall_s": self.wall_s,

@@ -107,3 +107,22 @@ def test_each_report_has_the_counters_and_budgets_and_a_drill_fails_by_them(tmp_
     page = (tmp_path / "report.html").read_text()
     assert "10 of 9" in page
     assert "esper.faults.fired 1" in page
+
+
+@pytest.mark.slow
+def test_what_was_not_measured_is_null_with_its_reason_and_meets_no_expectation() -> None:
+    """No run is begun: neither 0 of a counter nor 0 rounds redone was measured."""
+    follows = (expect.counters({"esper.rollbacks": 0}), expect.within(rounds_redone=0, steps_redone=0, stop_s=1.0))
+
+    def act(drill: DrillContext) -> None:
+        drill.run(settings={"run.device": "cuda:99"})
+
+    with DrillRunner(TaskUnderDrill.tiny(seed=0)) as runner:
+        told = runner.run_one(Drill("no-run", "A drill that must fail.", act, follows, place="in process")).as_json()
+    counted, within, *_ = told["findings"]
+    assert (counted["met"], counted["found"]) == (False, "counters not measured")
+    assert (within["met"], within["found"].count("not measured")) == (False, 3)
+    assert told["counters"] is None
+    names = {"counters", "budgets.rounds_redone", "budgets.steps_redone", "budgets.stop_s"}
+    assert names <= told["not_measured"].keys()
+    assert all(told["not_measured"].values())
