@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import esper
 from drills import expect
 from drills.breaking import spec
@@ -15,14 +18,19 @@ def act(drill: DrillContext) -> None:
     """Stop the driver at a fence in an own process, try to resume its run, wake it, and wait for its end."""
     stop = spec("conductor.fence", Fault.STOP, round=drill.undisturbed.middle)
     process = drill.start_command(stop, in_process=True)
-    drill.await_fault()
     try:
-        esper.resume(drill.run_dir, on=drill.place(None))
-    except RunDirectoryError as refusal:
-        drill.notes.append(f"the resume was refused: {refusal}")
-    finally:
+        drill.await_fault()
+        try:
+            esper.resume(drill.run_dir, on=drill.place(None))
+        except RunDirectoryError as refusal:
+            drill.notes.append(f"the resume was refused: {refusal}")
         drill.wake()
-    drill.await_command(process)
+        drill.await_command(process)
+    except BaseException:  # also Ctrl-C: a stopped process would stay for ever
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        raise
 
 
 DRIVER_PAUSED = Drill(

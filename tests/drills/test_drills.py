@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -258,3 +260,24 @@ def test_a_refusal_by_a_gate_that_the_undisturbed_run_lacks_is_an_event_that_nob
     assert expect.events()(found) == Finding("severe events none", "gate_failure 1", False)
     assert expect.events(gate_failure=1)(found).met
     assert expect.events(diverges=True)(found).met
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_driver_that_its_drill_has_stopped(runner: DrillRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    started, start = list[subprocess.Popen[bytes]](), DrillContext.start_command
+
+    def starts(drill: DrillContext, *faults: Any, **how: Any) -> subprocess.Popen[bytes]:
+        started.append(start(drill, *faults, **how))
+        return started[0]
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DrillContext, "start_command", starts)
+    monkeypatch.setattr("esper.resume", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run_one(named("driver-paused"))
+    code = started[0].poll()
+    if code is None:
+        os.killpg(started[0].pid, signal.SIGKILL)
+    assert code == -signal.SIGKILL
