@@ -15,6 +15,10 @@ from drills.stop_at_fence import StopAtFence
 from esper.faults import Fault, FaultSpec
 
 SIGNALS = 8
+QUEUE, JOURNAL = "run/emergency/queue", "run/journal-"
+CHECKPOINTS, REPORTS = "run/checkpoints/", "run/field_reports/"
+"""Words of an error whose write failed in a store. The path also has the name of the drill, so `queue` would say too
+little."""
 
 
 def in_checkpoint(drill: DrillContext, fault: Fault, fence: int | None = None) -> FaultSpec:
@@ -116,7 +120,7 @@ DISK_FULL_CHECKPOINT = Drill(
     what="The disk is full while a checkpoint is written: the run stops, and a resume has the same bits.",
     act=lambda drill: full(drill, in_checkpoint(drill, Fault.NO_SPACE)),
     place="in process",
-    follows=_stopped("checkpoints"),
+    follows=_stopped(CHECKPOINTS),
 )
 DISK_FULL_JOURNAL = Drill(
     number=14,
@@ -124,7 +128,7 @@ DISK_FULL_JOURNAL = Drill(
     what="The disk is full while the journal is written: the run stops, and a resume has the same bits.",
     act=lambda drill: full(drill, in_journal(drill, Fault.NO_SPACE)),
     place="in process",
-    follows=_stopped("journal"),
+    follows=_stopped(JOURNAL),
 )
 DISK_FULL_REPORTS = Drill(
     number=14,
@@ -132,7 +136,7 @@ DISK_FULL_REPORTS = Drill(
     what="The disk is full while a field report is written: the run stops, and a resume has the same bits.",
     act=lambda drill: full(drill, in_reports(drill, Fault.NO_SPACE)),
     place="in process",
-    follows=_stopped("field_reports"),
+    follows=_stopped(REPORTS),
 )
 DISK_FULL_QUEUE = Drill(
     number=14,
@@ -142,7 +146,7 @@ DISK_FULL_QUEUE = Drill(
     place="in process",
     follows=(
         expect.exit_codes(3, 0),
-        expect.error("StoreWriteFailed", cause="OSError", says="queue"),
+        expect.error("StoreWriteFailed", cause="OSError", says=QUEUE),
         expect.signals(SIGNALS, some_refused=True),
         expect.same_bits(),
     ),
@@ -157,7 +161,7 @@ DISK_REFUSES = Drill(
         expect.exit_codes(3, 3, 3, 3, 0),
         *(
             expect.error("StoreWriteFailed", cause="OSError", says=store, attempt=number)
-            for number, store in enumerate(("queue", "journal", "checkpoints", "field_reports"))
+            for number, store in enumerate((QUEUE, JOURNAL, CHECKPOINTS, REPORTS))
         ),
         expect.signals(SIGNALS, some_refused=True),
         expect.same_bits(),
@@ -207,7 +211,7 @@ JOURNAL_CUT = Drill(
     place="in process",
     follows=(
         expect.exit_codes(3, 0),
-        expect.error("StoreWriteFailed", cause="OSError", says="journal"),
+        expect.error("StoreWriteFailed", cause="OSError", says=JOURNAL),
         expect.events(journal_damaged=1),
         expect.same_bits(),
     ),
@@ -220,7 +224,7 @@ QUEUE_CUT = Drill(
     place="in process",
     follows=(
         expect.exit_codes(3, 0),
-        expect.error("StoreWriteFailed", cause="OSError", says="queue"),
+        expect.error("StoreWriteFailed", cause="OSError", says=QUEUE),
         expect.damaged_signals(SIGNALS, lost=1),
         expect.same_bits(),
     ),
