@@ -27,12 +27,23 @@ class SendsSignals(Quiet):
 
     Args:
         before: Called once, directly before the first signal.
-        refused: The fence lasts until the queue has refused this number of signals, or `FULL_S` seconds have passed.
+        refused: The fence lasts until the queue has refused this number of signals.
+        retried: The fence lasts until this number of deliveries has failed and was planned again.
+
+    After `FULL_S` seconds the fence ends in any case.
     """
 
-    def __init__(self, fence: int, number: int, before: Callable[[], object] = lambda: None, refused: int = 0) -> None:
+    def __init__(
+        self,
+        fence: int,
+        number: int,
+        before: Callable[[], object] = lambda: None,
+        refused: int = 0,
+        retried: int = 0,
+    ) -> None:
         self.sent: list[str] = []
-        self._fence, self._number, self._before, self._refused = fence, number, before, refused
+        self._fence, self._number, self._before = fence, number, before
+        self._refused, self._retried = refused, retried
         self._path = Path()
 
     def started(self, survey: Survey, path: Path) -> None:
@@ -50,8 +61,13 @@ class SendsSignals(Quiet):
             signal, _ = send(self._path, Level.NOTICE, f"drill signal {number}", {}, 0.0)
             self.sent.append(signal.signal_id)
         limit = time.monotonic() + FULL_S
-        while len(refused(self._path)) < self._refused and time.monotonic() < limit:
+        while not self._have_come() and time.monotonic() < limit:
             time.sleep(0.05)
+
+    def _have_come(self) -> bool:
+        """Return whether the severe events tell of all refusals and retries for which the fence waits."""
+        retries = sum(event["name"] == "emergency_signal_retried" for event in severe_events(self._path))
+        return len(refused(self._path)) >= self._refused and retries >= self._retried
 
 
 def refused(run_dir: Path) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from drills import expect
 from drills.breaking import kill
@@ -40,8 +41,9 @@ def _send(
     sink: FileSinkConfig = SINK,
     before: Callable[[], object] = lambda: None,
     refused: int = 0,
+    retried: int = 0,
 ) -> None:
-    progress = SendsSignals(drill.undisturbed.first_tournament, MANY, before, refused)
+    progress = SendsSignals(drill.undisturbed.first_tournament, MANY, before, refused, retried)
     drill.sent = progress.sent
     drill.run(*faults, progress=progress, settings={**settings, "emergency.sinks": [sink.model_dump()]})
 
@@ -62,8 +64,8 @@ def killed(drill: DrillContext) -> None:
 
 
 def down(drill: DrillContext) -> None:
-    """Send signals while the sink is down."""
-    _down(drill, settings=DOWN)
+    """Send signals while the sink is down, and train on when the first delivery has failed."""
+    _down(drill, settings=DOWN, retried=1)
 
 
 def full_and_down(drill: DrillContext, fault: FaultSpec, settings: Mapping[str, object] = NONE) -> None:
@@ -84,12 +86,14 @@ def _down(
     settings: Mapping[str, object],
     resumed_with: Mapping[str, object] = NONE,
     refused: int = 0,
+    retried: int = 0,
 ) -> None:
     """Remove the folder of the sink before the signals are sent, make it after the run, and resume."""
     folder = drill.signals_file.parent
     folder.mkdir()
     sink = SINK.model_copy(update={"path": str(drill.signals_file)})
-    _send(drill, *faults, settings=settings, sink=sink, before=lambda: shutil.rmtree(folder), refused=refused)
+    gone = partial(shutil.rmtree, folder)
+    _send(drill, *faults, settings=settings, sink=sink, before=gone, refused=refused, retried=retried)
     folder.mkdir()
     drill.resume(settings={"emergency.drain_s": 300.0, **resumed_with})
 
