@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor, nn
 
 import esper.flow.in_process
@@ -32,6 +33,8 @@ from esper.testing import StopAt, tiny_config, tiny_task
 from esper.user_code.task_reference import Reference, load_task
 
 sys.path.insert(0, str(Path(__file__).parent / "kit"))  # --import-mode=importlib puts no folder of tests there
+settings.register_profile("esper", deadline=None)  # a loaded machine must not fail a test
+settings.load_profile("esper")
 torch.set_num_threads(1)  # same bits and same speed whatever the machine
 
 ALLOWED_SKIPS: dict[str, str] = {
