@@ -228,7 +228,8 @@ def redone(rounds: int) -> Expectation:
 
     def judge(found: Observed) -> Finding:
         again = found.rounds_redone
-        return Finding(f"at most {rounds} rounds done again", f"{again} rounds", again <= rounds)
+        told = f"{again} rounds" if again is not None else "not measured"
+        return Finding(f"at most {rounds} rounds done again", told, again is not None and again <= rounds)
 
     return judge
 
