@@ -17,7 +17,9 @@ GAP = "  "
 
 
 class LongTable:
-    """A table that looks like those of `esper.cli.tables`. One column wraps, so that no text is cut off."""
+    """A table that looks like those of `esper.cli.tables`. One column wraps, so that no text is cut off. If the other
+    columns leave it too little width, each row is a block with a line for each cell.
+    """
 
     def __init__(self, *headers: str, wraps: str) -> None:
         """Args: wraps: Header of the column that wraps on a narrow terminal."""
@@ -31,6 +33,9 @@ class LongTable:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Render as rich asks for it."""
         widths = self._widths(options.max_width)
+        if len(" ") + sum(widths) + len(GAP) * (len(widths) - 1) > options.max_width:
+            yield from self._blocks(console, options.max_width)
+            return
         styles = {name: console.get_style(name) for _, name in self._rows if name}
         line, head = Segment.line(), Segment(" " + "─" * (sum(widths) + len(GAP) * (len(widths) - 1)))
         for number, (texts, style) in enumerate(self._rows):
@@ -40,6 +45,18 @@ class LongTable:
             if not number:
                 yield head
                 yield line
+
+    def _blocks(self, console: Console, width: int) -> RenderResult:
+        """Render each row as lines `header: text`, which wrap. Empty cells are left out."""
+        (headers, _), *rows = self._rows
+        for number, (texts, name) in enumerate(rows):
+            style = console.get_style(name) if name else None
+            if number:
+                yield Segment.line()
+            for header, text in zip(headers, texts, strict=True):
+                for part in Text(f"{header}: {text}").wrap(console, width, overflow="fold") if text else ():
+                    yield Segment(part.plain.rstrip(), style)
+                    yield Segment.line()
 
     def _widths(self, most: int) -> list[int]:
         """Return the width of each column. The column that wraps gets what the others leave, at least its header."""

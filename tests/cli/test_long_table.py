@@ -40,6 +40,20 @@ def test_the_column_that_wraps_loses_no_text(width: int, monkeypatch: pytest.Mon
     assert max(map(len, lines)) <= width
 
 
+@pytest.mark.parametrize("width", [20, 40])
+def test_no_column_is_lost_if_they_do_not_fit_beside_each_other(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    headers = ("trace", "root", "start (UTC)", "time", "spans", "errors", "severe")
+    rows = [("a1b2c3d4", "esper round 4", "11-29 20:00:00", "2.00 s", "1,234", "5 +6 open", "78")]
+    rows += [("b2c3d4e5", "a_name_that_is_longer_than_a_line_of_the_terminal", "11-29 20:00:01", "3.00 s", "9", "", "")]
+    shown = LongTable(*headers, wraps="root")
+    for row in rows:
+        shown.add_row(*row)
+    lines = printed(shown, width, monkeypatch)
+    told = [f"{header}: {text}" for row in rows for header, text in zip(headers, row, strict=True) if text]
+    assert "".join(lines).replace(" ", "") == "".join(told).replace(" ", "")
+    assert max(map(len, lines)) <= width
+
+
 def test_a_row_has_its_style(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     shown = LongTable("root", wraps="root")
