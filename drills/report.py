@@ -127,10 +127,11 @@ class Outcome:
 
     def _why_not(self, budget: Budget, told: Mapping[str, str]) -> str:
         """Return why a budget was not measured. `told` has the reasons for the values of the report."""
-        phase = budget.name.removesuffix("_s")
-        if phase in WHY_NO_PHASE:
-            return told.get("phases_s", WHY_NO_PHASE[phase])
-        return told.get(budget.name, WHY_NO_WORK.get(budget.name, "the drill did not measure it"))
+        if budget.name == "steps_redone":
+            return told["steps_redone"]
+        if budget.name in WHY_NO_WORK:
+            return WHY_NO_WORK[budget.name]
+        return told["phases_s"] if "phases_s" in told else WHY_NO_PHASE[budget.name.removesuffix("_s")]
 
     def measured(self) -> dict[str, str]:
         """Return what was measured, in words, by name."""
