@@ -145,8 +145,7 @@ class GrowthConfig(Settings):
     )
     after_warmup: bool = Field(
         False,
-        description="true: first_step is at least the step at which the learning rate of the task's scheduler first"
-        " stops rising",
+        description="true: first_step is at least the step of the last rise of the learning rate before its first fall",
     )
     best_again: PositiveInt | None = Field(
         None,

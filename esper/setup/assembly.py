@@ -51,7 +51,7 @@ def make_kasmina(survey: Survey, key: RunKey, clock: Clock) -> KasminaRegistrar:
         host_bytes=survey.host_bytes,
         host_flops=survey.host_flops,
     )
-    growth, blueprints = survey.config.growth, survey.blueprints
+    growth, blueprints = survey.resolved.growth, survey.blueprints
     registry = SeedRegistry(facts, growth, survey.specs, survey.options, blueprints, key=key.secret, clock=clock)
     return KasminaRegistrar(registry)
 

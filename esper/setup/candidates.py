@@ -21,6 +21,11 @@ MOST_MORE_EPOCHS = 1000
 
 NO_SETTING = "changing only one of run.epochs, run.round_steps and growth.{ramp} is not enough: change several"
 
+AFTER_WARMUP = (
+    "changing only one of run.round_steps and growth.{ramp} is not enough: change several, or run.epochs (the warm-up"
+    " of a longer run may be longer)"
+)
+
 FIRST, QUEUED, NONE = "first tournament", "queued", "nothing grows"
 
 
@@ -102,13 +107,27 @@ def why_nothing_grows(survey: Survey) -> str | None:
     if survey.can_grow or not growth.enabled:
         return None
     rounds, enough = len(survey.fence_steps) - 1, ", ".join(settings_that_suffice(survey))
-    mend = f"each of these is enough alone: {enough}" if enough else NO_SETTING.format(ramp=growth.ramp_key)
+    none = AFTER_WARMUP if _waits_for_warmup(survey) else NO_SETTING
+    mend = f"each of these is enough alone: {enough}" if enough else none.format(ramp=growth.ramp_key)
     return (
-        f"the run has {rounds} rounds; a seed that germinates at fence {survey.first_fence} (growth.first_fence) needs"
+        f"the run has {rounds} rounds; a seed that germinates at fence {survey.first_fence}"
+        f" (growth.{_key_of_first_fence(survey)}) needs"
         f" {survey.fences_to_fossil} more to become a part of the network: {_rounds(survey)},"
         f" {_ramp(survey)}, beside the twin 1, growth.probation_rounds"
         f" {growth.probation_rounds}; {mend}"
     )
+
+
+def _waits_for_warmup(survey: Survey) -> bool:
+    """Return whether a seed may not germinate before the end of the learning rate's warm-up."""
+    return survey.config.growth.after_warmup and survey.warmup_steps > 0
+
+
+def _key_of_first_fence(survey: Survey) -> str:
+    """Return the key of growth that sets the first fence at which a seed may germinate."""
+    if survey.first_fence == survey.config.growth.first_fence:
+        return "first_fence"
+    return "after_warmup" if survey.resolved.growth.first_step > survey.config.growth.first_step else "first_step"
 
 
 def _rounds(survey: Survey) -> str:
@@ -127,7 +146,7 @@ def _ramp(survey: Survey) -> str:
 
 def settings_that_suffice(survey: Survey) -> list[str]:
     """Return settings as KEY=VALUE. Each setting alone is the smallest change of its key after which a seed can
-    germinate.
+    germinate. `run.epochs` is left out if a seed waits for the end of the warm-up, which may depend on the length.
     """
     epochs = survey.config.run.epochs or survey.task.epochs
     tried = (
@@ -136,7 +155,10 @@ def settings_that_suffice(survey: Survey) -> list[str]:
         ("growth", survey.config.growth.ramp_key, range(survey.config.growth.entry_ramp_steps - 1, 0, -1)),
     )
     return [
-        f"{table}.{key}={value}" for table, key, values in tried for value in _first_enough(survey, table, key, values)
+        f"{table}.{key}={value}"
+        for table, key, values in tried
+        if key != "epochs" or not _waits_for_warmup(survey)
+        for value in _first_enough(survey, table, key, values)
     ]
 
 

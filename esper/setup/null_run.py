@@ -157,7 +157,7 @@ def _evidence(
     changes = 0 if growth.entry == "adopt" else None
     pool, total = None, None
     if growth.placebos:
-        pool, total = gains, candidates_of(growth, survey.fence_steps, len(result.forks))
+        pool, total = gains, candidates_of(survey.resolved.growth, survey.fence_steps, len(result.forks))
     return stability_evidence(None, first, None, result.fence, changes, pool, survey.g2_tests, total)
 
 

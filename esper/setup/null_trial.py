@@ -131,7 +131,7 @@ def null_trial(
     if whole and growth.beside:
         mend = "runs of --null hold no later looks; set growth.beside=0, or use --tournaments instead of --runs"
         raise ConfigError("growth.beside", growth.beside, mend)
-    most = tournaments_of(growth, survey.fence_steps) if whole else 1
+    most = tournaments_of(survey.resolved.growth, survey.fence_steps) if whole else 1
     found: list[NullTournament] = []
     for run_seed in range(survey.config.run.seed + 1, survey.config.run.seed + 1 + runs):
         with temporary_rng(0):

@@ -42,7 +42,7 @@ from esper.task import Task
 from esper.tolaria.compiling import check_backend
 from esper.tolaria.data import SliceRule, TaskData, split_pair, to_device
 from esper.tolaria.host_building import build_host, call_model
-from esper.tolaria.optim import Rates, build_optimizer, build_scheduler, rates_of, stand_ins
+from esper.tolaria.optim import build_optimizer, build_scheduler, rates_of, stand_ins
 from esper.tolaria.snapshot_codec import check_task
 from esper.tolaria.trainer import Trainer, TrainerSettings, never
 from esper.tolaria.unkept import Changing, Surroundings, changed_between, joined
@@ -81,6 +81,8 @@ class Survey:
     """The class of the optimizer, the names of its hyperparameters, and the class of the scheduler."""
     peak_share: float
     """Peak learning rate of a seed, relative to the initial rate of the task's optimizer."""
+    warmup_steps: int = 0
+    """Step at which the warm-up of the learning rate ends, in a run of this length."""
     varying: tuple[str, ...] = ()
     """Slots whose output had different lengths, heights or widths in different batches of the trial."""
     loss_depends_on_batch: bool | None = None
@@ -134,6 +136,17 @@ class Survey:
         )
 
     @property
+    def resolved(self) -> RunConfig:
+        """The config of a run of this length. With `growth.after_warmup`, `growth.first_step` is not before the end of
+        the warm-up. `config` has the value as it was given, because the warm-up may depend on the length of the run.
+        """
+        growth = self.config.growth
+        if not growth.after_warmup:
+            return self.config
+        first = max(growth.first_step, self.warmup_steps)
+        return self.config.model_copy(update={"growth": growth.model_copy(update={"first_step": first})})
+
+    @property
     def due_rounds(self) -> int:
         """Rounds between the snapshot of a tournament and its verdict."""
         return rounds_of(self.config.growth, self.fence_steps)
@@ -141,7 +154,7 @@ class Survey:
     @property
     def first_fence(self) -> int:
         """First fence at which a seed may germinate. It may be after the last fence."""
-        return first_fence_of(self.config.growth, self.fence_steps)
+        return first_fence_of(self.resolved.growth, self.fence_steps)
 
     @property
     def can_grow(self) -> bool:
@@ -191,7 +204,7 @@ class Survey:
     @property
     def g2_tests(self) -> int:
         """Number of tests among which G2 divides the chance of a false pass."""
-        return number_of_tests(self.config.growth, self.fence_steps)
+        return number_of_tests(self.resolved.growth, self.fence_steps)
 
     @property
     def judged_units(self) -> int:
@@ -281,7 +294,7 @@ def _measured(
     rates = rates_of(task, fence_steps[-1], trained)
     survey = Survey(
         task=task,
-        config=_after_warmup(config, rates),
+        config=config,
         data=data,
         specs=found.specs,
         left_out=found.left_out,
@@ -296,18 +309,9 @@ def _measured(
         samples_crc32c=_samples_crc32c(data),
         trained_by=_trained_by(task, trained, fence_steps[-1]),
         peak_share=rates.peak_share,
+        warmup_steps=rates.warmup_steps,
     )
     return survey, found.optional
-
-
-def _after_warmup(config: RunConfig, rates: Rates) -> RunConfig:
-    """Return the config, in which `growth.first_step` is not before the end of the rate's warm-up, if this is asked
-    for."""
-    growth = config.growth
-    if not growth.after_warmup:
-        return config
-    first = max(growth.first_step, rates.warmup_steps)
-    return config.model_copy(update={"growth": growth.model_copy(update={"first_step": first})})
 
 
 def _step_flops(task: Task, host: nn.Module, inputs: Any, targets: Any) -> int:  # Any: a batch of the task

@@ -42,7 +42,7 @@ def _looks(survey: Survey, fork: int, placebos: Sequence[int]) -> float:
         placebos: FLOPs of one optimizer step of each placebo.
     """
     growth, batch = survey.config.growth, survey.data.batch_size
-    looks = looks_of(growth, survey.fence_steps)
+    looks = looks_of(survey.resolved.growth, survey.fence_steps)
     if not looks:
         return 0.0
     units = last_units(survey, growth.beside)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from stopping import stop, stop_again
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from esper import resume, run
 from esper.archive.history import read_past
@@ -23,11 +23,11 @@ from esper.task import Task
 from esper.testing import telling, tiny_config, tiny_task
 
 
-def falling(epochs: int = 2, share: float = 1.0) -> Task:
+def warmed_up(epochs: int = 2, share: float = 1.0) -> Task:
     """A task whose learning rate depends on the length of the run."""
 
     def scheduler(optimizer: Optimizer, total_steps: int) -> LRScheduler:
-        return CosineAnnealingLR(optimizer, round(share * total_steps))
+        return OneCycleLR(optimizer, 0.05, total_steps=round(share * total_steps))
 
     return tiny_task(epochs=epochs, scheduler=scheduler)
 
@@ -48,19 +48,19 @@ def test_a_longer_run_is_resumed_again_and_its_first_steps_are_still_compared(
     tmp_path: Path, broken: Callable[..., Path]
 ) -> None:
     place = tmp_path / "run"
-    run(falling(), tiny_config(run__dir=str(place), growth__enabled=False))
+    run(warmed_up(), tiny_config(run__dir=str(place), growth__enabled=False, growth__after_warmup=True))
     for fault in (("conductor.resume",), ("tolaria.step", "step = 90\n")):
         with pytest.raises(FaultInjected):
-            resume(place, falling(), {"run.epochs": 4}, broken=broken(*fault))
+            resume(place, warmed_up(), {"run.epochs": 4}, broken=broken(*fault))
     with pytest.raises(TaskError, check=telling("after the same first steps", field="task", value="given from Python")):
-        resume(place, falling(share=2.0))
-    assert resume(place, falling()).steps == 128
+        resume(place, warmed_up(share=2.0))
+    assert resume(place, warmed_up()).steps == 128
 
 
 def test_the_rehearsal_of_another_processor_is_not_compared_with_that_of_this_one(tmp_path: Path) -> None:
     place, config = tmp_path / "run", tiny_config(run__dir=str(tmp_path / "run"), growth__enabled=False)
-    run(falling(1), config)
-    began, survey = read_past(place).identity, survey_of(falling(1), config)
+    run(warmed_up(1), config)
+    began, survey = read_past(place).identity, survey_of(warmed_up(1), config)
     assert measured_again(survey, began) == {}
     other = began.model_copy(update={"cpu": "an abacus", "first_loss": 1.0, "rehearsed_crc32c": 7})
     assert measured_again(survey, other) == {
@@ -71,7 +71,7 @@ def test_the_rehearsal_of_another_processor_is_not_compared_with_that_of_this_on
 
 def test_a_run_is_not_made_longer_within_a_tournament_whose_winner_may_be_adopted(tmp_path: Path) -> None:
     long = {"growth__entry": "adopt", "growth__replicas": 1, "growth__due_rounds": 3}
-    place, task = tmp_path / "run", falling(10)
+    place, task = tmp_path / "run", warmed_up(10)
     config = tiny_config(run__dir=str(place), growth__max_tournaments=1, checkpoint__keep=3, **long)
     stop(3, task, config)
     past, survey = read_past(place), survey_of(task, longer(config, 14))

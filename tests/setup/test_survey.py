@@ -20,6 +20,7 @@ from esper.leyline.ids import new_run_id
 from esper.leyline.ports import Policy
 from esper.leyline.state import RoundState
 from esper.setup.assembly import RunKey, make_kasmina, make_tamiyo, make_trainer
+from esper.setup.candidates import why_nothing_grows
 from esper.setup.forecast import forecast
 from esper.setup.survey import Survey, survey_of
 from esper.tamiyo.heuristic import HeuristicPolicy
@@ -242,9 +243,32 @@ def test_a_seed_waits_for_the_end_of_the_rates_warmup_if_that_is_asked_for() -> 
 
     def first(task: Task, **settings: Any) -> tuple[int, int]:
         survey = survey_of(task, tiny_config(**settings))
-        return survey.config.growth.first_step, survey.first_fence
+        return survey.resolved.growth.first_step, survey.first_fence
 
     assert first(rising, growth__after_warmup=True) == (50, 3)  # rounds of 20 steps
     assert first(rising, growth__after_warmup=True, growth__first_step=90) == (90, 5)
     assert first(rising) == (0, 1)
     assert first(tiny_task(), growth__after_warmup=True) == (0, 1)
+    assert survey_of(rising, tiny_config(growth__after_warmup=True)).config.growth.first_step == 0  # as it was given
+
+
+@pytest.mark.parametrize(
+    ("settings", "key", "longer"),
+    [
+        ({"after_warmup": True}, "fence 3 (growth.after_warmup)", False),
+        ({"first_step": 50}, "fence 3 (growth.first_step)", True),
+        ({"first_fence": 3, "first_step": 50}, "fence 3 (growth.first_fence)", True),
+    ],
+)
+def test_the_advice_names_the_key_of_the_first_fence_and_no_length_if_the_warmup_may_depend_on_it(
+    settings: dict[str, Any], key: str, longer: bool
+) -> None:
+    rising = tiny_task(
+        epochs=3,
+        scheduler=lambda o, _: torch.optim.lr_scheduler.LambdaLR(o, lambda step: min(1.0, (step + 1) / 51)),
+    )
+    given = {f"growth__{name}": value for name, value in settings.items()}
+    why = why_nothing_grows(survey_of(rising, tiny_config(**given)))
+    assert why is not None
+    assert key in why
+    assert ("run.epochs=" in why) is longer
