@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from xml.etree import ElementTree
 
 import pytest
@@ -25,6 +25,7 @@ from drills.drill_commands import app, line, total
 from drills.drill_runner import DrillRunner
 from drills.observed import Observed
 from drills.reporting import checked_report, write
+from drills.signalling import SendsSignals
 from drills.task_under_drill import TaskUnderDrill
 from esper.archive.history import look_at, read_past
 from esper.archive.journal import RecordKind
@@ -34,7 +35,9 @@ from esper.faults import Fault
 from esper.flow.progress import Quiet
 from esper.flow.tally import Tally
 from esper.leyline.state import RoundState
+from esper.setup.survey import Survey
 from esper.tamiyo.service import Tamiyo
+from esper.telemetry.events import LOG
 from esper.testing import telling, until
 
 ROOT = Path(__file__).parents[2]
@@ -281,3 +284,20 @@ def test_ctrl_c_ends_a_driver_that_its_drill_has_stopped(runner: DrillRunner, mo
     if code is None:
         os.killpg(started[0].pid, signal.SIGKILL)
     assert code == -signal.SIGKILL
+
+
+def test_the_fence_of_the_signals_lasts_until_a_delivery_was_retried(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    log, waits = tmp_path / "telemetry" / LOG, list[float]()
+    log.parent.mkdir()
+
+    def sleep(seconds: float) -> None:
+        log.write_text(json.dumps({"name": "emergency_signal_retried", "fields": {}}) + "\n")
+        waits.append(seconds)
+
+    monkeypatch.setattr("drills.signalling.time.sleep", sleep)
+    sends = SendsSignals(3, 0, retried=1)
+    sends.started(cast(Survey, None), tmp_path)
+    sends.fence(cast(RoundState, SimpleNamespace(fence=3)), cast(Tally, None))
+    assert len(waits) == 1
