@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Protocol
 
 import ray
@@ -16,10 +17,17 @@ from esper.durable.files import atomic_write
 from esper.emergency.emergency_service import EmergencyService
 from esper.emergency.settings import EmergencyConfig, WebhookSinkConfig
 from esper.emergency.word import EmergencyWord
+from esper.errors import RunDirectoryError
 from esper.leyline.signals import EmergencySignal
 
 ADDRESS = "actor"
 """File in `RUN/emergency` with the name of the present emergency actor."""
+ENDING_S = 20.0
+"""Longest wait in seconds for the process that has the queue. If the driver of a run was killed, Ray ends the emergency
+actor of that run some seconds later, and a resume may start before that.
+"""
+AGAIN_S = 0.1
+"""Seconds between two attempts to open the queue."""
 
 
 class EmergencyPort(Protocol):
@@ -83,21 +91,31 @@ def emergency(
 ) -> EmergencyService:
     """Open the emergency service of a run, and write the name of this actor into the file that publishers read.
 
+    If another process owns the queue, wait up to `ENDING_S` seconds for its end.
+
     Args:
         folder: `RUN/emergency`.
         word: The file of the emergency word.
 
     Raises:
-        RunDirectoryError: another process owns the queue.
+        RunDirectoryError: another process owns the queue, and goes on.
         EsperError: see `EmergencyService.open`; also if the name of the actor could not be written.
     """
-    service = EmergencyService.open(
-        folder,
-        EmergencyWord.attach(word),
-        config,
-        run_id=run_id,
-        generation=generation,
-        environment=variables.values,
-    )
+    began = monotonic()
+    while True:
+        try:
+            service = EmergencyService.open(
+                folder,
+                EmergencyWord.attach(word),
+                config,
+                run_id=run_id,
+                generation=generation,
+                environment=variables.values,
+            )
+            break
+        except RunDirectoryError as error:
+            if not isinstance(error.__cause__, BlockingIOError) or monotonic() - began > ENDING_S:
+                raise
+        sleep(AGAIN_S)
     atomic_write(folder / ADDRESS, name().encode())
     return service
