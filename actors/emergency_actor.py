@@ -5,10 +5,10 @@ torch, so that the actor starts quickly.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import monotonic, sleep
 from typing import Protocol
 
 import ray
@@ -101,7 +101,7 @@ def emergency(
         RunDirectoryError: another process owns the queue, and goes on.
         EsperError: see `EmergencyService.open`; also if the name of the actor could not be written.
     """
-    began = monotonic()
+    began = time.monotonic()
     while True:
         try:
             service = EmergencyService.open(
@@ -114,8 +114,8 @@ def emergency(
             )
             break
         except RunDirectoryError as error:
-            if not isinstance(error.__cause__, BlockingIOError) or monotonic() - began > ENDING_S:
+            if not isinstance(error.__cause__, BlockingIOError) or time.monotonic() - began > ENDING_S:
                 raise
-        sleep(AGAIN_S)
+        time.sleep(AGAIN_S)
     atomic_write(folder / ADDRESS, name().encode())
     return service

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -149,7 +150,7 @@ def test_a_queue_is_waited_for_while_the_process_of_a_killed_run_ends(
         if len(waits) == 2:
             actor.kill()
 
-    monkeypatch.setattr("actors.emergency_actor.sleep", wait)
+    monkeypatch.setattr("actors.emergency_actor.time", SimpleNamespace(monotonic=lambda: 0.0, sleep=wait))
     actor.process = actor.started()
     assert len(waits) == 2
     assert actor.process.publish(signal("a")) == 1
