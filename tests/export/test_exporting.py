@@ -1,4 +1,4 @@
-"""The network as a file for where esper is not: the same bits or within 1e-6, or a refusal that leaves nothing."""
+"""The network as a file for where esper is not: the same bits or within 1e-5, or a refusal that leaves nothing."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ for case in torch.load(sys.argv[2]):
     assert not any(one.training for one in model.modules())
     for inputs, expected in case["batches"]:
         with torch.no_grad():
-            near = (program(inputs) - expected).abs().max() <= 1e-6 * max(1, float(expected.abs().max()))
+            near = (program(inputs) - expected).abs().max() <= 1e-5 * max(1, float(expected.abs().max()))
             print(torch.equal(model(inputs), expected), bool(near))
 assert not [name for name in sys.modules if name.partition(".")[0] in ("esper", "actors", "ray", "pydantic")][1:]
 """
@@ -75,9 +75,9 @@ def outputs(network: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def assert_near(found: Tensor, expected: Tensor) -> None:
-    """Within 1e-6 of the largest figure: torch's fused layers, which a program does not have, add in another order."""
+    """Within 1e-5 of the largest figure: a program adds in another order, which also depends on the processor."""
     assert found.shape == expected.shape
-    assert (found - expected).abs().max() <= 1e-6 * max(1.0, float(expected.abs().max()))
+    assert (found - expected).abs().max() <= 1e-5 * max(1.0, float(expected.abs().max()))
 
 
 @pytest.fixture(scope="module")
