@@ -34,6 +34,8 @@ FOSSIL = {"FOSSILIZED", "PROBATIONARY", "SHADOWING", "BLENDING"}
 """Stages of the seeds that are in the network at the end."""
 RATES = (0.5, 1.0, 2.0)
 """Factors of the task's learning rate among which each arm chooses on the validation shard."""
+THREADS = 1
+"""Number of torch threads of all arms, as in a run by default."""
 MOST_SAMPLES = 400
 """Largest number of random draws in the search for a pair that is within the budgets."""
 
@@ -121,10 +123,11 @@ def grow(task: Task, settings: dict[str, Any], seed: int, rate: float = 1.0) -> 
     )
 
 
+@process_state(THREADS)
 def train(task: Task, settings: dict[str, Any], seed: int, rate: float = 1.0, epochs: int | None = None) -> Arm:
     """Train the task's network without growth."""
     more = {} if epochs is None else {"run__epochs": epochs}
-    survey = _survey(with_rate(task, rate), config_of(settings, seed, growth__enabled=False, **more))
+    survey = survey_of(with_rate(task, rate), config_of(settings, seed, growth__enabled=False, **more))
     return _measured(survey, _trainer(survey), rate)
 
 
@@ -164,13 +167,14 @@ def of_shape(task: Task, specs: Sequence[SlotSpec], seeds: Sequence[Inserted]) -
     return replace(task, model=model, slots=[f"host.{spec.path}" for spec in specs])
 
 
+@process_state(THREADS)
 def random_pairs(task: Task, settings: dict[str, Any], seed: int, count: int, draw: int, rate: float = 1.0) -> Arm:
     """Insert `count` random pairs (slot, blueprint) at the first fence at which a seed may germinate, without a gate.
 
     Slots, blueprints and first weights are drawn from the run seed and `draw`. Each pair is within the budgets of the
     run. The ramp, the warm-up and the learning rates are those of a fork.
     """
-    survey = _survey(with_rate(task, rate), config_of(settings, seed))
+    survey = survey_of(with_rate(task, rate), config_of(settings, seed))
     growth, fence = survey.config.growth, survey.first_fence
     trainer, step = _trainer(survey), survey.fence_steps[fence]
     trainer.train_to(step)
@@ -202,6 +206,7 @@ def random_pairs(task: Task, settings: dict[str, Any], seed: int, count: int, dr
     return replace(found, gflops=found.gflops + of_seeds, note=note)
 
 
+@process_state(THREADS)
 def halving(task: Task, settings: dict[str, Any], seed: int, rate: float = 1.0) -> Arm:
     """Search for the best shape of one pair by successive halving with eta 3, each shape trained from scratch.
 
@@ -209,13 +214,13 @@ def halving(task: Task, settings: dict[str, Any], seed: int, rate: float = 1.0) 
 
     Source: Li et al., arXiv:1810.05934 (ASHA); with one worker it is successive halving.
     """
-    grown = _survey(task, config_of(settings, seed))
+    grown = survey_of(task, config_of(settings, seed))
     pairs = [pair for pair in grown.options if not _over(grown, pair, grown.parameter_budget)]
     runs = []
     for pair in pairs[: grown.config.growth.candidates]:
         one = Inserted(pair.slot, pair.blueprint_id, pair.copies)
         shape = of_shape(with_rate(task, rate), grown.specs, [one])
-        survey = _survey(shape, config_of(settings, seed, growth__enabled=False))
+        survey = survey_of(shape, config_of(settings, seed, growth__enabled=False))
         runs.append((f"{pair.blueprint_id} at {pair.slot}", survey, _trainer(survey)))
     cost = 0.0
     for part in (9, 3, 1):
@@ -230,14 +235,10 @@ def halving(task: Task, settings: dict[str, Any], seed: int, rate: float = 1.0) 
     return replace(_measured(survey, trainer, rate), gflops=cost, note=name)
 
 
+@process_state(THREADS)
 def specs_of(task: Task, settings: dict[str, Any]) -> tuple[SlotSpec, ...]:
     """Return the slots of the task's network."""
-    return _survey(task, config_of(settings, 0)).specs
-
-
-def _survey(task: Task, config: RunConfig) -> Survey:
-    with process_state(config.run.threads):
-        return survey_of(task, config)
+    return survey_of(task, config_of(settings, 0)).specs
 
 
 def _trainer(survey: Survey) -> Trainer:
@@ -258,8 +259,7 @@ def _within_budgets(survey: Survey, source: random.Random, room: int) -> Pair:
 
 def _measured(survey: Survey, trainer: Trainer, rate: float) -> Arm:
     """Train to the end of the run, and measure."""
-    with process_state(survey.config.run.threads):
-        trainer.train_to(survey.total_steps)
-        test, valid = trainer.shard_means("test")["loss"], trainer.shard_means("valid")["loss"]
+    trainer.train_to(survey.total_steps)
+    test, valid = trainer.shard_means("test")["loss"], trainer.shard_means("valid")["loss"]
     gflops = survey.host_flops * survey.total_steps / 1e9
     return Arm(test, valid, trainer.parameter_count(), survey.total_steps, gflops, rate)
