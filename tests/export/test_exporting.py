@@ -1,4 +1,4 @@
-"""The network as a file for where esper is not: the same bits or within 1e-5, or a refusal that leaves nothing."""
+"""The network as a file for where esper is not: the same bits or nearly, or a refusal that leaves nothing."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ for case in torch.load(sys.argv[2]):
     assert not any(one.training for one in model.modules())
     for inputs, expected in case["batches"]:
         with torch.no_grad():
-            near = (program(inputs) - expected).abs().max() <= 1e-5 * max(1, float(expected.abs().max()))
+            near = (program(inputs) - expected).abs().max() <= 1e-6 * max(1, float(expected.abs().max()))
             print(torch.equal(model(inputs), expected), bool(near))
 assert not [name for name in sys.modules if name.partition(".")[0] in ("esper", "actors", "ray", "pydantic")][1:]
 """
@@ -74,10 +74,10 @@ def outputs(network: nn.Module, inputs: Tensor) -> Tensor:
         return network(inputs)
 
 
-def assert_near(found: Tensor, expected: Tensor) -> None:
-    """Within 1e-5 of the largest figure: a program adds in another order, which also depends on the processor."""
+def assert_near(found: Tensor, expected: Tensor, tolerance: float = 1e-6) -> None:
+    """Within a share of the largest figure: torch's fused layers, which a program does not have, add in another order."""
     assert found.shape == expected.shape
-    assert (found - expected).abs().max() <= 1e-5 * max(1.0, float(expected.abs().max()))
+    assert (found - expected).abs().max() <= tolerance * max(1.0, float(expected.abs().max()))
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,8 @@ def assert_onnx_near(file: Path, grown: Any) -> None:
     evaluator = ReferenceEvaluator(str(file))
     for inputs in (grown.inputs[:1], grown.inputs, torch.cat([grown.inputs] * 2)):
         (found,) = evaluator.run(None, {evaluator.input_names[0]: inputs.numpy()})
-        assert_near(torch.from_numpy(found), outputs(grown.network, inputs))
+        near = torch.from_numpy(found)
+        assert_near(near, outputs(grown.network, inputs), 1e-5)  # numpy's order of additions depends on the processor
 
 
 # -- what the Python file holds ----------------------------------------------------------------------------------
