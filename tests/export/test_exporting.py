@@ -75,7 +75,7 @@ def outputs(network: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def assert_near(found: Tensor, expected: Tensor, tolerance: float = 1e-6) -> None:
-    """Within a share of the largest figure: torch's fused layers, which a program does not have, add in another order."""
+    """Within a share of the largest figure: torch's fused layers, which a program lacks, add in another order."""
     assert found.shape == expected.shape
     assert (found - expected).abs().max() <= tolerance * max(1.0, float(expected.abs().max()))
 
