@@ -305,7 +305,7 @@ def each_call() -> Iterator[Strikes]:
     ("count", "deaths"),
     [
         (1, each_method),
-        pytest.param(1, each_call, marks=pytest.mark.slow),
+        pytest.param(1, each_call, marks=pytest.mark.torture),
         pytest.param(2, each_call, marks=pytest.mark.torture),
     ],
 )
