@@ -23,6 +23,7 @@ from esper.setup.survey import survey_of
 from esper.telemetry import Telemetry, use
 from esper.tolaria import data, trainer
 from esper.tolaria.gradient_norm import LargestNorm
+from esper.tolaria.step_times import StepTimes
 from esper.tolaria.trainer import Trainer
 from esper.tolaria.unkept import Unkept
 from esper.user_code.process_state import process_state
@@ -32,7 +33,7 @@ PARTS: dict[str, tuple[tuple[Any, str], ...]] = {
     "norms of the gradients, for the guard": ((LargestNorm, "see"), (trainer, "check_finite")),
     "generators of random numbers": ((data, "seed_by"),),
     "check of the emergency word": ((Trainer, "check_emergency"),),
-    "histogram of step times": ((trainer, "observe"),),
+    "histogram of step times": ((StepTimes, "add"), (StepTimes, "tell")),
     "search for state that no checkpoint has, at the end of a round": ((Unkept, "check"), (Unkept, "begin_round")),
     "check of the settings of torch, at the end of a round": ((trainer, "check_process"),),
     "state for the policy, at the end of a round": ((Trainer, "_state"),),

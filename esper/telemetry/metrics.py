@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from threading import Lock
 from time import perf_counter
@@ -75,16 +75,16 @@ class Histograms:
             (name, *key): _Series(name, key) for name, metric in HISTOGRAMS.items() for key in metric.series()
         }
 
-    def observe(self, name: str, seconds: float, /, **labels: str) -> None:
-        """Add one duration. Raises: ValueError: the name or a label is not in `HISTOGRAMS`."""
+    def observe(self, name: str, durations_s: Iterable[float], /, **labels: str) -> None:
+        """Add durations in seconds. Raises: ValueError: the name or a label is not in `HISTOGRAMS`."""
         key = (name, *labels.items())  # every histogram has at most one label, and its values are texts
         if key not in self._series:
             raise _stray(name, tuple(labels.items()))
         series = self._series[key]
-        place = bisect_left(series.bounds_s, seconds)
         with self._lock:
-            series.counts[place] += 1
-            series.total_s += seconds
+            for seconds in durations_s:
+                series.counts[bisect_left(series.bounds_s, seconds)] += 1
+                series.total_s += seconds
 
     def snapshot(self) -> dict[str, dict[Labels, tuple[tuple[int, ...], float]]]:
         """Return, for each series that has durations, the number in each bucket, and the sum in seconds."""
@@ -154,7 +154,13 @@ def observe(name: str, seconds: float, /, **labels: str) -> None:
         ValueError: the name or a label is not in the table.
     """
     if (telemetry := current()) is not None:
-        telemetry.metrics.histograms.observe(name, seconds, **labels)
+        telemetry.metrics.histograms.observe(name, (seconds,), **labels)
+
+
+def observe_all(name: str, durations_s: Iterable[float], /, **labels: str) -> None:
+    """Add durations in seconds to a histogram of the current telemetry; see `observe`."""
+    if (telemetry := current()) is not None:
+        telemetry.metrics.histograms.observe(name, durations_s, **labels)
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from esper.leyline.state import TrainingState
 from esper.task import Task
 from esper.telemetry.context import span
 from esper.telemetry.events import Severity, reported, severe
-from esper.telemetry.metrics import observe, timed
+from esper.telemetry.metrics import timed
 from esper.tolaria.data import TaskData
 from esper.tolaria.dependencies import check_plan
 from esper.tolaria.gradient_norm import LargestNorm
@@ -41,6 +41,7 @@ from esper.tolaria.loss import batch_loss
 from esper.tolaria.measured_host import MeasuredHost
 from esper.tolaria.slot_calls import MOST_SKIPPED
 from esper.tolaria.snapshot import HostSnapshot
+from esper.tolaria.step_times import StepTimes
 from esper.tolaria.unkept import Changing, Unkept
 from esper.user_code.process_state import check_process
 from esper.user_code.their_code import tell_step, their_code
@@ -91,6 +92,7 @@ class Trainer(MeasuredHost):
         """Ids of the seeds that were audited since the start of the last round or of the last call of `train_to`."""
         self._norms = LargestNorm()
         """Gradient norms since the start of the present round, or call of `train_to`, before clipping."""
+        self._times = StepTimes(settings.role)
         self._losses: list[float] = []
         """Losses of the steps since the start of the present round, or call of `train_to`."""
         self._last_step = 0
@@ -120,10 +122,7 @@ class Trainer(MeasuredHost):
         self._round = fence
         if self._unkept is not None:
             self._unkept.begin_round()
-        self._begin_audits(last_step)
-        losses = self._losses
-        while self.step < last_step:
-            losses.append(self._one_step())
+        losses = self._steps_to(last_step)
         self._end_audits()
         mean = sum(losses) / len(losses)
         best = self._best_round
@@ -151,10 +150,7 @@ class Trainer(MeasuredHost):
 
         No round or fence is counted.
         """
-        self._begin_audits(step)
-        losses = self._losses
-        while self.step < step:
-            losses.append(self._one_step())
+        losses = self._steps_to(step)
         self._end_audits()
         check_process(self._settings.role)
         return tuple(losses)
@@ -167,6 +163,19 @@ class Trainer(MeasuredHost):
         """
         if self._halted():
             raise EmergencyStop("", "", self.step)
+
+    def _steps_to(self, last_step: int) -> list[float]:
+        """Take the steps before `last_step`, and return their losses. The durations of all steps are in the histogram
+        afterwards, also if a step raises an error.
+        """
+        self._begin_audits(last_step)
+        losses = self._losses
+        try:
+            while self.step < last_step:
+                losses.append(self._one_step())
+        finally:
+            self._times.tell()
+        return losses
 
     def _one_step(self) -> float:
         if self.step % self._settings.trace_every == 0 or self._first_step_at is None:  # the first good step is shown
@@ -198,7 +207,7 @@ class Trainer(MeasuredHost):
         faults.point(self._fault_point, round=self._round, step=self.step)
         began_s = time.perf_counter()
         found = self._update()
-        observe("esper.step.duration", time.perf_counter() - began_s, role=self._settings.role)
+        self._times.add(began_s)
         return found
 
     def _update(self) -> float:

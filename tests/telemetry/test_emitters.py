@@ -10,7 +10,7 @@ from emitting import SOURCES, called, words
 from esper.telemetry import events, metric_table, metrics
 
 EVENTS, COUNTERS = {"severe": 0, "reported": 1}, {"count": 0, "add": 0}
-HISTOGRAMS, GAUGES = {"observe": 0, "timed": 0}, {"gauge": 0}
+HISTOGRAMS, GAUGES = {"observe": 0, "observe_all": 0, "timed": 0}, {"gauge": 0}
 """By function: which of its arguments is the name."""
 
 

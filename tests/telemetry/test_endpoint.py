@@ -53,7 +53,7 @@ def test_every_series_is_there_from_0_and_then_has_its_value(endpoint, metrics):
     assert not first  # gauges have no value yet
 
     metrics.counters.add("esper.severe_events", event="gate_failure")
-    metrics.histograms.observe("esper.round.duration", 0.7)
+    metrics.histograms.observe("esper.round.duration", (0.7,))
     for name, metric in GAUGES.items():
         metrics.gauges.set(name, 3, **dict(metric.series()[0]))
     until(lambda: scraped(endpoint)["esper_severe_events_total", ("event", "gate_failure")] == 1)

@@ -136,7 +136,7 @@ def test_every_query_of_the_dashboard_returns_data(scraping):
             until(lambda: prometheus.values("esper_fallbacks_total"), every_s=0.1)
             for name, histogram in HISTOGRAMS.items():
                 for key in histogram.series():
-                    metrics.histograms.observe(name, 0.3, **dict(key))
+                    metrics.histograms.observe(name, (0.3,), **dict(key))
             for name, counter in COUNTERS.items():
                 for key in counter.series():
                     metrics.counters.add(name, **dict(key))

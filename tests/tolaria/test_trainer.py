@@ -585,3 +585,18 @@ def test_one_step_in_five_has_a_span_and_one_that_fails_always(telemetry: Teleme
         trainer.train_to(20)
     plain = [step for step in (0, 5, 10) if step != failing]
     assert step_spans(telemetry) == [*((step, False) for step in plain), (failing, True)]
+
+
+def steps_in(telemetry: Telemetry) -> int:
+    series = telemetry.metrics.snapshot().histograms["esper.step.duration"]
+    return sum(sum(counts) for counts, _ in series.values())
+
+
+def test_every_step_of_a_round_that_fails_is_in_the_histogram(telemetry: Telemetry) -> None:
+    trainer = make_survey().trainer(RUN, 1, "tolaria", lambda: trainer.step == 12)
+    trainer.train_to(7)
+    assert steps_in(telemetry) == 7
+
+    with pytest.raises(EmergencyStop):
+        trainer.run_round(1, 20)
+    assert steps_in(telemetry) == 12
