@@ -43,7 +43,7 @@ left-out:
 	@$(LEFT_OUT)
 
 torture: $(READY)
-	$(BIN)/python -m pytest -s -m torture --timeout 7200 $(ARGS)
+	$(BIN)/python -m pytest -s -m torture --new-workers --timeout 7200 $(ARGS)
 
 # Every drill of the catalogue, with a minute of the random schedule; `make drills DRILLS="--task my.py:task"` adds words.
 drills: $(READY)

@@ -85,6 +85,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-docs", action="store_true", help="put what tests have seen into the docs, where they do")
+    parser.addoption(
+        "--new-workers", action="store_true", help="start the processes of Ray's actors as Ray does, unforked"
+    )
 
 
 @pytest.fixture(scope="session")

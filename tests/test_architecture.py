@@ -267,7 +267,7 @@ def test_the_tree_keeps_every_rule_that_needs_no_table(rule: Callable[[list[Modu
 
 
 def files_of_ray() -> Iterator[Path]:
-    """Every source file but the one that may name what Ray does not promise, and its test."""
+    """Every source file but the one that may name what Ray does not promise, its test, and what tests do to workers."""
     for folder in ("esper", "actors", "drills", "tests", "benchmarks"):
         yield from (path for path in sorted((ROOT / folder).rglob("*.py")) if "ray_private" not in path.name)
 

@@ -20,7 +20,7 @@ PARTS_OF_RUNS = ("actors", "cli", "durable", "kasmina", "tolaria", "zoo")
 """Test folders of one part of `make test`. Their tests take as long as all other tests together."""
 STARTING = ("embedded", "launch_tiny", "mark.integration")
 """Names of fixtures or marks. If a file of tests/actors contains one of these names, its tests start Ray."""
-BESIDE_ACTORS = ("export", "zoo")
+BESIDE_ACTORS = ("drills", "export", "zoo")
 """Test folders that run in the part of the actors in `make check`, so that both parts take equally long."""
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray_private_workers import forked_workers
 
 import esper
 from actors import remote
@@ -43,8 +44,8 @@ def settings_of_this_process() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def embedded() -> Iterator[EmbeddedRay]:
-    with EmbeddedRay(slots=8) as ray:
+def embedded(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[EmbeddedRay]:
+    with forked_workers(tmp_path_factory.mktemp("ray"), request.config), EmbeddedRay(slots=8) as ray:
         yield ray
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray_private_workers import forked_workers
 
 from drills.catalogue import CATALOGUE
 from drills.drill_runner import DrillRunner
@@ -22,8 +23,11 @@ PAGE = Path(__file__).parents[2] / "docs" / "drills.md"
 
 
 @pytest.fixture(scope="module")
-def runner() -> Iterator[DrillRunner]:
-    with DrillRunner(TaskUnderDrill.tiny(seed=0)) as runner:
+def runner(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[DrillRunner]:
+    with (
+        forked_workers(tmp_path_factory.mktemp("ray"), request.config),
+        DrillRunner(TaskUnderDrill.tiny(seed=0)) as runner,
+    ):
         yield runner
 
 
