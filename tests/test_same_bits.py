@@ -123,15 +123,12 @@ def end_the_same(
     return struck
 
 
-QUICK = "between rename and COMMIT"
-"""The one that `make test` makes."""
 EACH = {"in a step": 77, "at a fence": 9, "in a save": 6, "between rename and COMMIT": 1, "in a graft": 1}
 EACH |= {"in an incubation": 300, "in a decision": 3, "before its first record": 1}
-OTHERS = [pytest.param(moment, marks=pytest.mark.torture) for moment in MOMENTS if moment != QUICK]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("moment", [QUICK, *OTHERS])
+@pytest.mark.torture
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_a_run_that_was_killed_once_ends_with_the_same_bits(
     tmp_path: Path, esper: Esper, undisturbed: Result, moment: str
 ) -> None:

@@ -71,7 +71,6 @@ ALLOWED: dict[str, str] = {
     "tests/actors/test_recovery.py Hogs.fence: says type: ignore": "Ray leaves it untyped",
     "esper/tamiyo/field_reports.py FieldReportStore.__init__: answers StoreCorrupt": "said as a severe event; the segment stays",
     "esper/tamiyo/field_reports.py load_reports: answers StoreCorrupt": "returned as unread",
-    "tests/flow/test_halt_anywhere.py test_a_run_that_was_careful_and_stopped_ends_with_the_bits_of_one_that_was_careful_only: suppress": "the stop that it asked for",
     "esper/archive/backup.py _copy_inbox: suppress": "the run has taken the request; the queue is copied later",
     "esper/archive/backup.py _copy_words: suppress": "a segment that the run removed holds no waiting signal",
     "esper/archive/history.py level_history: .get with a default": "older journals have no fence for a signal: fence 0",

@@ -27,12 +27,14 @@ from esper.testing import tiny_config, tiny_task
 from esper.tolaria.trainer import never
 
 POINTS = (
-    "conductor.adoption_before",
-    "conductor.adoption_snapshot",
     "conductor.adoption_journaled",
     "tolaria.adoption_restored",
-    "conductor.adoption_after",
+    *(
+        pytest.param(f"conductor.adoption_{moment}", marks=pytest.mark.torture)
+        for moment in ("before", "snapshot", "after")
+    ),
 )
+"""In `make check` tests/test_same_bits.py kills a run at each of them."""
 SHORT = {"growth__entry": "adopt", "growth__replicas": 2}
 pytestmark = pytest.mark.slow
 
