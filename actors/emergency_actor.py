@@ -5,7 +5,6 @@ torch, so that the actor starts quickly.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,17 +16,10 @@ from esper.durable.files import atomic_write
 from esper.emergency.emergency_service import EmergencyService
 from esper.emergency.settings import EmergencyConfig, WebhookSinkConfig
 from esper.emergency.word import EmergencyWord
-from esper.errors import RunDirectoryError
 from esper.leyline.signals import EmergencySignal
 
 ADDRESS = "actor"
 """File in `RUN/emergency` with the name of the present emergency actor."""
-ENDING_S = 20.0
-"""Longest wait in seconds for the process that has the queue. If the driver of a run was killed, Ray ends the emergency
-actor of that run some seconds later, and a resume may start before that.
-"""
-AGAIN_S = 0.1
-"""Seconds between two attempts to open the queue."""
 
 
 class EmergencyPort(Protocol):
@@ -91,31 +83,20 @@ def emergency(
 ) -> EmergencyService:
     """Open the emergency service of a run, and write the name of this actor into the file that publishers read.
 
-    If another process owns the queue, wait up to `ENDING_S` seconds for its end.
-
     Args:
         folder: `RUN/emergency`.
         word: The file of the emergency word.
 
     Raises:
-        RunDirectoryError: another process owns the queue, and goes on.
         EsperError: see `EmergencyService.open`; also if the name of the actor could not be written.
     """
-    began = time.monotonic()
-    while True:
-        try:
-            service = EmergencyService.open(
-                folder,
-                EmergencyWord.attach(word),
-                config,
-                run_id=run_id,
-                generation=generation,
-                environment=variables.values,
-            )
-            break
-        except RunDirectoryError as error:
-            if not isinstance(error.__cause__, BlockingIOError) or time.monotonic() - began > ENDING_S:
-                raise
-        time.sleep(AGAIN_S)
+    service = EmergencyService.open(
+        folder,
+        EmergencyWord.attach(word),
+        config,
+        run_id=run_id,
+        generation=generation,
+        environment=variables.values,
+    )
     atomic_write(folder / ADDRESS, name().encode())
     return service

@@ -27,7 +27,7 @@ ALLOWED: dict[str, str] = {
     "actors/embedded_ray.py put_back: .pop with a default": "a variable that a test took away is gone already",
     "esper/leyline/base.py PublicMessage: says type: ignore": "a mark of pydantic on a function",
     "actors/embedded_ray.py EmbeddedRay.close: ignore_errors=True": "a late log line; tests look",
-    "actors/emergency_actor.py emergency: answers RunDirectoryError": "the owner is ending; raised after ENDING_S",
+    "esper/emergency/emergency_service.py _when_free: answers RunDirectoryError": "the owner is ending; raised after ENDING_S",
     "actors/ray_private.py read_environment_again: says type: ignore x2": "Ray's compiled part has no stubs",
     "actors/ray_private.py folder_of_logs: says type: ignore": "Ray's own node is there while it runs",
     "actors/ray_private.py guarded_start: says type: ignore x6": "Ray's compiled part has no stubs",

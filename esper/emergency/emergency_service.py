@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Coroutine, Mapping, Sequence
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -25,11 +27,17 @@ from esper.emergency.settings import CONDUCTOR, EmergencyConfig
 from esper.emergency.sinks import Sink, make_sinks
 from esper.emergency.word import EmergencyWord
 from esper.emergency.worker import Worker
-from esper.errors import EmergencyUnavailable, EsperError
+from esper.errors import EmergencyUnavailable, EsperError, RunDirectoryError
 from esper.ground.clock import Clock, SystemClock
 from esper.leyline.signals import EmergencySignal
 from esper.telemetry.background import background_context
 
+ENDING_S = 20.0
+"""Longest wait in seconds for the process that has the queue. If the driver of a run was killed, Ray ends the emergency
+actor of that run some seconds later, and a resume may start before that.
+"""
+AGAIN_S = 0.1
+"""Seconds between two attempts to open the queue."""
 LOOK_S = 0.05
 """Seconds between two reads of the inbox folder. All reads together take 0.4 % of a CPU."""
 
@@ -75,7 +83,8 @@ class EmergencyService:
         clock: Clock | None = None,
         draw: random.Random | None = None,
     ) -> Self:
-        """Open the queue of a run, and become the only writer of the run's emergency word.
+        """Open the queue of a run, and become the only writer of the run's emergency word. If another process owns the
+        queue, wait up to `ENDING_S` seconds for its end.
 
         No signal is sent before `start`. If the conductor has not acknowledged a signal whose level is above the level
         of the word, the word gets the signal's level.
@@ -88,23 +97,23 @@ class EmergencyService:
 
         Raises:
             ConfigError: the address or token of a sink cannot be read or used. Nothing was written.
-            RunDirectoryError: another process owns the queue.
+            RunDirectoryError: another process owns the queue, and goes on.
             StoreCorrupt: the content of the folder is not a queue that esper wrote.
             StoreWriteFailed: the folder or the queue could not be created, locked, repaired or synced.
         """
         clock = clock or SystemClock()
         sinks = make_sinks(config.sinks, folder, environment)
         with ExitStack() as undo:
-            queue = undo.enter_context(
-                EmergencyQueue.open(
-                    folder / QUEUE,
-                    capacity=config.capacity,
-                    subscribers=subscribers(config),
-                    clock=clock,
-                    draw=draw,
-                    cap_per_minute=config.cap_per_minute,
-                )
+            opening = partial(
+                EmergencyQueue.open,
+                folder / QUEUE,
+                capacity=config.capacity,
+                subscribers=subscribers(config),
+                clock=clock,
+                draw=draw,
+                cap_per_minute=config.cap_per_minute,
             )
+            queue = undo.enter_context(_when_free(opening))
             service = cls(folder, queue, word, sinks, run_id, generation, clock)
             undo.pop_all()
         return service
@@ -271,3 +280,15 @@ def subscribers(config: EmergencyConfig) -> tuple[Subscriber, ...]:
             for sink in config.sinks
         ),
     )
+
+
+def _when_free(opening: Callable[[], EmergencyQueue]) -> EmergencyQueue:
+    """Open the queue. While another process owns it, try again for `ENDING_S` seconds."""
+    began = time.monotonic()
+    while True:
+        try:
+            return opening()
+        except RunDirectoryError as error:
+            if not isinstance(error.__cause__, BlockingIOError) or time.monotonic() - began > ENDING_S:
+                raise
+        time.sleep(AGAIN_S)

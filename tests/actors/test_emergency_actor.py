@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -133,26 +132,10 @@ def test_an_actor_that_replaces_a_closed_one_is_closed_too(actor: Any, notices: 
 
 
 def test_a_second_owner_is_refused(actor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actors.emergency_actor.ENDING_S", 0.0)
+    monkeypatch.setattr("esper.emergency.emergency_service.ENDING_S", 0.0)
     with pytest.raises(RunDirectoryError):
         opened(tmp_path, generation=2)
     assert (tmp_path / "emergency" / ADDRESS).read_text() == "emergency-g1"  # publishers go on to the owner
-    assert actor.process.publish(signal("a")) == 1
-
-
-def test_a_queue_is_waited_for_while_the_process_of_a_killed_run_ends(
-    actor: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    waits = list[float]()
-
-    def wait(seconds: float) -> None:
-        waits.append(seconds)
-        if len(waits) == 2:
-            actor.kill()
-
-    monkeypatch.setattr("actors.emergency_actor.time", SimpleNamespace(monotonic=lambda: 0.0, sleep=wait))
-    actor.process = actor.started()
-    assert len(waits) == 2
     assert actor.process.publish(signal("a")) == 1
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from queues import signal
@@ -265,6 +267,30 @@ async def test_a_second_owner_is_refused_and_changes_nothing(tmp_path: Path) -> 
             opened(tmp_path, generation=2)
         assert word_in(tmp_path).read().generation == 1
         await service.publish(signal("b"))
+
+
+async def test_a_queue_is_waited_for_while_the_process_of_a_killed_run_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, waits = tmp_path / "emergency", list[float]()
+    with ExitStack() as killed:
+        queue = killed.enter_context(queue_in(folder))
+        queue.publish(signal("a"))
+
+        def wait(seconds: float) -> None:
+            waits.append(seconds)
+            if len(waits) == 2:
+                killed.close()
+
+        ticking = SimpleNamespace(monotonic=lambda: 0.0, sleep=wait)
+        monkeypatch.setattr("esper.emergency.emergency_service.time", ticking)
+        service = EmergencyService.open(
+            folder, word_in(tmp_path), EmergencyConfig(), run_id="run", generation=2, environment={}
+        )
+    assert len(waits) == 2
+    await service.start()
+    assert ids(await service.pending("conductor")) == ["a"]
+    await service.stop(0.0)
 
 
 async def test_a_sink_that_cannot_be_made_leaves_no_owner_and_no_folder(tmp_path: Path) -> None:
