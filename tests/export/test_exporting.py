@@ -487,12 +487,20 @@ def with_change(change: Callable[[Tensor], Tensor]) -> type[nn.Module]:
 @pytest.mark.parametrize(
     ("change", "refused"),
     [
-        (lambda y: y + torch.randn_like(y), {Format.ONNX: "ONNX draws others"}),
-        (lambda y: nn.functional.dropout(y, 0.5, True), {Format.ONNX: "ONNX draws others"}),
-        (lambda y: y + random.random(), dict.fromkeys([Format.EXPORT, Format.ONNX], "constants")),
-        (lambda y: y + float(np.random.rand()), dict.fromkeys([Format.EXPORT, Format.ONNX], "constants")),
+        pytest.param(
+            lambda y: y + torch.randn_like(y), {Format.ONNX: "ONNX draws others"}, id="randn", marks=pytest.mark.slow
+        ),
+        pytest.param(lambda y: nn.functional.dropout(y, 0.5, True), {Format.ONNX: "ONNX draws others"}, id="dropout"),
+        pytest.param(
+            lambda y: y + random.random(), dict.fromkeys([Format.EXPORT, Format.ONNX], "constants"), id="python"
+        ),
+        pytest.param(
+            lambda y: y + float(np.random.rand()),
+            dict.fromkeys([Format.EXPORT, Format.ONNX], "constants"),
+            id="numpy",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["randn", "dropout", "python", "numpy"],
 )
 def test_random_numbers_in_evaluation_are_the_same_for_network_and_export_or_named(
     drained_twice: Path, tmp_path: Path, change: Callable[[Tensor], Tensor], refused: dict[Format, str]
@@ -624,6 +632,7 @@ def test_a_missing_package_is_named_with_its_extra(
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_the_readme_leads_from_a_run_to_inference(
     grown_host: Get,
     three_hosts: Any,

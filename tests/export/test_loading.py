@@ -44,7 +44,7 @@ from esper.leyline.state import RoundState
 from esper.setup.survey import survey_of
 from esper.testing import StopAt, TinyHost, telling, tiny_config, tiny_task
 
-HOSTS = ["tokens", "images", "rows"]
+HOSTS = [pytest.param("tokens", marks=pytest.mark.slow), "images", "rows"]
 Get = Callable[[str], Any]
 
 
@@ -174,7 +174,7 @@ def test_modes_types_and_gradients_reach_the_seeds(grown_host: Get) -> None:
 
 
 def test_many_threads_may_call_a_network(grown_host: Get) -> None:
-    grown = grown_host("tokens")
+    grown = grown_host("images")
     network = esper.load(grown.ended)
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: outputs(network, grown.inputs), range(40)))

@@ -130,6 +130,7 @@ def test_a_run_from_python_with_a_text_as_its_reference_needs_no_task_later(
         esper.load(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_commands_take_the_task_of_a_run_that_has_no_reference(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -56,7 +56,9 @@ def events(path: Path) -> list[dict[str, Any]]:
 # -- a failure says what is kept ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("every_rounds", "fences"), [(1, "0, 8, 9"), (4, "0, 4, 8")])
+@pytest.mark.parametrize(
+    ("every_rounds", "fences"), [(1, "0, 8, 9"), pytest.param(4, "0, 4, 8", marks=pytest.mark.slow)]
+)
 def test_a_failure_names_the_checkpoints_that_there_are(
     tmp_path: Path, esper: Esper, stopped: Callable[..., Path], every_rounds: int, fences: str
 ) -> None:

@@ -167,6 +167,7 @@ class HaltAt(StopAt):
             self._act(self)
 
 
+@pytest.mark.slow
 def test_a_halt_comes_before_a_requested_stop_and_is_not_lost_behind_another_failure(
     tmp_path: Path, undisturbed: Result
 ) -> None:

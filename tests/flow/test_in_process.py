@@ -428,7 +428,8 @@ def test_a_failure_before_the_first_round_has_a_trace_too(tmp_path: Path) -> Non
     assert [s["name"] for s in stopped.spans() if s["traceId"] == body["trace_id"]] == ["esper start"]
 
 
-@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.torture)])
 def test_digits_grow_under_the_default_config(tmp_path: Path, seed: int) -> None:
     config = load_config(None, {"run.dir": str(tmp_path / "run"), "run.seed": seed})
     result = run(digits_task(), config)

@@ -273,6 +273,7 @@ class Another(Returning):
     pass
 
 
+@pytest.mark.slow
 def test_a_run_with_a_policy_of_the_users_is_repeated_with_that_policy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

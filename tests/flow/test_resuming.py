@@ -131,6 +131,7 @@ def test_a_run_that_has_ended_says_its_result_and_changes_nothing(stopped: Calla
     assert files(path) == before
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_for_more_epochs(stopped: Callable[..., Path]) -> None:
     path = stopped()
     first = resume(path)

@@ -243,7 +243,9 @@ def dies(line: Line, name: str, role: str) -> None:
     line.back.recover(ActorLost(role, "gone"))
 
 
-@pytest.mark.parametrize(("name", "role"), [("tolaria", "tolaria"), ("manager-0", "kasmina")])
+@pytest.mark.parametrize(
+    ("name", "role"), [("tolaria", "tolaria"), pytest.param("manager-0", "kasmina", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("fence", fences([6], [None, LAST], [0, 1, 10]))
 def test_a_run_that_lost_an_actor_goes_back_to_its_last_fence_and_ends_the_same(
     line: Line, undisturbed: Result, name: str, role: str, fence: int | None
