@@ -44,8 +44,8 @@ def settings_of_this_process() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def embedded(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[EmbeddedRay]:
-    with forked_workers(tmp_path_factory.mktemp("ray"), request.config), EmbeddedRay(slots=8) as ray:
+def embedded(request: pytest.FixtureRequest) -> Iterator[EmbeddedRay]:
+    with forked_workers(request.config), EmbeddedRay(slots=8) as ray:
         yield ray
 
 

@@ -23,11 +23,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "drills.md"
 
 
 @pytest.fixture(scope="module")
-def runner(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[DrillRunner]:
-    with (
-        forked_workers(tmp_path_factory.mktemp("ray"), request.config),
-        DrillRunner(TaskUnderDrill.tiny(seed=0)) as runner,
-    ):
+def runner(request: pytest.FixtureRequest) -> Iterator[DrillRunner]:
+    with forked_workers(request.config), DrillRunner(TaskUnderDrill.tiny(seed=0)) as runner:
         yield runner
 
 

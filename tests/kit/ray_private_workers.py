@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -15,21 +16,22 @@ import ray
 from ray._private import services
 
 from actors.actor_process import actor_environment
+from actors.temporary_folders import TEMPORARY
 
 SCRIPT = Path(__file__).parents[1] / "data" / "forking_workers.py"
 OWN_WORKER = str(Path(ray.__file__).parent / "_private" / "workers" / "default_worker.py")
 
 
 @contextmanager
-def forked_workers(folder: Path, config: pytest.Config) -> Iterator[None]:
-    """Context for the whole life of a Ray, with a folder for a socket. `--new-workers` makes it do nothing.
+def forked_workers(config: pytest.Config) -> Iterator[None]:
+    """Context for the whole life of a Ray. `--new-workers` makes it do nothing.
 
     The process that forks has one thread and has computed nothing.
     """
     if config.getoption("--new-workers"):
         yield
         return
-    path, start = folder / "workers", services.start_ray_process
+    start = services.start_ray_process
 
     def instead(command: list[str], kind: str, *how: Any, **named: Any) -> Any:
         ours = [word.replace(OWN_WORKER, f"{SCRIPT} {path}") for word in command]
@@ -37,8 +39,9 @@ def forked_workers(folder: Path, config: pytest.Config) -> Iterator[None]:
         return start(ours, kind, *how, **named)
 
     with (
+        TemporaryDirectory(prefix="workers-", dir=TEMPORARY) as folder,  # a path that is short enough for a socket
         subprocess.Popen(
-            [sys.executable, str(SCRIPT), "serve", str(path)],
+            [sys.executable, str(SCRIPT), "serve", path := f"{folder}/socket"],
             env={**os.environ, **actor_environment(1)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
