@@ -38,6 +38,8 @@ def test_the_files_that_wait_for_a_ray_are_in_one_part() -> None:
     actors = {*chosen(parts.parts("check")["actors"])}
     assert marked <= actors
     assert not without & actors
+    drills = {*(ROOT / "tests" / "drills").glob("test_*.py")}
+    assert not drills & actors  # the Ray of the session is up there, and a drill starts its own
 
 
 @pytest.mark.parametrize(

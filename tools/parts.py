@@ -20,8 +20,12 @@ PARTS_OF_RUNS = ("actors", "cli", "durable", "kasmina", "tolaria", "zoo")
 """Test folders of one part of `make test`. Their tests take as long as all other tests together."""
 STARTING = ("embedded", "launch_tiny", "mark.integration")
 """Names of fixtures or marks. If a file of tests/actors contains one of these names, its tests start Ray."""
-BESIDE_ACTORS = ("drills", "export", "zoo")
-"""Test folders that run in the part of the actors in `make check`, so that both parts take equally long."""
+BESIDE_ACTORS = ("export", "kasmina", "tolaria", "zoo")
+"""Test folders that run in the part of the actors in `make check`, so that both parts take equally long.
+
+The drills cannot be one of them, because a process can be connected to one Ray only, nor can durable, whose tests fork
+their process, which has threads of Ray.
+"""
 
 
 def parts(target: str, root: Path = ROOT) -> dict[str, list[str]]:
