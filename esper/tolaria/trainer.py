@@ -262,7 +262,8 @@ class Trainer(MeasuredHost):
         self._set_mode(training=True)
         self._optimizer.zero_grad(set_to_none=True)  # the seed of a fork in this process may have reached this host
         self._audited()  # findings outside of steps are dropped: their changes were undone, and a resume lacks them
-        self._audited_now, self._last_step, self._norms = set(), last_step, LargestNorm()
+        self._audited_now, self._last_step = set(), last_step
+        self._norms = LargestNorm(self._trained_parameters())
         self._losses = []
 
     def _audit_is_due(self) -> bool:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
-from torch import Tensor
 
 from esper.tolaria.gradient_norm import LargestNorm, global_norm
+
+Shapes = Sequence[tuple[int, ...]]
+SHAPES: Shapes = [(3, 4), (5,), (), (2, 2, 2)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("spread", [0.0, 1e-7, 1e-3, 1.0])  # from equal norms to norms that differ much
 @pytest.mark.parametrize("size", [1.0, 3e3])
-def test_the_largest_norm_equals_the_largest_of_all_norms(dtype: torch.dtype, spread: float, size: float) -> None:
+@pytest.mark.parametrize("known", [(), SHAPES, [*SHAPES, (300, 300)]], ids=["unknown", "few", "many"])
+def test_the_largest_norm_equals_the_largest_of_all_norms(
+    dtype: torch.dtype, spread: float, size: float, known: Shapes
+) -> None:
     draw = torch.Generator().manual_seed(1)
-    norms = LargestNorm()
-    shapes = [(3, 4), (5,), (), (2, 2, 2)]
-    start = [torch.randn(shape, generator=draw, dtype=torch.float64) for shape in shapes]
+    norms = LargestNorm([torch.zeros(shape) for shape in known])
+    start = [torch.randn(shape, generator=draw, dtype=torch.float64) for shape in SHAPES]
     exact = []
     for _ in range(60):
         step = [
@@ -29,11 +34,10 @@ def test_the_largest_norm_equals_the_largest_of_all_norms(dtype: torch.dtype, sp
     assert norms.largest() == max(exact)
 
 
-def values(*found: float) -> list[Tensor]:
-    return [torch.tensor([value], dtype=torch.float16) for value in found]
-
-
-@pytest.mark.parametrize("gradients", [values(1, math.nan), values(math.inf, 1), values(6e4, 6e4), values(-math.inf)])
-def test_a_norm_that_is_not_finite_is_seen(gradients: list[Tensor]) -> None:
-    assert not math.isfinite(global_norm(gradients).item())
-    assert str(LargestNorm().see(gradients)) == str(global_norm(gradients).item())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("few", [False, True])
+@pytest.mark.parametrize("values", [(1, math.nan), (math.inf, 1), (6e4, 6e4), (-math.inf,), (math.inf, math.nan)])
+def test_a_norm_that_is_not_finite_is_seen(values: Sequence[float], few: bool, dtype: torch.dtype) -> None:
+    gradients = [torch.tensor([value], dtype=dtype) for value in values]
+    norms = LargestNorm([torch.zeros(1) for _ in values] if few else ())
+    assert str(norms.see(gradients)) == str(global_norm(gradients).item())
