@@ -192,6 +192,7 @@ ALLOWED: dict[str, str] = {
     "esper/kasmina/blueprints/flops.py _cpu_attention_flops: says type: ignore": "torch leaves it untyped",
     "esper/kasmina/incubation/incubator.py _Entry.train: answers DivergenceUnrecoverable": "it fails G2 by it",
     "esper/ground/random_streams.py seed_by: says type: ignore": "torch leaves it untyped",
+    "esper/ground/random_streams.py seed_on_cpu: answers TypeError": "another kind of generator; numpy's own function seeds it",
     "tests/actors/test_remote.py Component.raise_chain: answers RuntimeError": "raised on as the cause of a planted error",
     "tests/actors/test_errors_across_processes.py example: .get with a default": "any tuple will do as an argument",
     "esper/ground/machine.py process_began: answers (FileNotFoundError, ProcessLookupError)": "gone is the answer",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 _python: Any = random._inst  # this base class has no public name; `random.seed` is a method of its subclass
 _seed_python: Callable[[int], None] = super(random.Random, _python).seed
+_seed_numpy: Callable[[int], None] = np.random.mtrand._rand.seed  # this generator has no public name
 _seed_torch: Callable[[int], object] = torch.default_generator.manual_seed
 _WITH_CUDA = torch._C._has_cuda  # also on AMD
 
@@ -51,12 +52,15 @@ def seed_on_cpu(key: int) -> None:
     """Seed the global generators of python, numpy and torch's CPU with one key.
 
     torch's default generator is seeded directly, because `torch.manual_seed` also looks for accelerators and takes a
-    hundred times as long. Python's generator is seeded without `random.seed`, because that function first checks the
-    type of its argument, which takes time.
+    hundred times as long. The generators of Python and numpy are seeded without `random.seed` and `np.random.seed`,
+    because those functions first check types, which takes time.
     """
     _seed_python(key)
     _python.gauss_next = None
-    np.random.seed(key & 0xFFFFFFFF)
+    try:
+        _seed_numpy(key & 0xFFFFFFFF)
+    except TypeError:  # the user's code has set another kind of generator
+        np.random.seed(key & 0xFFFFFFFF)
     _seed_torch(key)
 
 

@@ -80,3 +80,31 @@ def test_python_s_generator_is_seeded_as_by_its_own_function() -> None:
     random.seed(key)
 
     assert state == random.getstate()
+
+
+def test_numpy_s_generator_is_seeded_as_by_its_own_function() -> None:
+    key = stream_key(5, "step", 3)
+    np.random.seed(1)
+    np.random.standard_normal()  # leaves a second number for the next call
+    seed_on_cpu(key)
+    state = np.random.get_state()
+    np.random.seed(key & 0xFFFFFFFF)
+
+    assert str(state) == str(np.random.get_state())
+
+
+@pytest.fixture
+def other_numpy():
+    usual = np.random.get_bit_generator()
+    np.random.set_bit_generator(np.random.PCG64(1))
+    yield
+    np.random.set_bit_generator(usual)
+
+
+@pytest.mark.usefixtures("other_numpy")
+def test_another_kind_of_numpy_s_generator_is_seeded_too() -> None:
+    seed_process(5, "step", 3)
+    first = np.random.random()
+    seed_process(5, "step", 3)
+
+    assert np.random.random() == first
