@@ -71,6 +71,9 @@ class Leaf(NamedTuple):
 _CONSTANTS = {id(one): Leaf(type(one).__name__, hash(one)) for one in (None, False, True)}
 """Id -> digest of the most frequent values of attributes. There is one object of each of these values."""
 
+_EMPTY_SET = Leaf("set", hash(frozenset()), 0)
+"""The digest of an empty set. Every torch module has such a set."""
+
 Held = dict[str, Leaf]
 """Path -> digest. The path is a Python expression if possible."""
 Opens = Callable[[object], bool]
@@ -122,6 +125,12 @@ def held_by(
             found[path] = _CONSTANTS[key]
             continue
         kind: Any = type(here)
+        if kind in _SCALARS:
+            found[path] = _scalar(kind, here)
+            continue
+        if kind is set and not here:
+            found[path] = _EMPTY_SET
+            continue
         simple = _is_simple_module(kind)
         leaf = None if simple else _leaf(here, limits.whole_bytes)
         if leaf is None and key in seen:
@@ -167,7 +176,7 @@ def _leaf(value: Any, whole_bytes: int) -> Leaf | None:  # Any: any value of an 
     """Return the digest of a value without parts. None: the value has parts."""
     kind: Any = type(value)
     if kind in _SCALARS:
-        return Leaf(kind.__name__, hash(repr(value) if kind in (float, complex) else value))
+        return _scalar(kind, value)
     if kind in _CONTAINERS and set(map(type, value)) <= _SCALARS:
         return Leaf(_kind_of(value), _flat(value), len(value))
     if isinstance(value, Tensor):
@@ -181,6 +190,10 @@ def _leaf(value: Any, whole_bytes: int) -> Leaf | None:  # Any: any value of an 
     if kind is dict and {*map(type, value), *map(type, value.values())} <= _SCALARS:
         return Leaf("dict", hash((_flat(value), _flat(value.values()))), len(value))
     return None
+
+
+def _scalar(kind: type, value: object) -> Leaf:
+    return Leaf(kind.__name__, hash(repr(value) if kind in (float, complex) else value))
 
 
 def _kind_of(container: Collection[Any]) -> str:
