@@ -220,7 +220,9 @@ class TaskData:
             yield self._load(shard, _evaluation_part(indices, place))
 
     def _load(self, shard: str, indices: Sequence[int]) -> Any:
-        return self._batch(self._items(shard, indices))
+        """Load and collate samples. Every training step calls this, so it does not call `_items` and `_batch`."""
+        samples = SAMPLE[shard].run(_items_of, self.shards[shard].samples, indices)
+        return _collating(len(samples)).run(self._collate, samples)
 
     def _batch(self, samples: list[Any]) -> Any:
         return _collating(len(samples)).run(self._collate, samples)

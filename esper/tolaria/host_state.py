@@ -169,9 +169,12 @@ class GrownHost:
     # -- tensors -------------------------------------------------------------------------------------------------
 
     def _trained_parameters(self) -> list[nn.Parameter]:
-        found = [p for group in self._optimizer.param_groups for p in group["params"]]
+        found = list[nn.Parameter]()
+        for group in self._optimizer.param_groups:
+            found += group["params"]
         for seed in self._seed_optimizers.values():
-            found += [p for group in seed.optimizer.param_groups for p in group["params"]]
+            for group in seed.optimizer.param_groups:
+                found += group["params"]
         return found
 
     def weights_sha256(self) -> str:
