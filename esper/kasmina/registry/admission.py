@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 from dataclasses import InitVar, dataclass
 from datetime import datetime
+from functools import cached_property
 
 from esper.errors import CommandRejected, DependencyViolationError, EsperError, StageConflict
 from esper.kasmina.registry.admission_rules import check_rule
@@ -37,6 +38,11 @@ class AdmittedCommand:
     def __post_init__(self, seal: object) -> None:
         if seal is not _SEAL:
             raise TypeError("only esper.kasmina.registry.admission.admit makes an AdmittedCommand")
+
+    @cached_property
+    def signed(self) -> bytes:
+        """The signed bytes of the command. They are made once, because each later admission compares them."""
+        return signed_bytes(self.command)
 
 
 def admit(command: Command, ledger: Ledger, *, key: bytes, now: datetime) -> AdmittedCommand:

@@ -13,7 +13,6 @@ from esper.ground.tensors import blob_digest
 from esper.kasmina.registry.admission import AdmittedCommand, readmitted
 from esper.kasmina.registry.registry_state import StoredAnswer, StoredCommand, needed_weights
 from esper.kasmina.registry.seed_record import SeedRecord
-from esper.leyline.commands import Command
 from esper.leyline.incubation import Answer, IncubationOrder
 from esper.leyline.reports import GraftPlan, Weights
 
@@ -53,14 +52,14 @@ class CommandBook:
 
     # -- commands ------------------------------------------------------------------------------------------------
 
-    def counted(self, generation: int) -> dict[str, Command]:
+    def counted(self, generation: int) -> dict[str, AdmittedCommand]:
         """Return the commands that admission needs, by id.
 
         If a command of an older generation was never carried out, it is left out, because it has changed nothing. After
         a restore, Tamiyo issues the command again with the same id and nonce, and admission must accept it.
         """
         return {
-            key: admitted.command
+            key: admitted
             for key, admitted in self._admitted.items()
             if key in self._answers or admitted.command.generation == generation
         }

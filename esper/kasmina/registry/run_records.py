@@ -22,7 +22,7 @@ from esper.kasmina.registry.run_facts import RunFacts
 from esper.kasmina.registry.seed_record import SeedRecord, tell_gate
 from esper.kasmina.registry.shared_vectors import packed
 from esper.kasmina.settings import GrowthConfig
-from esper.leyline.commands import Candidate, Command, signed_bytes
+from esper.leyline.commands import Candidate, Command
 from esper.leyline.decisions import Pair
 from esper.leyline.incubation import IncubationOrder
 from esper.leyline.reports import FieldReport, GateReport, GraftPlan, Outcome
@@ -130,8 +130,8 @@ class RunRecords:
         return Ledger(
             run_id=self.facts.run_id,
             generation=self.facts.generation,
-            nonces={command.nonce: key for key, command in counted.items()},
-            bodies={key: signed_bytes(command) for key, command in counted.items()},
+            nonces={admitted.command.nonce: key for key, admitted in counted.items()},
+            bodies={key: admitted.signed for key, admitted in counted.items()},
             fence=fence,
             stages=self.roster.stages(),
             earliest=self.roster.earliest(),

@@ -349,6 +349,13 @@ def test_nobody_else_makes_an_admitted_command(make_command, ledger, key):
         admitted.command = make_command()
 
 
+def test_the_signed_bytes_of_an_admitted_command_are_made_once(make_command, ledger, key):
+    command = make_command(name="2")
+    admitted = admit(command, ledger, key=key, now=EPOCH)
+    assert admitted.signed == signed_bytes(command)
+    assert admitted.signed is admitted.signed
+
+
 TEXT = st.text(max_size=20)
 CHANGES: dict[str, st.SearchStrategy[Any]] = {
     "command_id": TEXT,
