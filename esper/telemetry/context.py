@@ -103,9 +103,10 @@ def span(
 
 
 def _links(senders: Iterable[str]) -> list[Link]:
-    here = trace.get_current_span().get_span_context().trace_id
-    found = [trace.get_current_span(_w3c.extract({"traceparent": sender})).get_span_context() for sender in senders]
-    return [Link(sender) for sender in found if sender.is_valid and sender.trace_id != here]
+    here = trace.format_trace_id(trace.get_current_span().get_span_context().trace_id)
+    others = [sender for sender in senders if here not in sender]  # most senders are in this trace; parsing takes time
+    found = [trace.get_current_span(_w3c.extract({"traceparent": sender})).get_span_context() for sender in others]
+    return [Link(sender) for sender in found if sender.is_valid]
 
 
 def traceparent() -> str:
