@@ -33,7 +33,7 @@ PARTS: dict[str, tuple[tuple[Any, str], ...]] = {
     "norms of the gradients, for the guard": ((LargestNorm, "see"), (trainer, "check_finite")),
     "generators of random numbers": ((data, "seed_by"),),
     "check of the emergency word": ((Trainer, "check_emergency"),),
-    "histogram of step times": ((StepTimes, "add"), (StepTimes, "tell")),
+    "histogram of step times": ((StepTimes, "add"),),
     "search for state that no checkpoint has, at the end of a round": ((Unkept, "check"), (Unkept, "begin_round")),
     "check of the settings of torch, at the end of a round": ((trainer, "check_process"),),
     "state for the policy, at the end of a round": ((Trainer, "_state"),),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from operator import attrgetter
 
 import torch
@@ -39,13 +40,9 @@ def _joined(norms: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def _of_one_copy(gradients: list[Tensor]) -> float:
-    """Return the global norm of a few small gradients, with the rounding errors of one sum of squares.
-
-    Two calls of torch are enough for all gradients. The norm of each gradient would take a call for each.
-    """
-    copied: Tensor = torch._C._nn.flatten_dense_tensors(gradients)
-    return math.sqrt(torch.dot(copied, copied).item()) if copied.dtype in PRECISE else math.nan
+def _norm_of_parts(copied: Tensor, sizes: list[int]) -> Tensor:
+    """Return the `global_norm` of contiguous gradients from a copy of their elements."""
+    return global_norm(list(torch.split(copied, sizes)))
 
 
 class LargestNorm:
@@ -67,8 +64,8 @@ class LargestNorm:
         """Whether the gradients are copied into one tensor for an estimate."""
         self._estimate = -1.0
         """Estimate of the largest norm. -1: no step was seen."""
-        self._norms: Sequence[Tensor] = ()
-        """The norm of each gradient in the step with the largest norm."""
+        self._largest: Callable[[], Tensor] = partial(_joined, ())
+        """Computes the norm of the step with the largest norm."""
 
     def see(self, gradients: list[Tensor]) -> float:
         """Return an estimate of the global norm of a step's gradients.
@@ -76,30 +73,44 @@ class LargestNorm:
         Values from `ESTIMATED_BELOW` on, infinite values and NaN are the norm itself. On an accelerator, every value is
         the norm itself, because it waits for the accelerator once, and an estimate once for each gradient.
         """
-        estimate = _of_one_copy(gradients) if self._few else math.nan
-        norms = () if estimate < ESTIMATED_BELOW else torch._foreach_norm(gradients)
-        if norms:
-            estimate = math.hypot(*map(Tensor.item, norms)) if norms[0].is_cpu else math.inf
-            if not estimate < ESTIMATED_BELOW:
-                estimate = _joined(norms).item()
+        if self._few and (estimate := self._see_copy(gradients)) < ESTIMATED_BELOW:
+            return estimate
+        norms = torch._foreach_norm(gradients)
+        estimate = math.hypot(*map(Tensor.item, norms)) if norms[0].is_cpu else math.inf
+        if not estimate < ESTIMATED_BELOW:
+            estimate = _joined(norms).item()
         if estimate >= self._estimate * (1 - MARGIN):
-            self._compare(estimate, norms or torch._foreach_norm(gradients))
+            self._compare(estimate, partial(_joined, norms))
         return estimate
 
-    def _compare(self, estimate: float, norms: Sequence[Tensor]) -> None:
+    def _see_copy(self, gradients: list[Tensor]) -> float:
+        """Estimate the norm from a copy of all gradients, by two calls of torch instead of one for each gradient.
+
+        Return NaN or a value from `ESTIMATED_BELOW` on if the copy does not show the norm. Then nothing was compared.
+        """
+        copied: Tensor = torch._C._nn.flatten_dense_tensors(gradients)
+        estimate = math.sqrt(torch.dot(copied, copied).item()) if copied.dtype in PRECISE else math.nan
+        if self._estimate * (1 - MARGIN) <= estimate < ESTIMATED_BELOW:
+            if all(map(Tensor.is_contiguous, gradients)):
+                self._compare(estimate, partial(_norm_of_parts, copied, [*map(Tensor.numel, gradients)]))
+            else:  # the norm of the copy would be summed in another order
+                self._compare(estimate, partial(_joined, torch._foreach_norm(gradients)))
+        return estimate
+
+    def _compare(self, estimate: float, norm: Callable[[], Tensor]) -> None:
         """Keep the larger of two steps. If the estimates do not show which is larger, compute both norms."""
         near = estimate <= self._estimate * (1 + MARGIN)
-        if not near or _joined(norms).item() > self.largest():
-            self._estimate, self._norms = estimate, norms
+        if not near or norm().item() > self.largest():
+            self._estimate, self._largest = estimate, norm
 
     def see_exactly(self, gradients: list[Tensor]) -> Tensor:
         """Return the global norm of a step's gradients, a scalar."""
         norms = torch._foreach_norm(gradients)
         total = _joined(norms)
         if (value := total.item()) > self._estimate:
-            self._estimate, self._norms = value, norms
+            self._estimate, self._largest = value, partial(_joined, norms)
         return total
 
     def largest(self) -> float:
         """Return the largest global norm of all steps that were seen, without an estimate."""
-        return _joined(self._norms).item()
+        return self._largest().item()

@@ -11,15 +11,16 @@ import torch
 from esper.tolaria.gradient_norm import LargestNorm, global_norm
 
 Shapes = Sequence[tuple[int, ...]]
-SHAPES: Shapes = [(3, 4), (5,), (), (2, 2, 2)]
+SHAPES: Shapes = [(3, 4), (5,), (), (2, 2, 2), (97, 65)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("spread", [0.0, 1e-7, 1e-3, 1.0])  # from equal norms to norms that differ much
 @pytest.mark.parametrize("size", [1.0, 3e3])
 @pytest.mark.parametrize("known", [(), SHAPES, [*SHAPES, (300, 300)]], ids=["unknown", "few", "many"])
+@pytest.mark.parametrize("turned", [False, True])  # a gradient that is turned is not contiguous
 def test_the_largest_norm_equals_the_largest_of_all_norms(
-    dtype: torch.dtype, spread: float, size: float, known: Shapes
+    dtype: torch.dtype, spread: float, size: float, known: Shapes, turned: bool
 ) -> None:
     draw = torch.Generator().manual_seed(1)
     norms = LargestNorm([torch.zeros(shape) for shape in known])
@@ -29,6 +30,7 @@ def test_the_largest_norm_equals_the_largest_of_all_norms(
         step = [
             (size * (one + spread * torch.randn(one.shape, generator=draw, dtype=one.dtype))).to(dtype) for one in start
         ]
+        step = [one.mT if turned and one.dim() > 1 else one for one in step]
         exact.append(global_norm(step).item())
         assert norms.see(step) == pytest.approx(exact[-1], rel=0.005)
     assert norms.largest() == max(exact)
