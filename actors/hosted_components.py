@@ -125,9 +125,9 @@ class HostedForks:
         """See `Fork.observe`."""
         return self._forks[name].observe(fence, stages)
 
-    def shard_means(self, name: str, shard: str) -> dict[str, float]:
+    def shard_means(self, name: str, shard: str, most: int | None = None) -> dict[str, float]:
         """See `Fork.shard_means`."""
-        return self._forks[name].shard_means(shard)
+        return self._forks[name].shard_means(shard, most)
 
     def weights_sha256(self, name: str) -> str:
         """See `Fork.weights_sha256`."""

@@ -66,9 +66,9 @@ class RemoteFork:
         """See `Fork`."""
         return cast(HostObservation, self._ask("observe", fence, stages))
 
-    def shard_means(self, shard: str) -> dict[str, float]:
+    def shard_means(self, shard: str, most: int | None = None) -> dict[str, float]:
         """See `Fork`."""
-        return cast("dict[str, float]", self._ask("shard_means", shard))
+        return cast("dict[str, float]", self._ask("shard_means", shard, most))
 
     def weights_sha256(self) -> str:
         """See `Fork`."""

@@ -169,9 +169,9 @@ class RemoteIncubator:
         """See `Incubation`."""
         return self._of_twin(lambda fork: fork.sample_losses("gate", fence))
 
-    def twin_means(self, shard: str) -> dict[str, float]:
+    def twin_means(self, shard: str, most: int | None = None) -> dict[str, float]:
         """See `Incubation`."""
-        return self._of_twin(lambda fork: fork.shard_means(shard))
+        return self._of_twin(lambda fork: fork.shard_means(shard, most))
 
     def twin_report(self) -> TwinReport:
         """See `Incubation`."""

@@ -1,7 +1,7 @@
 """The end of a run with `growth.finish=better`: the better of live host and twin is the network of the run.
 
-Both are measured over the whole pick and gate shards. Both stay in the last checkpoint, so a resume with more epochs
-continues with both, and chooses again at its end. This module changes no component.
+Both are measured on the same samples of the pick and gate shards. Both stay in the last checkpoint, so a resume with
+more epochs continues with both, and chooses again at its end. This module changes no component.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from esper.flow.crew import Components
@@ -22,7 +23,9 @@ class Ending:
     """Sizes of the measurements with which a run chooses its network."""
 
     samples: int
-    """Samples of the pick and gate shards together."""
+    """Measured samples of the pick and gate shards together."""
+    most: int
+    """Largest number of samples of each shard."""
     batch_size: int
     host_flops: int
     """Modelled FLOPs of one optimizer step of the twin."""
@@ -34,16 +37,19 @@ class Ending:
         return round(self.samples / self.batch_size / 3 * (view.step_flops + twin))
 
 
-def choose(components: Components, view: RegistryView, fence: int) -> Finish:
+def choose(components: Components, view: RegistryView, fence: int, most: int) -> Finish:
     """Measure the live host and its twin at the last fence, and choose the network of the run.
 
     The twin is chosen if no seed is left in the live host, or if its mean loss is lower.
+
+    Args:
+        most: Largest number of samples of each shard.
     """
     trainer, incubator = components.trainer, components.incubator
-    live = _measured(trainer.shard_means, trainer.weights_sha256())
+    live = _measured(partial(trainer.shard_means, most=most), trainer.weights_sha256())
     if not view.has_twin:
         return Finish(fence=fence, network="live", why="the run has no twin", live=live, twin=None)
-    twin = _measured(incubator.twin_means, incubator.twin_report().weights_sha256)
+    twin = _measured(partial(incubator.twin_means, most=most), incubator.twin_report().weights_sha256)
     grown = any(seed.stage in IN_HOST for seed in view.seeds)
     network, why = better(live, twin, grown=grown)
     return Finish(fence=fence, network=network, why=why, live=live, twin=twin)

@@ -144,7 +144,7 @@ class Line:
     def _finish(self, fence: int, ending: Ending) -> None:
         """Choose the network of the run."""
         with self.tally.fence():
-            self.at.finish = choose(self.components, self.view, fence)
+            self.at.finish = choose(self.components, self.view, fence, ending.most)
         self.tally.incubator_flops += ending.flops(self.view)
         self.journal.write(RecordKind.FINISHED, self.at.finish)
 

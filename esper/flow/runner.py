@@ -346,7 +346,8 @@ def _ending(survey: Survey) -> Ending | None:
     growth, data = survey.config.growth, survey.data
     if not (growth.enabled and growth.finish == "better"):
         return None
-    return Ending(len(data.shards["pick"]) + len(data.shards["gate"]), data.batch_size, survey.host_flops)
+    most = growth.finish_samples
+    return Ending(data.count("pick", most) + data.count("gate", most), most, data.batch_size, survey.host_flops)
 
 
 def _metrics_of(config: RunConfig) -> AbstractContextManager[RunMetrics]:

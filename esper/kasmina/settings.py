@@ -195,6 +195,9 @@ class GrowthConfig(Settings):
         "live",
         description="network of the run: the live host, or the better of live host and twin on pick and gate shards",
     )
+    finish_samples: PositiveInt = Field(
+        4096, description="largest number of samples of pick, and of gate, on which growth.finish=better compares"
+    )
     isolate_until: Literal["none", "blended", "fossilized"] = Field(
         "blended",
         description="stage until which a seed's gradient does not reach the host; always none if growth.entry is adopt",

@@ -14,9 +14,9 @@ class EndLosses(Message):
     """Losses of one network at the end of a run, and its weights."""
 
     pick: Figure
-    """The task's loss over the whole pick shard."""
+    """The task's loss over the pick shard, or over `growth.finish_samples` of its samples."""
     gate: Figure
-    """The task's loss over the whole gate shard."""
+    """The same over the gate shard."""
     mean: Figure
     """Mean of both losses. It decides."""
     weights_sha256: str

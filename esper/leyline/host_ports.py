@@ -130,8 +130,8 @@ class Fork(Protocol):
         """Return the observations of the seeds since the last call, and the paths of the host's layers."""
         ...
 
-    def shard_means(self, shard: str) -> dict[str, float]:
-        """Return the mean loss ("loss") and the metrics over a whole shard."""
+    def shard_means(self, shard: str, most: int | None = None) -> dict[str, float]:
+        """Return the mean loss ("loss") and the metrics over a shard, or over `most` of its samples."""
         ...
 
     def weights_sha256(self) -> str:

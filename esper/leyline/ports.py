@@ -88,8 +88,8 @@ class LiveHost(Protocol):
         """Compare the slot of each removed seed with the same slot of a host that never had the seed."""
         ...
 
-    def shard_means(self, shard: str) -> dict[str, float]:
-        """Return the mean loss ("loss") and the metrics over a whole shard."""
+    def shard_means(self, shard: str, most: int | None = None) -> dict[str, float]:
+        """Return the mean loss ("loss") and the metrics over a shard, or over `most` of its samples."""
         ...
 
     def weights_sha256(self) -> str:
@@ -335,8 +335,8 @@ class Incubation(Protocol):
         """Return the twin's losses on this fence's slice of the gate shard."""
         ...
 
-    def twin_means(self, shard: str) -> dict[str, float]:
-        """Return the twin's mean loss ("loss") and the metrics over a whole shard."""
+    def twin_means(self, shard: str, most: int | None = None) -> dict[str, float]:
+        """Return the twin's mean loss ("loss") and the metrics over a shard, or over `most` of its samples."""
         ...
 
     def twin_report(self) -> TwinReport:

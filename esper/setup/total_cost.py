@@ -54,11 +54,12 @@ def _looks(survey: Survey, fork: int, placebos: Sequence[int]) -> float:
 def _of_twin(survey: Survey, fork: int) -> float:
     """Return the FLOPs of the twin, of its comparisons with the live host while a seed is watched, and of the choice at
     the end of the run."""
-    growth, shards, batch = survey.config.growth, survey.data.shards, survey.data.batch_size
+    growth, data, batch = survey.config.growth, survey.data, survey.data.batch_size
     if not growth.twin:
         return 0.0
     both = survey.host_flops + fork
     first = survey.fence_steps[survey.first_fence + survey.due_rounds]
     compared = (2 + growth.probation_rounds) * samples_of(survey, "gate", None)
-    chosen = len(shards["pick"]) + len(shards["gate"]) if growth.finish == "better" else 0
+    measured = sum(data.count(shard, growth.finish_samples) for shard in ("pick", "gate"))
+    chosen = measured if growth.finish == "better" else 0
     return (survey.total_steps - first) * survey.host_flops + (compared + chosen) / batch / 3 * both

@@ -195,7 +195,17 @@ class TaskData:
 
     def whole(self, shard: str) -> Iterator[Any]:
         """Yield all samples of a shard in batches of `EVALUATION_BATCH`, collated."""
-        yield from self._batches(shard, [int(i) for i in self.shards[shard].indices])
+        yield from self.evenly(shard, len(self.shards[shard]))
+
+    def count(self, shard: str, most: int | None) -> int:
+        """Return the number of samples of a shard, and at most `most` if it is given."""
+        samples = len(self.shards[shard])
+        return samples if most is None else min(samples, most)
+
+    def evenly(self, shard: str, count: int) -> Iterator[Any]:
+        """Yield `count` evenly spaced samples of a shard in batches of `EVALUATION_BATCH`, collated."""
+        indices = self.shards[shard].indices
+        yield from self._batches(shard, [int(indices[i * len(indices) // count]) for i in range(count)])
 
     def tried(self, shard: str) -> Iterator[tuple[str, int, Any]]:
         """Yield the first and the last batch of `whole`.

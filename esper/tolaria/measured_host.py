@@ -125,10 +125,15 @@ class MeasuredHost(GrownHost):
         shares = Weighted.joined(losses).shares()
         return SampleLosses(shard=shard, fence=fence, losses=tuple(shares.tolist()), groups=part.groups)
 
-    def shard_means(self, shard: str) -> dict[str, float]:
-        """Return the task's loss over a whole shard, as "loss", and the task's metrics over the shard, by name."""
+    def shard_means(self, shard: str, most: int | None = None) -> dict[str, float]:
+        """Return the task's loss over a shard, as "loss", and the task's metrics over the shard, by name.
+
+        Args:
+            most: If the shard has more samples, only as many are measured, evenly spaced. None: all samples.
+        """
+        count = self._data.count(shard, most)
         with self._evaluating():
-            batches = self._outputs_of(self._data.whole(shard), len(self._data.shards[shard]), f"task.{shard}")
+            batches = self._outputs_of(self._data.evenly(shard, count), count, f"task.{shard}")
             return means_over(batches, self._task, self._sample_loss)
 
     def try_shards(self) -> None:

@@ -145,17 +145,19 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Result:
 def test_a_run_whose_live_host_overfits_ends_with_its_twin_and_goes_on_with_both(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: Result
 ) -> None:
-    measured, means = Counter[str](), MeasuredHost.shard_means
+    measured, means = Counter[tuple[str, int | None]](), MeasuredHost.shard_means
 
-    def counted(self: MeasuredHost, shard: str) -> dict[str, float]:
-        measured[shard] += 1
-        return means(self, shard)
+    def counted(self: MeasuredHost, shard: str, most: int | None = None) -> dict[str, float]:
+        measured[shard, most] += 1
+        return means(self, shard, most)
 
-    config = tiny_config(run__dir=str(tmp_path / "run"), growth__finish="better", **OVERFITTING)
+    choosing = {"growth__finish": "better", "growth__finish_samples": 200}
+    config = tiny_config(run__dir=str(tmp_path / "run"), **choosing, **OVERFITTING)
     with monkeypatch.context() as patched:
         patched.setattr(MeasuredHost, "shard_means", counted)
         result = run(few_samples(), config)
-    assert measured == {"test": 3, "valid": 1, "pick": 2, "gate": 2}  # test: the first host, live host, twin
+    of_test = {("test", None): 3}  # the first host, the live host, the twin
+    assert measured == of_test | {("valid", None): 1, ("pick", 200): 2, ("gate", 200): 2}
     assert result.finish is not None
     assert result.finish.twin is not None
     assert result.finish.live.mean > result.finish.twin.mean
@@ -172,7 +174,7 @@ def test_a_run_whose_live_host_overfits_ends_with_its_twin_and_goes_on_with_both
 
     survey = survey_of(few_samples(), config)
     (pair,) = [pair for pair in survey.options if pair.blueprint_id == seed.blueprint]
-    passes = (256 + 256) / 32 / 3
+    passes = (200 + 200) / 32 / 3
     flops = round(passes * (2 * survey.host_flops + pair.flops))
     assert result.incubator_gflops - kept.incubator_gflops == pytest.approx(flops / 1e9, abs=1e-9)
 

@@ -203,7 +203,7 @@ def test_where_nothing_is_judged_the_same_split_of_a_small_train_is_not_refused(
         assert free.shards[name].indices.tolist() == judged.shards[name].indices.tolist()
 
 
-def test_evaluation_takes_a_slice_in_its_order_and_a_shard_whole() -> None:
+def test_evaluation_takes_a_slice_in_its_order_and_a_shard_whole_or_evenly() -> None:
     data = make_data(gate=Numbers(400), valid=Numbers(300), rule=SliceRule(units=300, per_group=1, minimum=32))
     part = data.slice("gate", 1)
     assert part.groups is None
@@ -214,6 +214,8 @@ def test_evaluation_takes_a_slice_in_its_order_and_a_shard_whole() -> None:
     assert [len(batch) for batch in batches] == [EVALUATION_BATCH, 300 - EVALUATION_BATCH]
     assert [i for batch in batches for i in batch] == list(part.indices)
     assert [int(i) for _, targets in data.whole("valid") for i in targets] == list(range(300))
+    assert [int(i) for _, targets in data.evenly("valid", 4) for i in targets] == [0, 75, 150, 225]
+    assert (data.count("valid", None), data.count("valid", 400), data.count("valid", 4)) == (300, 300, 4)
 
 
 # -- shards that are split off -----------------------------------------------------------------------------------

@@ -308,9 +308,9 @@ class Incubator:
         """Return the losses of the twin on the slice of the gate shard for this fence."""
         return self.twin.sample_losses("gate", fence)
 
-    def twin_means(self, shard: str) -> dict[str, float]:
-        """Return the twin's mean loss ("loss") and the metrics over a whole shard."""
-        return self.twin.shard_means(shard)
+    def twin_means(self, shard: str, most: int | None = None) -> dict[str, float]:
+        """Return the twin's mean loss ("loss") and the metrics over a shard, or over `most` of its samples."""
+        return self.twin.shard_means(shard, most)
 
     def twin_report(self) -> TwinReport:
         """Return the twin's number of steps and digest of weights."""
