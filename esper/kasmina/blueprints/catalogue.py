@@ -261,6 +261,8 @@ for _name, _kinds, _risk, _factory in (
     ("depthwise_separable", (Kind.NCHW,), 0.2, _on_channels(nchw.depthwise_separable)),
     ("bottleneck", (Kind.NCHW,), 0.25, _on_channels(nchw.bottleneck)),
     ("conv3", (Kind.NCHW,), 0.25, _on_channels(nchw.conv3)),
+    ("conv_block", (Kind.NCHW,), 0.35, _on_channels(nchw.conv_block)),
+    ("inverted_bottleneck", (Kind.NCHW,), 0.35, _on_channels(nchw.inverted_bottleneck)),
     ("low_rank", _ROWS, 0.1, _on_channels(nc.low_rank)),
     ("mlp", _ROWS, 0.15, _on_channels(nc.mlp)),
     ("wide_mlp", (Kind.NTC,), 0.3, _on_channels(nc.mlp, 8)),

@@ -66,3 +66,25 @@ def bottleneck(channels: int) -> nn.Module:
 def conv3(channels: int) -> nn.Module:
     """s = conv3x3(relu(GN(x))), one layer. Source: pre-activation, He et al., arXiv:1603.05027."""
     return nn.Sequential(group_norm(channels), nn.ReLU(), zeroed(nn.Conv2d(channels, channels, 3, padding=1)))
+
+
+def conv_block(channels: int) -> nn.Module:
+    """s = conv3x3(relu(GN(conv3x3(relu(GN(x)))))), two layers. Source: pre-activation, He et al., arXiv:1603.05027,
+    fig. 4 (e); esper uses GroupNorm.
+    """
+    return nn.Sequential(group_norm(channels), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1), conv3(channels))
+
+
+def inverted_bottleneck(channels: int) -> nn.Module:
+    """s = conv1x1(relu(depthwise3x3(relu(conv1x1(GN(x)))))), with 4C channels inside. Source: Sandler et al.,
+    MobileNetV2, arXiv:1801.04381; esper uses only one norm, and ReLU instead of ReLU6.
+    """
+    width = 4 * channels
+    return nn.Sequential(
+        group_norm(channels),
+        nn.Conv2d(channels, width, 1),
+        nn.ReLU(),
+        nn.Conv2d(width, width, 3, padding=1, groups=width),
+        nn.ReLU(),
+        zeroed(nn.Conv2d(width, channels, 1)),
+    )
