@@ -72,7 +72,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
 
 def preset(found: Mapping[str, Any]) -> list[str]:
     """Return lines about the values of [growth] that the preset has set, and the values that replace the preset's."""
-    told = [f"growth.preset={found['preset']} sets {_settings(found['preset_sets'])}"] if found["preset"] else []
+    told = [f"growth.preset={found['preset']} sets {_settings(found['preset_sets'])}"] if found["preset_sets"] else []
     return [
         *told,
         *([f"instead of the preset's: {_settings(others)}"] if (others := found["preset_overridden"]) else []),

@@ -88,15 +88,17 @@ LEAN: Mapping[str, object] = {
     "rung_samples": (128, 512),
     "max_tournaments": 1,
 }
-PRESETS: Mapping[str, Mapping[str, object]] = {"lean": LEAN, "full": FULL}
-"""Name of a preset -> its values by key of [growth]."""
+PRESETS: Mapping[str, Mapping[str, object]] = {"none": {}, "lean": LEAN, "full": FULL}
+"""Name of a preset -> its values by key of [growth]. With `none` each key has its own default."""
+PRESET: Literal["none", "lean", "full"] = "none"
+"""The preset of a config that names none."""
 
 
 class GrowthConfig(Settings):
     """[growth]"""
 
-    preset: Literal["lean", "full"] | None = Field(
-        None, description="a set of values for keys of this table; a key that is given wins; see docs/growth.md"
+    preset: Literal["none", "lean", "full"] = Field(
+        PRESET, description="a set of values for keys of this table; a key that is given wins; see docs/growth.md"
     )
     enabled: bool = Field(True, description="false: train the host without growth, as --no-growth does")
     managers: Annotated[int, Field(ge=1, le=MOST_MANAGERS)] = Field(
@@ -253,7 +255,12 @@ class GrowthConfig(Settings):
     @classmethod
     def _with_preset(cls, given: Any) -> Any:  # Any: the table as it was given
         """Add the keys of the preset that are not given. This runs before the other validators, which come earlier."""
-        name = given.get("preset") if isinstance(given, dict) else None
+        if not isinstance(given, dict):
+            return given
+        given = {"preset": PRESET, **given}
+        if given["preset"] is None:  # as in the run.json of a run that named no preset
+            given["preset"] = "none"
+        name = given["preset"]
         if not isinstance(name, str) or name not in PRESETS:
             return given
         paired = {"rung_samples"} if "rungs" in given else set()  # these belong to the preset's rungs
@@ -288,9 +295,9 @@ class GrowthConfig(Settings):
 
     @property
     def of_preset(self) -> dict[str, tuple[object, object]]:
-        """Return the keys of the preset, with the preset's value and the value of this config. Empty: no preset."""
-        told = PRESETS[self.preset] if self.preset is not None else {}
-        return {key: (value, getattr(self, key)) for key, value in told.items()}
+        """Return the keys of the preset, with the preset's value and the value of this config. Empty: the preset sets
+        none."""
+        return {key: (value, getattr(self, key)) for key, value in PRESETS[self.preset].items()}
 
     @property
     def ramp_key(self) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from esper.task import Task
 
 SETTINGS: dict[str, object] = {
+    "growth.preset": "none",
     "growth.ramp_steps": 30,
     "growth.halving_step": 10,
     "growth.probe_ramp_steps": 5,

@@ -22,10 +22,10 @@ PAGE = Path(__file__).parents[2] / "docs" / "growth.md"
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_sets_its_keys_and_no_other_and_survives_run_json(name: str) -> None:
-    config = load_config(None, {"growth.preset": name})
-    changed = {key for key in GrowthConfig.model_fields if getattr(config.growth, key) != getattr(GrowthConfig(), key)}
-    same_as_default = {key for key, value in PRESETS[name].items() if getattr(GrowthConfig(), key) == value}
-    assert changed == {*PRESETS[name], "preset", "isolate_until"} - same_as_default
+    config, plain = load_config(None, {"growth.preset": name}), GrowthConfig(preset="none")
+    changed = {key for key in GrowthConfig.model_fields if getattr(config.growth, key) != getattr(plain, key)}
+    same_as_default = {key for key, value in PRESETS[name].items() if getattr(plain, key) == value}
+    assert changed == ({*PRESETS[name], "preset", "isolate_until"} - same_as_default if name != "none" else set())
     assert all(getattr(config.growth, key) == value for key, value in PRESETS[name].items())
     assert RunConfig.model_validate_json(config.model_dump_json()) == config
 
@@ -37,7 +37,7 @@ def test_a_key_that_is_given_wins_and_an_unknown_preset_is_refused() -> None:
     assert (growth.entry, growth.isolate_until) == ("graft", "blended")
     stored = RunConfig.model_validate_json(load_config(None, given).model_dump_json()).growth
     assert stored == growth
-    with pytest.raises(ConfigError, match=r"growth.preset = 'big': must be 'lean' or 'full'"):
+    with pytest.raises(ConfigError, match=r"growth.preset = 'big': must be 'none', 'lean' or 'full'"):
         load_config(None, {"growth.preset": "big"})
 
 
@@ -66,6 +66,10 @@ def test_the_page_has_the_values_of_both_presets() -> None:
             ]
     named = {key for keys in told for key in keys}
     assert PRESETS["full"].keys() - named == {"probe_ramp_steps", "probe_warmup_steps"}  # those of the defaults
+
+
+def test_the_run_json_of_a_run_that_named_no_preset_means_none() -> None:
+    assert GrowthConfig(preset=None, copies=3) == GrowthConfig(preset="none", copies=3)
 
 
 @pytest.mark.parametrize(("first_step", "fence"), [(0, 1), (1, 1), (40, 2), (41, 3), (100, 5), (101, 6)])
