@@ -60,7 +60,9 @@ class LargestNorm:
                 tensor: they are not known.
         """
         elements = sum(map(Tensor.numel, parameters))
-        self._few = 0 < elements <= FEW_ELEMENTS and all(one.is_cpu and one.dtype in PRECISE for one in parameters)
+        alike = len({one.dtype for one in parameters}) == 1  # a copy has one dtype
+        precise = all(one.is_cpu and one.dtype in PRECISE for one in parameters)
+        self._few = 0 < elements <= FEW_ELEMENTS and alike and precise
         """Whether the gradients are copied into one tensor for an estimate."""
         self._estimate = -1.0
         """Estimate of the largest norm. -1: no step was seen."""

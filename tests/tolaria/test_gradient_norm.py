@@ -36,6 +36,14 @@ def test_the_largest_norm_equals_the_largest_of_all_norms(
     assert norms.largest() == max(exact)
 
 
+def test_gradients_of_two_dtypes_have_the_norm_of_all_parts() -> None:
+    draw = torch.Generator().manual_seed(2)
+    step = [torch.randn(50, generator=draw, dtype=dtype) for dtype in (torch.float32, torch.float64)]
+    norms = LargestNorm(step)
+    norms.see(step)
+    assert norms.largest() == global_norm(step).item()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("few", [False, True])
 @pytest.mark.parametrize("values", [(1, math.nan), (math.inf, 1), (6e4, 6e4), (-math.inf,), (math.inf, math.nan)])
