@@ -6,7 +6,6 @@ A checkpoint has these fields, too. `agreement.py` compares both.
 from __future__ import annotations
 
 import json
-import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pydantic import BaseModel
 from esper.archive.journal import Entry, RecordKind
 from esper.kasmina.registry.registry_state import RegistryState
 from esper.kasmina.registry.seed_record import Graft, SeedRecord
-from esper.kasmina.registry.selection import pooled
+from esper.kasmina.registry.selection import gains_of
 from esper.leyline.commands import Candidate, Command, Operation
 from esper.leyline.incubation import Answer, ForkResult, IncubationOrder, IncubationResult
 from esper.leyline.reports import (
@@ -176,23 +175,11 @@ class Story:
         ended = self.bodies(RecordKind.INCUBATION_ENDED)
         return {fork["seed_id"]: _read(ForkResult, fork) for body in ended for fork in body["forks"]}
 
-    def placebo_gains(self, older: int = 0) -> tuple[float, ...]:
-        """Return the gains of the placebos of all tournaments that have ended.
-
-        Args:
-            older: Number of results, from the first on, that an older version recorded. It left out the gains of
-                placebos that diverged, and replaced no gains at a repeated look.
-        """
-        orders = self.bodies(RecordKind.INCUBATION_BEGUN)
-        going_on = {body["order_id"] for body in orders if body.get("goes_on_from") is not None}
-        gains: tuple[float, ...] = ()
-        for place, body in enumerate(self.bodies(RecordKind.INCUBATION_ENDED)):
-            result = _read(IncubationResult, body)
-            if place < older:
-                gains = *gains, *filter(math.isfinite, pooled((), result, goes_on=False))
-            else:
-                gains = pooled(gains, result, goes_on=body["order_id"] in going_on)
-        return gains
+    @property
+    def placebo_gains(self) -> list[tuple[float, ...]]:
+        """The gains of the placebos of each result of a tournament that has some, in the order of the journal."""
+        ended = self.bodies(RecordKind.INCUBATION_ENDED)
+        return [gains for body in ended if (gains := gains_of(_read(IncubationResult, body)))]
 
     def embargo_until(self, seed_id: str) -> int:
         """Return the fence at which the embargo of a seed ends. 0: the seed was not culled."""

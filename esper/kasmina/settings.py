@@ -62,7 +62,7 @@ Rungs = Annotated[tuple[PositiveInt, ...], Strict(False), Field(min_length=1, ma
 
 
 FULL: Mapping[str, object] = {
-    "copies": 3,
+    "copies": 4,
     "candidates": 24,
     "placebos": 8,
     "first_step": 40,
@@ -71,8 +71,9 @@ FULL: Mapping[str, object] = {
     "probe_ramp_steps": 20,
     "probe_warmup_steps": 10,
     "margin": 0.005,
+    "max_loss_variation": 1.0,
     "tests": "tournaments",
-    "max_tournaments": 3,
+    "max_tournaments": 2,
     "best_again": 4,
     "replicas": 1,
     "entry": "adopt",
@@ -90,7 +91,7 @@ LEAN: Mapping[str, object] = {
 }
 PRESETS: Mapping[str, Mapping[str, object]] = {"none": {}, "lean": LEAN, "full": FULL}
 """Name of a preset -> its values by key of [growth]. With `none` each key has its own default."""
-PRESET: Literal["none", "lean", "full"] = "none"
+PRESET: Literal["none", "lean", "full"] = "full"
 """The preset of a config that names none."""
 
 

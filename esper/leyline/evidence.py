@@ -163,8 +163,8 @@ class StabilityEvidence(Message):
     carried_from: str | None = None
     carried_age_fences: int | None = None
     placebo_gains: tuple[float, ...] | None = None
-    """Gains of the placebos of all tournaments of the run so far, on the gate shard. A placebo of the last tournament
-    that diverged has an infinite gain. None: the run has no placebos."""
+    """Gains of the placebos of the tournament, on the gate shard; of a replica: of the last tournament that had some. A
+    placebo that diverged has an infinite gain. None: the run has no placebos."""
     candidates: int | None = None
     """Number of candidates that the tournaments of the run can judge. None: the run has no placebos."""
     tests: int | None = None

@@ -34,7 +34,7 @@ class PlaceboBasis(Message):
     """The figures from which the limit of the placebos was computed: `factor * rms`."""
 
     count: int
-    """Number of placebos whose gains were pooled."""
+    """Number of placebos of the tournament."""
     rms: Figure
     """Root of the mean square of their gains. Infinite: the training of a placebo diverged."""
     factor: float

@@ -14,7 +14,7 @@ from esper.kasmina.incubation.planning import plan_seed
 from esper.kasmina.incubation.rungs import candidates_of, course
 from esper.kasmina.judging.gates import stability_gate
 from esper.kasmina.registry.gate_evidence import stability_evidence
-from esper.kasmina.registry.selection import pooled
+from esper.kasmina.registry.selection import gains_of
 from esper.leyline.commands import BlendMode, BlendSpec, Candidate
 from esper.leyline.evidence import StabilityEvidence
 from esper.leyline.incubation import ForkResult, IncubationOrder, IncubationResult
@@ -57,8 +57,8 @@ class NullTournament:
 def null_run(survey: Survey, tournaments: int, told: Callable[[NullTournament], None]) -> list[NullTournament]:
     """Train the host, hold tournaments of useless seeds one after the other, and judge the first seed of each by G2.
 
-    The run ends with the first tournament that accepts a seed. The limit of the placebos is computed from all
-    tournaments of the run so far. Later tournaments are between the best seeds of the first; see `growth.best_again`.
+    The run ends with the first tournament that accepts a seed. Later tournaments are between the best seeds of the
+    first; see `growth.best_again`.
 
     Args:
         tournaments: Largest number of tournaments.
@@ -66,14 +66,13 @@ def null_run(survey: Survey, tournaments: int, told: Callable[[NullTournament], 
     """
     growth, fences = survey.config.growth, survey.fence_steps
     trainer = survey.trainer(KEY.run_id, KEY.generation, "tolaria", never)
-    named, gains, found = distinct(survey.specs, candidates(survey)), tuple[float, ...](), list[NullTournament]()
+    named, found = distinct(survey.specs, candidates(survey)), list[NullTournament]()
     for number in range(1, tournaments + 1):
         fence = survey.first_fence + (number - 1) * survey.due_rounds
         with temporary_rng(0):
             trainer.train_to(fences[fence])
             plans, result = _held(survey, fence, named, trainer.snapshot())
-        gains = pooled(gains, result, goes_on=False)
-        found.append(_judged(survey, plans, result, gains, number))
+        found.append(_judged(survey, plans, result, number))
         told(found[-1])
         if found[-1].accepted:
             break
@@ -130,15 +129,13 @@ def _held(
     return {plan.seed_id: plan.blueprint_id for plan in plans}, result
 
 
-def _judged(
-    survey: Survey, blueprints: Mapping[str, str], result: IncubationResult, gains: tuple[float, ...], number: int
-) -> NullTournament:
+def _judged(survey: Survey, blueprints: Mapping[str, str], result: IncubationResult, number: int) -> NullTournament:
     growth, run_seed = survey.config.growth, survey.config.run.seed
     told = tuple((one.kind, one.gate.relative_gain if one.gate is not None else None) for one in result.placebos)
     first = next((fork for fork in result.forks if fork.rank == 1), None)
     if first is None:
         return NullTournament(run_seed, False, None, (), {}, number, told)
-    report = stability_gate(_evidence(survey, first, result, gains), growth, first.seed_id, result.fence)
+    report = stability_gate(_evidence(survey, first, result), growth, first.seed_id, result.fence)
     figures = {check.name: _figure(check) for check in report.checks if check.above is not None}
     kind = kind_of(blueprints[first.seed_id])
     return NullTournament(run_seed, report.passed, kind, report.reasons, figures, number, told)
@@ -149,16 +146,14 @@ def _figure(check: Check) -> dict[str, float | None]:
     return {"measured": float(value) if isinstance(value, int | float) else None, "above": check.above}
 
 
-def _evidence(
-    survey: Survey, first: ForkResult, result: IncubationResult, gains: tuple[float, ...]
-) -> StabilityEvidence:
+def _evidence(survey: Survey, first: ForkResult, result: IncubationResult) -> StabilityEvidence:
     """Return the evidence of G2 for the first seed, as the registry makes it."""
     growth = survey.config.growth
     changes = 0 if growth.entry == "adopt" else None
-    pool, total = None, None
+    gains, total = None, None
     if growth.placebos:
-        pool, total = gains, candidates_of(survey.resolved.growth, survey.fence_steps, len(result.forks))
-    return stability_evidence(None, first, None, result.fence, changes, pool, survey.g2_tests, total)
+        gains, total = gains_of(result), candidates_of(survey.resolved.growth, survey.fence_steps, len(result.forks))
+    return stability_evidence(None, first, None, result.fence, changes, gains, survey.g2_tests, total)
 
 
 def _planned(survey: Survey, fence: int, place: int, named: Named) -> tuple[GraftPlan, bytes]:

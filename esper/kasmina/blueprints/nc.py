@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import silu
 
 from esper.kasmina.blueprints.seed_modules import SquaredReLU, bottleneck_width, zeroed
 
@@ -33,3 +34,21 @@ def mlp(channels: int, ratio: int = 4, *mix: nn.Module) -> nn.Module:
         SquaredReLU(),
         zeroed(nn.Linear(width, channels)),
     )
+
+
+class GatedMLP(nn.Module):
+    """s = W_out (silu(a) * b) with [a, b] = W_in LN(x), each of 2C channels.
+
+    Source: Shazeer, SwiGLU, arXiv:2002.05202.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.inward = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, 4 * channels))
+        self.outward = zeroed(nn.Linear(2 * channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a correction of the shape of `x`, [B, ..., C]."""
+        a, b = self.inward(x).chunk(2, dim=-1)
+        s: Tensor = self.outward(silu(a) * b)
+        return s

@@ -38,6 +38,11 @@ def channels_of(spec: SlotSpec) -> int:
     return spec.shape[0] if spec.kind is Kind.NCHW else spec.shape[-1]
 
 
+def of_channels(spec: SlotSpec) -> tuple[int, ...]:
+    """Return the shape of a value per channel that broadcasts over the positions of a sample: [C], or [C, 1, 1]."""
+    return (spec.shape[0], 1, 1) if spec.kind is Kind.NCHW else (spec.shape[-1],)
+
+
 class OtherRows(nn.Module):
     """An MLP of the activations of another sample of the batch: sample i gets those of sample i - 1.
 
@@ -56,13 +61,27 @@ class OtherRows(nn.Module):
         return correction
 
 
+class Constant(nn.Module):
+    """An MLP of a fixed random vector. So its output does not depend on the input or on the position."""
+
+    def __init__(self, spec: SlotSpec) -> None:
+        super().__init__()
+        *layers, last = mlp(spec)
+        self.inner = nn.Sequential(*layers, zeroed(last))
+        self.register_buffer("vector", torch.randn(1, *of_channels(spec)))
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Return a correction of the shape of `h`, [B, ...]."""
+        correction: Tensor = self.inner(self.vector)
+        return correction.expand_as(h)
+
+
 class Bias(nn.Module):
     """A constant for each channel, whatever the input is."""
 
     def __init__(self, spec: SlotSpec) -> None:
         super().__init__()
-        after = len(spec.shape) - 1 if spec.kind is Kind.NCHW else 0
-        self.bias = nn.Parameter(torch.zeros(channels_of(spec), *[1] * after))
+        self.bias = nn.Parameter(torch.zeros(of_channels(spec)))
 
     def forward(self, h: Tensor) -> Tensor:
         """Return a correction of the shape of `h`, [B, ...]."""
@@ -111,16 +130,22 @@ class Dead(nn.Module):
         return correction
 
 
-PLACEBOS: Mapping[str, Callable[[SlotSpec], nn.Module]] = {"other_rows": OtherRows, "frozen": Frozen}
+PLACEBOS: Mapping[str, Callable[[SlotSpec], nn.Module]] = {"constant": Constant, "frozen": Frozen}
 """Kind of placebo -> its factory. A tournament takes the kinds in this order, and then again from the first.
 
-Both have the layers of an MLP, as most blueprints have. A constant for each channel, or noise times a number, trains
-few parameters. On some hosts it moves the loss several times less than an MLP does, so it would make the limit of the
-placebos too low.
+Both have the layers of an MLP, as most blueprints have, and each placebo has its own random weights. A bias, or noise
+times a number, trains few parameters: on some hosts it moves the loss several times less than an MLP does, so it would
+make the limit of the placebos too low. `other_rows` adds noise to the activations and so harms some hosts in each run:
+its gain shows this harm, not how far two equal networks drift apart.
 """
 
-
-USELESS: Mapping[str, Callable[[SlotSpec], nn.Module]] = {**PLACEBOS, "bias": Bias, "noise": Noise, "dead": Dead}
+USELESS: Mapping[str, Callable[[SlotSpec], nn.Module]] = {
+    **PLACEBOS,
+    "other_rows": OtherRows,
+    "bias": Bias,
+    "noise": Noise,
+    "dead": Dead,
+}
 """Kind of useless seed -> its factory. The trial of the gates (`esper plan --null`) uses them as candidates."""
 
 

@@ -138,7 +138,7 @@ class RegistryState(GrownMessage):
     violations: Count
     twin_kept: bool
     placebo_gains: tuple[float, ...] = ()
-    """Gains of the placebos of all tournaments that have ended, on the gate shard."""
+    """Gains of the placebos of the last tournament with placebos that has ended, on the gate shard."""
 
     @model_validator(mode="after")
     def _check_references(self) -> Self:

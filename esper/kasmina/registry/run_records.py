@@ -55,7 +55,7 @@ class RunRecords:
         """Number of judgements that found a seed's gradient in host parameters."""
         self.twin_kept = False
         self.placebo_gains: tuple[float, ...] = ()
-        """Gains of the placebos of all tournaments that have ended, on the gate shard."""
+        """Gains of the placebos of the last tournament with placebos that has ended, on the gate shard."""
 
     # -- state for a checkpoint ----------------------------------------------------------------------------------
 

@@ -36,9 +36,8 @@ def conclude(records: RunRecords, result: IncubationResult, fence: int) -> Answe
     waiting = _waiting(records, seeds)
     losers = [seed for seed in seeds if seed.seed_id not in waiting]
     judged = [(seed, _judge(records, None, seed, fence)) for seed in losers if seed.stage is Stage.TRAINING]
-    goes_on = records.order is not None and records.order.goes_on_from is not None
     records.order = None
-    records.placebo_gains = pooled(records.placebo_gains, result, goes_on=goes_on)
+    records.placebo_gains = gains_of(result) or records.placebo_gains
     answer = Answer()
     for seed in seeds:
         records.roster.enter(seed)
@@ -120,22 +119,13 @@ def _plan(records: RunRecords, command: Command, seed: SeedRecord, fence: int) -
     return adopt_plan(drawn, result, command, fence, records.facts)
 
 
-def pooled(before: tuple[float, ...], result: IncubationResult, *, goes_on: bool) -> tuple[float, ...]:
-    """Return the gains of the placebos of all tournaments so far, on the gate shard.
+def gains_of(result: IncubationResult) -> tuple[float, ...]:
+    """Return the gains of the placebos of a tournament, on the gate shard.
 
-    The gain of a placebo that diverged is infinite, so its tournament accepts no seed. Later tournaments leave this
-    gain out. A tournament of a replica has no placebos, and changes nothing.
-
-    Args:
-        before: The gains before this tournament.
-        goes_on: True if the forks of the last tournament trained on. Then the gains of the same placebos are replaced,
-            because the gains of longer training are larger.
+    The gain of a placebo that diverged is infinite, so its tournament accepts no seed.
     """
-    if not result.placebos:
-        return before
     gains = (one.gate.relative_gain if one.gate is not None else math.inf for one in result.placebos)
-    earlier = before[: -len(result.placebos)] if goes_on else before
-    return *filter(math.isfinite, earlier), *(gain if math.isfinite(gain) else math.inf for gain in gains)
+    return tuple(gain if math.isfinite(gain) else math.inf for gain in gains)
 
 
 def _check_result(records: RunRecords, result: IncubationResult) -> None:

@@ -51,16 +51,21 @@ def test_what_makes_a_placebo_useless_is_true_after_a_step(kind: Kind) -> None:
     h = torch.randn(4, *spec.shape)
     other = h.clone()
     other[2] *= -1.0  # a layer norm would not see a shift
-    rows, bias = (BLUEPRINTS.get(name).build(spec, seed_key=1) for name in (name_of(0), useless_name("bias", 1)))
+    rows, bias, constant = (
+        BLUEPRINTS.get(useless_name(kind, 1)).build(spec, seed_key=1) for kind in ("other_rows", "bias", "constant")
+    )
     before, after = a_step(rows, h), rows(other)
     assert [torch.equal(before[i], after[i]) for i in range(4)] == [True, True, True, False]  # row 3 sees row 2
-    assert torch.equal(a_step(bias, h), bias(other))
+    for seed in (bias, constant):
+        after = a_step(seed, h)
+        assert torch.equal(after, seed(other))
+        assert torch.equal(after[0], after[1])
 
 
 @pytest.mark.parametrize("kind", Kind)
 def test_a_sample_that_is_alone_in_its_batch_is_not_its_own_other_sample(kind: Kind) -> None:
     spec = SPECS[kind]
-    seed, h = BLUEPRINTS.get(name_of(0)).build(spec, seed_key=1), torch.randn(1, *spec.shape)
+    seed, h = BLUEPRINTS.get(useless_name("other_rows", 1)).build(spec, seed_key=1), torch.randn(1, *spec.shape)
     after = a_step(seed, h)
     assert after.count_nonzero()
     assert torch.equal(after, seed(torch.randn(1, *spec.shape)))

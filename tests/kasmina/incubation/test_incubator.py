@@ -381,9 +381,9 @@ def test_placebos_train_to_the_end_and_have_gains_but_no_rank():
     result = ground.run(order)
     assert ranks(result) == {"a": 1, "b": 2, "c": None, "d": None}
     assert [(one.kind, len(one.picks)) for one in result.placebos] == [
-        ("other_rows", 2),
+        ("constant", 2),
         ("frozen", 2),
-        ("other_rows", 2),
+        ("constant", 2),
     ]
     assert [one.gate.mean for one in result.placebos] == [pytest.approx(gain) for gain in PLACEBO_GAINS.values()]
     assert result.fork_steps == 20 + 2 * 20 + 2 * 8 + 3 * 20
