@@ -23,6 +23,7 @@ from esper.config.joined import RunConfig, load_config
 from esper.errors import Drained, EmergencyStop, StoreWriteFailed
 from esper.flow.next_steps import next_step
 from esper.flow.stopping import Drain
+from esper.kasmina.settings import GrowthConfig
 from esper.testing import tiny_config, tiny_task
 from esper.user_code.task_reference import Reference
 
@@ -126,10 +127,11 @@ def esper(folder: Path, capsys: pytest.CaptureFixture[str]) -> Esper:
 
 def growing() -> list[str]:
     """What `tiny_config` changes, as words of a command line."""
-    changes, default, words = tiny_config(), RunConfig(), []
-    for name in type(default.growth).model_fields:
-        value = getattr(changes.growth, name)
-        if value != getattr(default.growth, name):
+    changes = tiny_config().growth
+    default, words = GrowthConfig(preset=changes.preset), ["--set", f"growth.preset={changes.preset}"]
+    for name in GrowthConfig.model_fields:
+        value = getattr(changes, name)
+        if value != getattr(default, name):
             words += ["--set", f"growth.{name}={json.dumps(value)}"]
     return words
 
@@ -274,7 +276,7 @@ def test_plan_says_what_a_run_would_try_and_cost_and_writes_nothing(esper: Esper
     assert code == 0
     assert found["slots"][0]["path"] == "body"
     assert {"kind", "causal", "samples_independent", "shape"} <= found["slots"][0].keys()
-    assert {c["blueprint"] for c in found["candidates"]} == {"norm", "low_rank", "mlp"}
+    assert {c["blueprint"] for c in found["candidates"]} == {"norm", "low_rank", "mlp", "gated_mlp", "wide_mlp"}
     assert min(found["host_gflops"], found["twin_gflops"], found["tournament_gflops"], found["tournament_bytes"]) > 0
     code, out, _ = esper("plan", "t.py:task")
     assert code == 0

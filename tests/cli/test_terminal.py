@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from growing import THREE
 from rich.console import Console
 
 from esper import InProcess, run
@@ -47,7 +48,7 @@ class Seen:
 
 def watch(path: Path, shown: Console, **overrides: object) -> Seen:
     terminal = Terminal(shown, live=shown.is_terminal)
-    result = run(tiny_task(), tiny_config(run__dir=str(path), **overrides), progress=terminal)
+    result = run(tiny_task(), tiny_config(run__dir=str(path), **THREE, **overrides), progress=terminal)
     return Seen(result, shown.export_text())
 
 
@@ -156,7 +157,7 @@ def test_what_is_shown_changes_no_bit(plain: Seen, live: Seen) -> None:
 
 
 def test_the_heading_says_what_will_be_run_and_how_strict_it_is() -> None:
-    text = "\n".join(heading(survey_of(tiny_task(), tiny_config(run__seed=3)), Path("runs/x")))
+    text = "\n".join(heading(survey_of(tiny_task(), tiny_config(run__seed=3, **THREE)), Path("runs/x")))
     for word in (
         "run runs/x",
         "108 parameters; 320 steps of 32 samples in 16 rounds; seed 3, 1 thread, cpu",

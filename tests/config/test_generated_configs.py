@@ -70,8 +70,10 @@ TEXTS = (
     *("x" * 20_000 + "=1", f"{'x' * 20_000}.seed=1", "run.dir='a\\u0000b'", 'run.dir="\\ud800"', "growth.margin=1e999"),
 )
 """Overrides as they might be typed."""
+PLAIN = RunConfig(growth={"preset": "none"})
 BASE = {
-    **{key: value for key, value in flattened(tiny_config()).items() if value != flattened(RunConfig())[key]},
+    "growth.preset": "none",
+    **{key: value for key, value in flattened(tiny_config()).items() if value != flattened(PLAIN)[key]},
     "run.epochs": 1,
     "run.round_steps": 8,
 }

@@ -39,7 +39,7 @@ def test_nothing_given_means_the_defaults() -> None:
 
 def test_a_config_with_every_kind_of_value_is_read_back(tmp_path: Path) -> None:
     changed = {"run.seed": 3, "run.dir": 'a "b" \\ c', "growth.twin": False, "growth.margin": 0.5, "run.epochs": 2}
-    config = load_config(None, changed)
+    config = load_config(None, {"growth.preset": "none", **changed})
     assert load_config(write(tmp_path, as_toml(config))) == config
 
 
@@ -273,8 +273,8 @@ def test_every_table_of_the_config_refuses_what_cannot_be_kept() -> None:
 
 
 def test_adoption_means_joint_training_and_whole_rounds_and_refuses_what_contradicts_it() -> None:
-    config = load_config(None, {"growth.entry": "adopt"})
-    assert (config.growth.isolate_until, load_config(None, {}).growth.isolate_until) == ("none", "blended")
+    config, grafting = (load_config(None, {"growth.entry": entry}) for entry in ("adopt", "graft"))
+    assert (config.growth.isolate_until, grafting.growth.isolate_until) == ("none", "blended")
     assert RunConfig.model_validate_json(config.model_dump_json()) == config
     for key, value in (("growth.isolate_until", "blended"), ("growth.probe_steps", 40)):
         with pytest.raises(ConfigError, match=f"{key} = {value!r}: .* with growth.entry=adopt"):

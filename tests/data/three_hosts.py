@@ -110,6 +110,7 @@ def rows() -> Any:
 
 
 EASY = {
+    "growth.preset": "none",
     "growth.candidates": 5,
     "growth.replicas": 3,
     "growth.twin": False,

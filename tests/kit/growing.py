@@ -36,6 +36,8 @@ RUN = "6f1c1c60-6b3b-4c19-9a43-0f3a7f3d8f10"
 ROUND = 10
 """Steps from fence to fence of a registry made here."""
 GROWTH = tiny_config().growth
+THREE: dict[str, Any] = {"growth__blueprints": {"*": ["low_rank", "mlp", "norm"]}}
+"""Config values with which the slot "body" of `TinyHost` has three candidates."""
 BLEND = BlendSpec(mode="RESIDUAL", ramp_steps=30)
 CLEAN = SanityProbe(
     parameters=50,

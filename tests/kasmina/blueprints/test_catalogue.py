@@ -46,9 +46,10 @@ def built_in(request) -> tuple[Kind, Blueprint]:
 def test_the_built_in_set_of_each_kind_comes_in_the_order_of_names():
     names = {kind: " ".join(one.name for one in BLUEPRINTS.for_kind(kind)) for kind in Kind}
     assert names == {
-        Kind.NC: "low_rank mlp norm",
+        Kind.NC: "gated_mlp low_rank mlp norm wide_mlp",
         Kind.NCHW: "bottleneck conv3 conv_block depthwise_separable inverted_bottleneck norm squeeze_excite",
-        Kind.NTC: "attention block conv_mlp_15 conv_mlp_3 conv_mlp_7 gated_conv low_rank mlp norm token_shift wide_mlp",
+        Kind.NTC: "attention block conv_mlp_15 conv_mlp_3 conv_mlp_7 gated_conv gated_mlp low_rank mlp norm token_shift"
+        " wide_mlp",
     }
 
 

@@ -36,7 +36,7 @@ from esper.leyline.slots import Kind
 from esper.leyline.stages import Stage
 from esper.testing import telling
 
-LIMITS = GrowthConfig()
+LIMITS = GrowthConfig(preset="none")
 NAN = math.nan
 MARKS = Marks(evidence_fallbacks=())
 STAGES = Stages(recorded=Stage.BLENDING, measured=Stage.BLENDING)
