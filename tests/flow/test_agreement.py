@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from growing import THREE
 from pydantic import ValidationError
 from stopping import stop
 from torch import Tensor, nn
@@ -118,7 +119,7 @@ def fixed_seeds() -> Iterator[None]:
 def kept(fixed_seeds: None, tmp_path_factory: pytest.TempPathFactory) -> Kept:
     del fixed_seeds
     path = tmp_path_factory.mktemp("agreement") / "run"
-    stop(FENCE, tiny_task(), tiny_config(run__dir=str(path)), on=InProcess(policy=Channelled()))
+    stop(FENCE, tiny_task(), tiny_config(run__dir=str(path), **THREE), on=InProcess(policy=Channelled()))
     past = read_past(path)
     written = past.commits[-1]
     return Kept(written, torch.load(checkpoints_folder(path) / written.file, weights_only=True), past)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from growing import THREE
 from stopping import stop
 
 import esper
@@ -23,6 +24,7 @@ from esper.testing import tiny_config, tiny_task
 from esper.tolaria.trainer import never
 
 LATE = {
+    **THREE,
     "growth__entry": "adopt",
     "growth__beside": 2,
     "growth__replicas": 1,

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from growing import THREE
 from span_files import ended
 from torch import Tensor, nn
 
@@ -94,7 +95,7 @@ def carry_out(path: Path, **overrides: Any) -> Run:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("esper.flow.in_process.make_kasmina", lambda *arguments: Watched(make_kasmina(*arguments), calls))
-        result = run(tiny_task(), tiny_config(run__dir=str(path), **overrides), progress=Fences())
+        result = run(tiny_task(), tiny_config(run__dir=str(path), **THREE, **overrides), progress=Fences())
     rounds = [list(group) for is_end, group in groupby(calls, "fence".__eq__) if not is_end]
     return Run(path, result, rounds[1 : result.rounds + 1])
 
@@ -183,7 +184,7 @@ def test_a_required_layer_that_the_host_deletes_on_the_way_is_missed_by_g3(
     monkeypatch.setattr(Unkept, "check", lambda *_: None)  # the end of the round would refuse such a host
     needy = replace(BLUEPRINTS.get("mlp"), mesh=lambda slot: (slot, "spare"))
     monkeypatch.setitem(BLUEPRINTS._blueprints, "mlp", needy)
-    run(tiny_task(model=Sheds, epochs=4), tiny_config(run__dir=str(tmp_path / "run")))
+    run(tiny_task(model=Sheds, epochs=4), tiny_config(run__dir=str(tmp_path / "run"), **THREE))
     judged = [body for body in Left(tmp_path / "run").bodies(RecordKind.GATE) if body["gate"] == "G3"]
     missing = [check["measured"] for body in judged for check in body["checks"] if check["name"] == "mesh_missing"]
     assert missing != []

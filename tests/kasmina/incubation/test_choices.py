@@ -33,7 +33,11 @@ EVERY = names(given={})
     [
         ({"head": ["mlp"]}, ["mlp"], EVERY["features.0"]),
         ({"features.*": ["norm", "conv3"]}, EVERY["head"], ["conv3", "norm"]),
-        ({"*": {"exclude": ["norm", "mlp"]}}, ["low_rank"], [n for n in EVERY["features.0"] if n != "norm"]),
+        (
+            {"*": {"exclude": ["norm", "mlp"]}},
+            ["gated_mlp", "low_rank", "wide_mlp"],
+            [n for n in EVERY["features.0"] if n != "norm"],
+        ),
         ({"*": {"exclude": ["norm"]}, "head": ["norm", "mlp"]}, ["mlp"], None),
         ({"head": {"only": ["mlp"]}}, ["mlp"], None),
     ],
@@ -76,4 +80,4 @@ def test_a_choice_survives_toml_run_json_and_a_resume(tmp_path: Path) -> None:
 
 def test_a_run_tries_what_was_chosen_alone() -> None:
     found = survey_of(tiny_task(), tiny_config(growth__blueprints={"body": {"exclude": ["norm", "mlp"]}}))
-    assert [pair.blueprint_id for pair in found.options] == ["low_rank"]
+    assert [pair.blueprint_id for pair in found.options] == ["gated_mlp", "low_rank", "wide_mlp"]
