@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from growing import THREE
 from rich.console import Console
 
 from esper import run
@@ -165,7 +166,7 @@ def test_the_limit_of_the_cost_knows_a_replica(winner: str | None) -> None:
 
 
 def places(**overrides: Any) -> dict[str, str]:
-    return {candidate["blueprint"]: candidate["place"] for candidate in plan(**overrides)["candidates"]}
+    return {candidate["blueprint"]: candidate["place"] for candidate in plan(**THREE, **overrides)["candidates"]}
 
 
 @pytest.mark.parametrize(
@@ -191,7 +192,7 @@ def test_each_candidate_has_its_place_in_the_run(overrides: dict[str, Any], mlp:
 
 
 def test_what_a_budget_leaves_out_is_said_by_the_plan_the_start_and_the_report(tmp_path: Path) -> None:
-    small = {"growth__memory_budget": 2.0, "growth__cost_budget": 2.0}
+    small = {**THREE, "growth__memory_budget": 2.0, "growth__cost_budget": 2.0}
     names = dict.fromkeys(("growth.memory_budget", "growth.cost_budget"), ("mlp at body",))
     assert plan(**small)["left_out_by_budgets"] == names
     assert plan(**small, growth__parameter_floor=2000)["left_out_by_budgets"] == {}
@@ -228,7 +229,7 @@ def test_a_run_too_short_to_grow_says_what_it_lacks() -> None:
 )
 def test_where_nothing_grows_candidates_of_one_place_share_a_row(overrides: dict[str, Any], why: str) -> None:
     console = Console(width=150, record=True, file=StringIO())
-    console.print(plan_view.candidates(plan(growth__cost_budget=2.0, **overrides)))
+    console.print(plan_view.candidates(plan(growth__cost_budget=2.0, **THREE, **overrides)))
     rows = [re.split(r"\s{2,}", line.strip()) for line in console.export_text().splitlines() if "  " in line.strip()][
         1:
     ]
