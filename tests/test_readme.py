@@ -56,7 +56,7 @@ def test_the_steps_from_which_a_run_can_grow_are_those_of_the_defaults() -> None
         return replace(survey, fence_steps=fences(task, config, data)).can_grow
 
     too_short = [steps for steps in range(1, 2000) if not can_grow(steps)]
-    assert too_short[-1] + 1 == int(said[1])  # a few shorter runs can grow, too: it depends on the place of their fences
+    assert too_short[-1] + 1 == int(said[1])  # some shorter runs can grow, too: fences decide
     assert too_short[:98] == list(range(1, 99))
 
 
