@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from _common import Outcome, Row, main
 
-from esper.kasmina.judging.statistics import placebo_limit, z_limit
+from esper.kasmina.judging.statistics import LEAST_FOR_NONE, placebo_limit, z_limit
 
 RUN, ASKED = 400, 0.05
 """Number of tests of a run (`growth.max_tests`), and the chance that any test passes by luck (`growth.false_pass`)."""
@@ -28,7 +28,7 @@ DIFFERENCES: dict[str, Draw] = {
     "1 - Exp(1)": lambda rng, shape: 1 - rng.standard_exponential(shape),
 }
 SAMPLES = (128, 14)
-PLACEBOS = tuple((count, *size) for count in (3, 6, 8) for size in ((12, 1), (24, 3)))
+PLACEBOS = tuple((count, *size) for count in (3, 6, 8) for size in ((12, 1), (24, 2)))
 """Number of placebos, of candidates in a tournament, and of tournaments in a run."""
 USEFUL = 8.0
 
@@ -52,20 +52,37 @@ def measure(tests: int) -> Outcome:
 def beside_placebos(tests: int, placebos: int, candidates: int, tournaments: int) -> list[Row]:
     """Return the share of first tournaments that accept a useless candidate, by limit, and of those that accept one
     with a gain of `USEFUL` times the spread of the useless ones."""
-    rng, ones = np.random.default_rng(0), [1.0] * placebos
+    rng = np.random.default_rng(0)
     best = np.concatenate([rng.standard_normal((LOT, candidates)).max(1) for _ in range(tests // LOT)])
-    rms = np.concatenate([np.sqrt((rng.standard_normal((LOT, placebos)) ** 2).mean(1)) for _ in range(tests // LOT)])
+    beside = rng.standard_normal((len(best), placebos))
     useful = np.maximum(USEFUL + rng.standard_normal(len(best)), best)
-    factor = placebo_limit(ones, ASKED, candidates * tournaments).factor
-    alone = placebo_limit(ones, ASKED, tournaments).factor
+    factor = placebo_limit([1.0] * placebos, ASKED, candidates * tournaments).factor
+    limit, alone = (limits(beside, count) for count in (candidates * tournaments, tournaments))
     case = f"{placebos} placebos, {candidates} candidates, {tournaments} tournaments in a run"
     return [
         Row.told(f"{case}: factor on the rms of the placebos", factor),
-        Row.told(f"{case}: share of first tournaments that accept a useless seed", float((best > factor * rms).mean())),
-        Row.told(f"{case}: the same, if one candidate counted", float((best > alone * rms).mean())),
-        Row.told(f"{case}: the same, with a factor of 3", float((best > 3 * rms).mean())),
-        Row.told(f"{case}: share that accept a gain of {USEFUL:g} spreads", float((useful > factor * rms).mean())),
+        Row.told(f"{case}: share of first tournaments that accept a useless seed", float((best > limit).mean())),
+        Row.told(f"{case}: the same, if one candidate counted", float((best > alone).mean())),
+        Row.told(f"{case}: the same, with 3 times the rms", float((best > 3 * root_mean_squares(beside)).mean())),
+        Row.told(f"{case}: share that accept a gain of {USEFUL:g} spreads", float((useful > limit).mean())),
     ]
+
+
+def limits(gains: np.ndarray, candidates: int) -> np.ndarray:
+    """Return the limit of `placebo_limit` for the gains of each row."""
+    most = gains.shape[1]
+    factors = np.array([0.0, *(placebo_limit([1.0] * m, ASKED, candidates).factor for m in range(1, most + 1))])
+    above = np.maximum(gains, 0.0)
+    counts = (gains > 0).sum(1)
+    of_all = factors[most] * root_mean_squares(gains)
+    of_some = factors[counts] * root_mean_squares(above) * np.sqrt(most / np.maximum(counts, 1))
+    few = (counts == 0) & (most < LEAST_FOR_NONE)
+    return np.where(few, of_all, np.minimum(of_some, of_all))
+
+
+def root_mean_squares(gains: np.ndarray) -> np.ndarray:
+    """Return the root of the mean square of each row."""
+    return np.sqrt((gains**2).mean(1))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from esper.archive.damage import (
     read_journal,
 )
 from esper.archive.generations import as_recorded, cut_short, joined_entries, retained, valid_lengths
-from esper.archive.identity import Identity, load_identity
+from esper.archive.identity import Identity, identity_of, load_identity
 from esper.archive.journal import Entry, RecordKind
 from esper.archive.run_directory import (
     checkpoints_folder,
@@ -234,6 +234,6 @@ def _journaled_identity(entries: Sequence[Entry]) -> Identity | None:
     """
     bodies = [entry.body for entry in entries if entry.kind in (RecordKind.RUN_STARTED, RecordKind.RUN_RESUMED)]
     try:
-        return Identity.model_validate_json(json.dumps(bodies[-1])) if bodies else None
+        return identity_of(json.dumps(bodies[-1])) if bodies else None
     except ValidationError:  # written by another version
         return None

@@ -95,13 +95,27 @@ def load_identity(path: Path) -> Identity:
         if not file.is_file():
             raise no_run(path)
     try:
-        return Identity.model_validate_json(read_small(file))
+        return identity_of(read_small(file))
     except OSError as error:
         raise StoreCorrupt(str(file), f"cannot be read: {error.strerror}") from error
     except ValidationError as error:
         _refuse_other_version(path)
         mend = "put it back from a copy (`esper snapshot` makes them)"
         raise StoreCorrupt(str(file), f"not a run.json of this version: {first_problem(error)}; {mend}") from error
+
+
+def identity_of(text: str | bytes) -> Identity:
+    """Return an identity from its JSON. Without `growth.preset` it is older than presets, so its preset is `none`.
+
+    Raises:
+        ValidationError: it is not JSON, or is not an identity of this version.
+    """
+    with suppress(ValueError, RecursionError, KeyError, TypeError):  # told by the validation below
+        told = json.loads(text)
+        if "preset" not in (growth := told["config"]["growth"]):
+            growth["preset"] = "none"
+            text = json.dumps(told)
+    return Identity.model_validate_json(text)
 
 
 def _refuse_other_version(path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from esper.archive.history import Past, read_past, settled_past
-from esper.archive.identity import Identity
+from esper.archive.identity import Identity, identity_of
 from esper.archive.journal import Entry, RecordKind
 from esper.archive.run_directory import RunDirectory, run_file, summary_file
 from esper.archive.summary import Summary
@@ -114,7 +114,7 @@ def resumed(
 
 def _result(run_dir: Path, ended: Entry) -> Summary:
     """Return the summary of a run that has ended. Write `summary.json` again if it is missing."""
-    result = _read(Summary, ended, run_dir)
+    result = _read(Summary.model_validate_json, ended, run_dir)
     if not summary_file(run_dir).exists():
         result.save(run_dir)
     return result
@@ -155,7 +155,7 @@ def check_sealed(run_dir: Path, past: Past) -> None:
     starts = [entry for entry in past.entries if entry.kind in (RecordKind.RUN_STARTED, RecordKind.RUN_RESUMED)]
     if not starts:
         return
-    sealed = _read(Identity, starts[-1], run_dir)
+    sealed = _read(identity_of, starts[-1], run_dir)
     before, now = _settled(sealed), _settled(past.identity)
     other = [
         f"{key} = {now[key]!r}, in the journal {before[key]!r}"
@@ -171,10 +171,10 @@ def check_sealed(run_dir: Path, past: Past) -> None:
         raise StoreCorrupt(str(run_file(run_dir)), f"does not agree with the journal: {'; '.join(other)}; {mend}")
 
 
-def _read(message: type[M], entry: Entry, run_dir: Path) -> M:
+def _read(parse: Callable[[str], M], entry: Entry, run_dir: Path) -> M:
     """Raises: StoreCorrupt: a record does not have the fields of its kind."""
     try:
-        return message.model_validate_json(json.dumps(entry.body))
+        return parse(json.dumps(entry.body))
     except ValidationError as error:
         reason = f"its journal holds a record of another version: {first_problem(error, entry.kind.name)}"
         raise StoreCorrupt(str(run_dir), reason) from error

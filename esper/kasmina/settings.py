@@ -66,7 +66,7 @@ FULL: Mapping[str, object] = {
     "candidates": 24,
     "placebos": 8,
     "first_step": 40,
-    "rungs": (20, 60, 120),
+    "rungs": (30, 60, 120),
     "rung_samples": (128, 256, 512),
     "probe_ramp_steps": 20,
     "probe_warmup_steps": 10,
@@ -78,6 +78,7 @@ FULL: Mapping[str, object] = {
     "replicas": 1,
     "entry": "adopt",
     "finish": "better",
+    "parameter_budget": 6.0,
     "parameter_floor": 20_000,
     "cost_budget": 8.0,
 }
@@ -85,7 +86,7 @@ LEAN: Mapping[str, object] = {
     **{key: value for key, value in FULL.items() if key != "best_again"},  # there is one tournament
     "candidates": 12,
     "placebos": 6,
-    "rungs": (20, 60),
+    "rungs": (30, 60),
     "rung_samples": (128, 512),
     "max_tournaments": 1,
 }
@@ -93,6 +94,20 @@ PRESETS: Mapping[str, Mapping[str, object]] = {"none": {}, "lean": LEAN, "full":
 """Name of a preset -> its values by key of [growth]. With `none` each key has its own default."""
 PRESET: Literal["none", "lean", "full"] = "full"
 """The preset of a config that names none."""
+
+
+def _replaced(given: Mapping[str, object]) -> set[str]:
+    """Return the keys of a preset that would contradict given keys, or leave them without effect."""
+    gone = set[str]()
+    if given.keys() & {"due_rounds", "probe_steps", "halving_step"}:
+        gone |= {"rungs", "rung_samples"}
+    if "rungs" in given:
+        gone.add("rung_samples")
+    if given.get("twin") is False:
+        gone.add("finish")
+    if given.get("probe_steps") is not None or given.get("isolate_until", "none") != "none":
+        gone.add("entry")
+    return gone
 
 
 class GrowthConfig(Settings):
@@ -264,8 +279,8 @@ class GrowthConfig(Settings):
         name = given["preset"]
         if not isinstance(name, str) or name not in PRESETS:
             return given
-        paired = {"rung_samples"} if "rungs" in given else set()  # these belong to the preset's rungs
-        return {**{key: value for key, value in PRESETS[name].items() if key not in paired}, **given}
+        gone = _replaced(given)
+        return {**{key: value for key, value in PRESETS[name].items() if key not in gone}, **given}
 
     @field_validator("isolate_until", "probe_steps", mode="after")
     @classmethod

@@ -30,16 +30,20 @@ class Gate(StrEnum):
     G5 = "G5"
 
 
-class PlaceboBasis(Message):
+class PlaceboBasis(GrownMessage):
     """The figures from which the limit of the placebos was computed: `factor * rms`."""
 
+    LATER: ClassVar = frozenset({"of"})
+
     count: int
-    """Number of placebos of the tournament."""
+    """Number of placebos whose gains were used: all of the tournament, or those with a gain above 0."""
     rms: Figure
-    """Root of the mean square of their gains. Infinite: the training of a placebo diverged."""
+    """Root of the mean square of these gains. Infinite: the training of a placebo diverged."""
     factor: float
     tests: int
     """Number of candidates among which the chance of a false pass was divided."""
+    of: int | None = None
+    """Number of placebos of the tournament. None: an older version wrote this."""
 
 
 class Check(GrownMessage):

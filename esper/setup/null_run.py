@@ -22,6 +22,7 @@ from esper.leyline.reports import Check, GraftPlan
 from esper.leyline.slots import SlotSpec
 from esper.setup.assembly import RunKey, make_fork_factory
 from esper.setup.survey import Survey
+from esper.tamiyo.fields import in_turn
 from esper.tolaria.trainer import never
 
 FIRST_NUMBER = 1000
@@ -104,13 +105,15 @@ def _turns(specs: Sequence[SlotSpec]) -> Iterator[Named]:
 
 
 def _best(named: Sequence[Named], result: IncubationResult, most: int) -> list[Named]:
-    """Return the candidates whose forks came first: those that were trained longest, then by the gain on pick."""
+    """Return the candidates of a later tournament, chosen as the default policy chooses them; see `in_turn`."""
 
     def place(at: int) -> tuple[int, float]:
         fork = result.forks[at]
         return -fork.steps, -(fork.pick.relative_gain if fork.pick is not None else 0.0)
 
-    return [named[at] for at in sorted(range(len(named)), key=place)[:most]]
+    ordered = [(named[at][0].path, named[at][1]) for at in sorted(range(len(named)), key=place)]
+    by_name = {(spec.path, name): (spec, name) for spec, name in named}
+    return [by_name[pair] for pair in in_turn(ordered)[:most]]
 
 
 def _held(

@@ -81,7 +81,16 @@ def beside_limit(check: Check) -> str:
 
 def _of_placebos(basis: PlaceboBasis | None) -> str:
     """Return words for the figures of the limit of the placebos. The text is empty for another limit."""
-    return f" ({basis.factor:.2f} times the rms of {basis.count} placebos)" if basis is not None else ""
+    if basis is None:
+        return ""
+    if basis.count == 0:
+        return f" (none of {basis.of} placebos gained)"
+    those = (
+        f"{basis.count} placebos"
+        if basis.of in (None, basis.count)
+        else f"the {basis.count} of {basis.of} placebos that gained"
+    )
+    return f" ({basis.factor:.2f} times the rms of {those})"
 
 
 def a_second(rate: float) -> str:

@@ -16,6 +16,7 @@ from esper.leyline.reports import FieldReport
 from esper.leyline.stages import IN_HOST
 from esper.leyline.state import RoundState, SeedState
 from esper.policies import make_decision
+from esper.tamiyo.fields import in_turn, spread
 
 RETRY_FENCES, SETTLED_RETRY_FENCES = 3, 12
 """Numbers of fences for which a tried pair rests. The first number applies until the host has an accepted seed, and the
@@ -63,17 +64,16 @@ class HeuristicPolicy:
         if not fresh:
             return make_decision(self, state, hold="every open pair was tried a short while ago")
         room = min(self._candidates, state.tests_allowed - state.tests_used)
-        chosen = sorted(fresh, key=lambda pair: (pair.risk, pair.slot, pair.blueprint_id))[:room]
-        return make_decision(self, state, pairs=chosen, blend=self._blend)
+        return make_decision(self, state, pairs=spread(fresh, room), blend=self._blend)
 
     def _again(self, state: RoundState, eligible: Sequence[Pair], past: Sequence[FieldReport], count: int) -> Decision:
-        """Return a tournament of the best pairs of the first tournament, as far as they are eligible."""
-        best = best_of_first(state, past)[:count]
-        chosen = [pair for pair in eligible if (pair.slot, pair.blueprint_id) in best]
+        """Return a tournament of the best eligible pairs of the first tournament, those of different slots first."""
+        open_pairs = {(pair.slot, pair.blueprint_id): pair for pair in eligible}
+        best = in_turn([pair for pair in best_of_first(state, past) if pair in open_pairs])
+        chosen = [open_pairs[pair] for pair in best[: min(count, state.tests_allowed - state.tests_used)]]
         if not chosen:
             return make_decision(self, state, hold="none of the best pairs of the first tournament is open")
-        chosen.sort(key=lambda pair: best.index((pair.slot, pair.blueprint_id)))
-        return make_decision(self, state, pairs=chosen[: state.tests_allowed - state.tests_used], blend=self._blend)
+        return make_decision(self, state, pairs=chosen, blend=self._blend)
 
     def logits(self, state: RoundState, seed: SeedState, past: Sequence[FieldReport]) -> tuple[float, ...]:
         """Return no logits, because no blend of this policy uses logits."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from esper.cli import null_view
 from esper.cli.main import exit_code
 from esper.errors import ConfigError
 from esper.kasmina.blueprints.placebos import USELESS, kind_of
-from esper.kasmina.judging.statistics import exact_interval
+from esper.kasmina.judging.statistics import exact_interval, placebo_limit
 from esper.leyline.slots import Kind
 from esper.setup.null_run import NullTournament, distinct
 from esper.setup.null_trial import NullTrial, null_trial
@@ -99,9 +98,8 @@ def test_a_whole_run_judges_each_of_its_tournaments_by_its_own_placebos() -> Non
     for one, candidates in ((first, 5), (second, 2)):
         gains = [gain for _, gain in one.placebo_gains if gain is not None]
         assert len(gains) == 6
-        factor = stats.t.isf(0.05 / (2 * candidates), df=6)
-        rms = math.sqrt(sum(gain * gain for gain in gains) / 6)
-        assert one.figures["gain_over_placebos"]["above"] == pytest.approx(factor * rms)
+        limit = placebo_limit(gains, 0.05, 2 * candidates)
+        assert one.figures["gain_over_placebos"]["above"] == pytest.approx(limit.factor * limit.rms)
 
 
 def test_each_run_has_samples_of_its_own() -> None:

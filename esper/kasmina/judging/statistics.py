@@ -11,6 +11,9 @@ from esper.errors import EvidenceMissing
 from esper.leyline.evidence import PairedLosses, SampleLosses
 from esper.leyline.reports import PlaceboBasis
 
+LEAST_FOR_NONE = 6
+"""Least number of placebos of which none may have a gain above 0, so that the limit of the placebos is 0."""
+
 
 def paired(control: SampleLosses, seeded: SampleLosses) -> PairedLosses:
     """Compare two networks by `d_i = control_i - seeded_i` over the same samples.
@@ -81,10 +84,15 @@ def _upper_quantile(chance: float, degrees: int) -> float:
 def placebo_limit(gains: Sequence[float], false_pass: float, candidates: int) -> PlaceboBasis:
     """Return the figures of the limit `factor * rms` that a gain must exceed so that it is not like the placebos.
 
-    `rms` is the root of the mean square of the m gains of the placebos. A gain below 0 counts, too: a useless seed that
-    harms shows as well how far the losses of two networks drift apart. If gains of useless seeds are normal with mean
-    0, a gain divided by the rms of m others has Student's t distribution with m degrees of freedom. So the factor is
-    its quantile of `1 - false_pass / candidates`.
+    `rms` is the root of the mean square of m gains of placebos. If gains of useless seeds are normal with mean 0, a
+    gain divided by the rms of m others has Student's t distribution with m degrees of freedom. So the factor is its
+    quantile of `1 - false_pass / (2 candidates)`.
+
+    There are two such limits, hence the 2, and the lower one holds. One is of all placebos. The other is of those with
+    a gain above 0: on some hosts a useless seed harms in each run, which shows nothing about how large a gain is by
+    luck. The sign of a normal number with mean 0 tells nothing about its size, so the rule for m holds for these m,
+    too. If none of `LEAST_FOR_NONE` or more placebos has a gain above 0, which happens by luck in 1 of 64 tournaments
+    at most, this limit is 0.
 
     **All candidates of all tournaments count**, not only the first of each. The first is chosen on the pick shard, and
     judged on the gate shard. But a fork's true loss differs from that of its control, and this difference is the same
@@ -101,8 +109,21 @@ def placebo_limit(gains: Sequence[float], false_pass: float, candidates: int) ->
 
     Source: Student 1908; Bonferroni's inequality (Dunn 1961, doi:10.1080/01621459.1961.10482090).
     """
-    factor = _upper_quantile(false_pass / candidates, len(gains)) if gains else math.nan
-    return PlaceboBasis(count=len(gains), rms=root_mean_square(gains), factor=factor, tests=candidates)
+    of_all = _limit_of(gains, false_pass, candidates)
+    above = [gain for gain in gains if gain > 0]
+    if not above and len(gains) < LEAST_FOR_NONE:
+        return of_all
+    if not above:
+        return PlaceboBasis(count=0, of=len(gains), rms=0.0, factor=0.0, tests=candidates)
+    of_some = _limit_of(above, false_pass, candidates)
+    found = min(of_all, of_some, key=lambda one: one.factor * one.rms)
+    return found.model_copy(update={"of": len(gains)})
+
+
+def _limit_of(gains: Sequence[float], false_pass: float, candidates: int) -> PlaceboBasis:
+    rms = root_mean_square(gains)
+    factor = _upper_quantile(false_pass / (2 * candidates), len(gains))
+    return PlaceboBasis(count=len(gains), of=len(gains), rms=rms, factor=factor, tests=candidates)
 
 
 def root_mean_square(gains: Sequence[float]) -> float:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from esper.errors import EvidenceMissing
-from esper.kasmina.judging.statistics import paired, placebo_limit, stouffer, z_limit
+from esper.kasmina.judging.statistics import paired, placebo_limit, root_mean_square, stouffer, z_limit
 from esper.kasmina.settings import GrowthConfig
 from esper.leyline.evidence import SampleLosses
 from esper.testing import telling
@@ -174,43 +175,66 @@ def test_several_fences_of_the_same_question_count_as_one():
 
 @pytest.mark.parametrize("gains", [1, 3, 8, 24])
 def test_the_limit_of_the_placebos_is_a_quantile_of_students_t(gains):
-    found = placebo_limit([0.01, *[0.0] * (gains - 1)], 0.05, 12)
-    assert found.factor == pytest.approx(stats.t.isf(0.05 / 12, df=gains))
-    assert found.rms == pytest.approx(0.01 / gains**0.5)
-    assert (found.count, found.tests) == (gains, 12)
-    assert placebo_limit([0.1, math.inf], 0.05, 12).rms == math.inf
+    found = placebo_limit([0.01, *[0.001] * (gains - 1)], 0.05, 12)
+    assert found.factor == pytest.approx(stats.t.isf(0.025 / 12, df=gains))
+    assert found.rms == pytest.approx(((1e-4 + (gains - 1) * 1e-6) / gains) ** 0.5)
+    assert (found.count, found.of, found.tests) == (gains, gains, 12)
+    for diverged in ([0.1, math.inf], [-0.1, math.inf]):
+        assert placebo_limit(diverged, 0.05, 12).rms == math.inf
     with pytest.raises(EvidenceMissing, match="gains of placebos"):
         placebo_limit([], 0.05, 12)
 
 
-def accepted(placebos: int, candidates: int, factor: float, useful: float = 0.0, tries: int = 20_000) -> float:
+def test_placebos_that_harm_do_not_raise_the_limit_above_that_of_those_that_gain():
+    gaining = [0.001, 0.002, 0.0015]
+    harmed = placebo_limit([*gaining, -0.9, -0.8], 0.05, 12)
+    alone = placebo_limit(gaining, 0.05, 12)
+    assert (harmed.count, harmed.of) == (3, 5)
+    assert (harmed.factor, harmed.rms) == (alone.factor, alone.rms)
+    little = placebo_limit([*gaining, -0.001, -0.002], 0.05, 12)  # here all of them give the lower limit
+    assert little.count == 5
+    none = placebo_limit([-0.1, -0.2, 0.0, -0.1, -0.1, -0.1], 0.05, 12)
+    assert (none.count, none.of, none.factor * none.rms) == (0, 6, 0.0)
+    assert placebo_limit([-0.1] * 5, 0.05, 12).rms == pytest.approx(0.1)  # of so few, all may harm by luck
+
+
+def of_rule(beside: np.ndarray, candidates: int) -> float:
+    found = placebo_limit(beside.tolist(), 0.05, candidates)
+    return found.factor * found.rms
+
+
+def accepted(
+    placebos: int, candidates: int, limit: Callable[[np.ndarray], float], useful: float = 0.0, tries: int = 4_000
+) -> float:
     """Return the share of simulated tournaments that accept the first candidate, or the useful one if there is one.
 
     A gain is a true gain, which is the same on pick and gate, and noise of a quarter of its variance on each shard. All
     true gains of useless seeds are normal.
+
+    Args:
+        limit: The gains of the placebos of a tournament -> the limit of a gain.
     """
     draw = np.random.default_rng(candidates * placebos)
     true, beside = draw.normal(size=(tries, candidates)), draw.normal(size=(tries, placebos))
     true[:, 0] += useful
     pick, gate = (true + 0.5 * draw.normal(size=true.shape) for _ in range(2))
-    first, rms = pick.argmax(axis=1), np.sqrt(np.mean((beside + 0.5 * draw.normal(size=beside.shape)) ** 2, axis=1))
-    passes = gate[np.arange(tries), first] > factor * rms
+    first = pick.argmax(axis=1)
+    limits = np.array([limit(row) for row in beside + 0.5 * draw.normal(size=beside.shape)])
+    passes = gate[np.arange(tries), first] > limits
     return float(np.mean(passes & (first == 0) if useful else passes))
 
 
-@pytest.mark.parametrize(("placebos", "candidates"), [(3, 12), (6, 12), (8, 24), (24, 24)])
+@pytest.mark.parametrize(("placebos", "candidates"), [(6, 12), (8, 24), (24, 24)])
 def test_the_limit_of_the_placebos_holds_for_the_best_of_all_candidates(placebos, candidates):
-    beside = [1.0] * placebos
-    factor, of_one = (placebo_limit(beside, 0.05, count).factor for count in (candidates, 1))
-    assert accepted(placebos, candidates, factor) <= 0.05
-    assert accepted(placebos, candidates, of_one) > 0.2  # the first is not one candidate among others
-    assert accepted(placebos, candidates, 3.0) > 0.05 or placebos > 8
+    assert accepted(placebos, candidates, lambda beside: of_rule(beside, candidates)) <= 0.05
+    of_one = accepted(placebos, candidates, lambda beside: of_rule(beside, 1))
+    assert of_one > 0.2  # the first is not one candidate among others
+    assert accepted(placebos, candidates, lambda beside: 3 * root_mean_square(beside.tolist())) > 0.05 or placebos > 8
 
 
 def test_the_placebos_of_a_preset_let_a_useful_seed_pass():
     for preset, least in (("lean", 0.9), ("full", 0.9)):
         limits = GrowthConfig(preset=preset)
-        candidates = limits.candidates * limits.max_tournaments
-        factor = placebo_limit([1.0] * limits.placebos, limits.false_pass, candidates).factor
-        assert accepted(limits.placebos, limits.candidates, factor, useful=8.0) > least
-        assert accepted(3, limits.candidates, placebo_limit([1.0] * 3, 0.05, candidates).factor, useful=8.0) < 0.8
+        each = limits.candidates * limits.max_tournaments
+        assert accepted(limits.placebos, limits.candidates, lambda b, n=each: of_rule(b, n), useful=8.0) > least
+        assert accepted(3, limits.candidates, lambda b, n=each: of_rule(b, n), useful=8.0) < 0.8
