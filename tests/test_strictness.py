@@ -119,6 +119,7 @@ ALLOWED: dict[str, str] = {
     "esper/setup/survey.py _tried: answers TaskError": "left out and said, or raised",
     "esper/kasmina/host/slot_patterns.py Matched.trying: answers TaskError": "left out and said, or raised if it was named",
     "esper/archive/identity.py _refuse_other_version: .get with a default x2": "a run.json without versions says no other one",
+    "esper/archive/identity.py identity_of: suppress": "no JSON, or no config; the validation that follows tells it",
     "esper/archive/identity.py _refuse_other_version: suppress": "no JSON; the caller refuses it as damaged",
     "esper/cli/log_commands.py _read: answers StoreCorrupt": "named as damage, so that the other logs are shown",
     "esper/tolaria/checkpoint_file.py _verdict: answers CheckpointCorrupt": "returned as the verdict",

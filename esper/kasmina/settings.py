@@ -105,7 +105,7 @@ def _replaced(given: Mapping[str, object]) -> set[str]:
         gone.add("rung_samples")
     if given.get("twin") is False:
         gone.add("finish")
-    if given.get("probe_steps") is not None or given.get("isolate_until", "none") != "none":
+    if given.get("probe_steps") is not None or given.get("isolate_until") not in (None, "none"):
         gone.add("entry")
     return gone
 
