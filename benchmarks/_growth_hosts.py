@@ -201,6 +201,175 @@ def recurrent() -> Task:
     return replace(stdlib_text.task(), model=RecurrentHost, slots=["embed", "norm"])
 
 
+# -- the kinds that were named before the defaults were fixed ------------------------------------------------------
+
+
+class Autoencoder(nn.Module):
+    """Noisy images [B, 1, 8, 8] -> images [B, 1, 8, 8]: a convolutional autoencoder."""
+
+    def __init__(self, channels: int = 6) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(1, channels, 3, stride=2, padding=1), nn.ReLU())
+        self.code = nn.Sequential(nn.Conv2d(channels, channels, 3, stride=2, padding=1), nn.ReLU())
+        self.decoder = nn.Sequential(nn.ConvTranspose2d(channels, channels, 2, stride=2), nn.ReLU())
+        self.last = nn.ConvTranspose2d(channels, 1, 2, stride=2)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        images: Tensor = self.last(self.decoder(self.code(self.encoder(x_BCHW))))
+        return images
+
+
+def autoencoder() -> Task:
+    """Handwritten digits with noise; the target is the digit without noise. The loss is the mean squared error."""
+    shards, generator = digits.split(*digits.load_images()), torch.Generator().manual_seed(4)
+    copies = {"train": 6, "valid": 2, "test": 2, "pick": 2, "gate": 2}
+    return Task(
+        model=Autoencoder,
+        slots=["encoder", "code", "decoder"],
+        **{name: _noisy(shards[name], count, generator) for name, count in copies.items()},
+        loss=nn.functional.mse_loss,
+        sample_loss=_squared_errors,
+        optimizer=_adam(3e-3),
+        batch_size=32,
+        epochs=4,
+    )
+
+
+def _noisy(shard: TensorDataset, copies: int, generator: torch.Generator) -> TensorDataset:
+    images_BCHW = shard.tensors[0].repeat(copies, 1, 1, 1)
+    return TensorDataset(images_BCHW + 0.4 * torch.randn(images_BCHW.shape, generator=generator), images_BCHW)
+
+
+def _squared_errors(found: Tensor, target: Tensor) -> Tensor:
+    return (found - target).square().flatten(1).mean(dim=1)
+
+
+class PointSet(nn.Module):
+    """Sets of points [B, 32, 2] -> [B, 5]: the same layers for each point, their maximum over the points, a head."""
+
+    def __init__(self, channels: int = 12) -> None:
+        super().__init__()
+        self.each = nn.Sequential(nn.Linear(2, channels), nn.ReLU(), nn.Linear(channels, channels))
+        self.whole = nn.Sequential(nn.Linear(channels, channels), nn.ReLU())
+        self.head = nn.Linear(channels, 5)
+
+    def forward(self, points_BTC: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.whole(self.each(points_BTC).amax(dim=1)))
+        return scores
+
+
+def points() -> Task:
+    """32 noisy points on an outline with some corners (2 to 6), of any size and direction; the class is the number."""
+    generator = torch.Generator().manual_seed(5)
+    count = sum(SIZES.values())
+    corners_N = torch.randint(2, 7, (count,), generator=generator)
+    place_NT = torch.rand(count, 32, generator=generator) * corners_N[:, None]
+    turn_N = 6.2832 * torch.rand(count, generator=generator)
+
+    def corner(number_NT: Tensor) -> Tensor:
+        angle_NT = turn_N[:, None] + 6.2832 * number_NT / corners_N[:, None]
+        return torch.stack([angle_NT.cos(), angle_NT.sin()], dim=-1)
+
+    before_NT, share_NT1 = place_NT.floor(), place_NT.frac()[..., None]
+    outline_NTC = (1 - share_NT1) * corner(before_NT) + share_NT1 * corner(before_NT + 1)
+    size_N = 0.6 + 0.8 * torch.rand(count, generator=generator)
+    points_NTC = size_N[:, None, None] * outline_NTC + 0.05 * torch.randn(count, 32, 2, generator=generator)
+    parts = zip(SIZES, points_NTC.split(list(SIZES.values())), (corners_N - 2).split(list(SIZES.values())), strict=True)
+    return Task(
+        model=PointSet,
+        slots=["each", "whole"],
+        **{name: TensorDataset(x, y) for name, x, y in parts},
+        loss=cross_entropy,
+        optimizer=_adam(3e-3),
+        batch_size=64,
+        epochs=7,
+    )
+
+
+class Mixer(nn.Module):
+    """Images [B, 1, 8, 8] -> [B, 10]: patches of 2 x 2, mixed over patches and then over channels."""
+
+    def __init__(self, channels: int = 16) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(1, channels, 2, stride=2)
+        self.over_patches = nn.Sequential(nn.Linear(16, 16), nn.GELU(), nn.Linear(16, 16))
+        self.over_channels = nn.Sequential(
+            nn.LayerNorm(channels), nn.Linear(channels, channels), nn.GELU(), nn.Linear(channels, channels)
+        )
+        self.norm, self.head = nn.LayerNorm(channels), nn.Linear(channels, 10)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        h_BTC = self.patches(x_BCHW).flatten(2).transpose(1, 2)
+        h_BTC = h_BTC + self.over_patches(h_BTC.transpose(1, 2)).transpose(1, 2)
+        h_BTC = h_BTC + self.over_channels(h_BTC)
+        scores: Tensor = self.head(self.norm(h_BTC).mean(dim=1))
+        return scores
+
+
+def mixer() -> Task:
+    """Handwritten digits with noise, three copies of each."""
+    shards, generator = digits.split(*digits.load_images()), torch.Generator().manual_seed(6)
+
+    def noisy(name: str) -> TensorDataset:
+        images_BCHW, classes_B = shards[name].tensors
+        noise = 0.3 * torch.randn((3 * len(images_BCHW), *images_BCHW.shape[1:]), generator=generator)
+        return TensorDataset(images_BCHW.repeat(3, 1, 1, 1) + noise, classes_B.repeat(3))
+
+    return Task(
+        model=Mixer,
+        slots=["over_channels", "norm"],
+        **{name: noisy(name) for name in SIZES},
+        loss=cross_entropy,
+        optimizer=_adam(3e-3),
+        batch_size=16,
+        epochs=4,
+    )
+
+
+class ResidualMLP(nn.Module):
+    """[B, 10] -> [B]: an MLP with two residual blocks."""
+
+    def __init__(self, channels: int = 16) -> None:
+        super().__init__()
+        self.inward = nn.Linear(10, channels)
+        self.first, self.second = (
+            nn.Sequential(
+                nn.LayerNorm(channels), nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels)
+            )
+            for _ in range(2)
+        )
+        self.head = nn.Linear(channels, 1)
+
+    def forward(self, x_BC: Tensor) -> Tensor:
+        h_BC = self.inward(x_BC)
+        h_BC = h_BC + self.first(h_BC)
+        h_BC = h_BC + self.second(h_BC)
+        values: Tensor = self.head(h_BC)[:, 0]
+        return values
+
+
+def regression() -> Task:
+    """Rows of uniform numbers; the target is Friedman's first function with noise. The loss is the mean squared error.
+
+    Source: Friedman 1991, doi:10.1214/aos/1176347963, sec. 4.3.
+    """
+    generator = torch.Generator().manual_seed(8)
+    x_NC = torch.rand(sum(SIZES.values()), 10, generator=generator)
+    y_N = 10 * (3.14159 * x_NC[:, 0] * x_NC[:, 1]).sin() + 20 * (x_NC[:, 2] - 0.5).square()
+    y_N = (y_N + 10 * x_NC[:, 3] + 5 * x_NC[:, 4] + torch.randn(len(x_NC), generator=generator) - 14.4) / 4.9
+    parts = zip(SIZES, x_NC.split(list(SIZES.values())), y_N.split(list(SIZES.values())), strict=True)
+    return Task(
+        model=ResidualMLP,
+        slots=["first", "second"],
+        **{name: TensorDataset(x, y) for name, x, y in parts},
+        loss=nn.functional.mse_loss,
+        sample_loss=lambda found_B, target_B: (found_B - target_B).square(),
+        optimizer=_adam(3e-3),
+        batch_size=32,
+        epochs=4,
+    )
+
+
 TUNED: dict[str, Case] = {
     "text": Case(stdlib_text.task, tuple(partial(stdlib_text.CharTransformer, 32, n) for n in (2, 3, 4, 5, 6, 8))),
     "digits": Case(digits.task, tuple(partial(digits.DigitReader, n) for n in (6, 8, 12, 16, 24, 32, 48))),
@@ -210,4 +379,9 @@ TUNED: dict[str, Case] = {
     "recurrent": Case(recurrent, tuple(partial(RecurrentHost, n) for n in (48, 64, 96, 128))),
 }
 
-FRESH: dict[str, Case] = {}
+FRESH: dict[str, Case] = {
+    "autoencoder": Case(autoencoder, tuple(partial(Autoencoder, n) for n in (8, 12, 16, 24, 32, 48))),
+    "points": Case(points, tuple(partial(PointSet, n) for n in (16, 24, 32, 48, 64))),
+    "mixer": Case(mixer, tuple(partial(Mixer, n) for n in (24, 32, 48, 64))),
+    "regression": Case(regression, tuple(partial(ResidualMLP, n) for n in (24, 32, 48, 64, 96))),
+}
