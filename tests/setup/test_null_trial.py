@@ -36,8 +36,8 @@ def test_a_useless_seed_that_passes_z_is_refused_by_the_placebos_of_its_tourname
     whole = {"growth__rungs": (40,), "growth__rung_samples": (256,), "growth__candidates": 2}
     lenient = {"growth__margin": 1e-9, "growth__false_pass": 0.2, "run__seed": 4}
     alone, beside = (trial(1, growth__placebos=count, **lenient, **whole).tournaments[0] for count in (0, 6))
-    assert (alone.kind, alone.accepted, alone.reasons) == ("frozen", True, ())
-    assert (beside.kind, beside.accepted, beside.reasons) == ("frozen", False, ("within_placebo",))
+    assert (alone.kind, alone.accepted, alone.reasons) == ("frozen_linear", True, ())
+    assert (beside.kind, beside.accepted, beside.reasons) == ("frozen_linear", False, ("within_placebo",))
     assert alone.only_placebos_refuse
     assert beside.only_placebos_refuse
     assert beside.figures["z"] == alone.figures["z"]  # the same first seed: placebos change no candidate

@@ -102,6 +102,22 @@ class Frozen(nn.Module):
         return correction
 
 
+class FrozenLinear(nn.Module):
+    """A random linear map of the channels that does not train, times a number that does. The number is 0 at first."""
+
+    def __init__(self, spec: SlotSpec) -> None:
+        super().__init__()
+        channels = channels_of(spec)
+        layer = nn.Conv2d(channels, channels, 1) if spec.kind is Kind.NCHW else nn.Linear(channels, channels)
+        self.inner = layer.requires_grad_(False)
+        self.scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Return a correction of the shape of `h`, [B, ...]."""
+        correction: Tensor = self.scale * self.inner(h)
+        return correction
+
+
 class Noise(nn.Module):
     """Random numbers, times a number that trains. The number is 0 at first."""
 
@@ -130,17 +146,15 @@ class Dead(nn.Module):
         return correction
 
 
-PLACEBOS: Mapping[str, Callable[[SlotSpec], nn.Module]] = {"constant": Constant, "frozen": Frozen}
+PLACEBOS: Mapping[str, Callable[[SlotSpec], nn.Module]] = {"constant": Constant, "frozen_linear": FrozenLinear}
 """Kind of placebo -> its factory. A tournament takes the kinds in this order, and then again from the first.
 
-Both have the layers of an MLP, as most blueprints have, and each placebo has its own random weights. A bias, or noise
-times a number, trains few parameters: on some hosts it moves the loss several times less than an MLP does, so it would
-make the limit of the placebos too low. `other_rows` adds noise to the activations and so harms some hosts in each run:
-its gain shows this harm, not how far two equal networks drift apart.
+The reasons for these two, and against the other useless seeds, are in docs/adr/0013-placebos.md.
 """
 
 USELESS: Mapping[str, Callable[[SlotSpec], nn.Module]] = {
     **PLACEBOS,
+    "frozen": Frozen,
     "other_rows": OtherRows,
     "bias": Bias,
     "noise": Noise,

@@ -382,7 +382,7 @@ def test_placebos_train_to_the_end_and_have_gains_but_no_rank():
     assert ranks(result) == {"a": 1, "b": 2, "c": None, "d": None}
     assert [(one.kind, len(one.picks)) for one in result.placebos] == [
         ("constant", 2),
-        ("frozen", 2),
+        ("frozen_linear", 2),
         ("constant", 2),
     ]
     assert [one.gate.mean for one in result.placebos] == [pytest.approx(gain) for gain in PLACEBO_GAINS.values()]

@@ -803,7 +803,7 @@ def test_placebos_are_in_the_order_and_in_no_record_and_each_tournament_has_the_
     order = life.germinate(1, ("a", "mlp"), ("b", "norm")).order
     assert [plan.blueprint_id for plan in order.placebos] == [
         "placebo:constant:0",
-        "placebo:frozen:1",
+        "placebo:frozen_linear:1",
         "placebo:constant:2",
     ]
     assert len({plan.weights_digest for plan in (*order.plans, *order.placebos)}) == 5
