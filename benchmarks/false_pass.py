@@ -8,12 +8,13 @@ Then the limit of the placebos is simulated: gains of useless seeds with mean 0,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 from _common import Outcome, Row, main
 
-from esper.kasmina.judging.statistics import LEAST_FOR_NONE, placebo_limit, z_limit
+from esper.kasmina.judging.statistics import placebo_limit, z_limit
 
 RUN, ASKED = 400, 0.05
 """Number of tests of a run (`growth.max_tests`), and the chance that any test passes by luck (`growth.false_pass`)."""
@@ -30,7 +31,7 @@ DIFFERENCES: dict[str, Draw] = {
 SAMPLES = (128, 14)
 PLACEBOS = tuple((count, *size) for count in (3, 6, 8) for size in ((12, 1), (24, 2)))
 """Number of placebos, of candidates in a tournament, and of tournaments in a run."""
-USEFUL = 8.0
+USEFUL, HARM = 8.0, 2.0
 
 
 def measure(tests: int) -> Outcome:
@@ -56,14 +57,15 @@ def beside_placebos(tests: int, placebos: int, candidates: int, tournaments: int
     best = np.concatenate([rng.standard_normal((LOT, candidates)).max(1) for _ in range(tests // LOT)])
     beside = rng.standard_normal((len(best), placebos))
     useful = np.maximum(USEFUL + rng.standard_normal(len(best)), best)
-    factor = placebo_limit([1.0] * placebos, ASKED, candidates * tournaments).factor
+    factor = placebo_limit([0.0] * placebos, ASKED, candidates * tournaments).factor
     limit, alone = (limits(beside, count) for count in (candidates * tournaments, tournaments))
+    harmed = limits(beside - HARM, candidates * tournaments)
     case = f"{placebos} placebos, {candidates} candidates, {tournaments} tournaments in a run"
     return [
-        Row.told(f"{case}: factor on the rms of the placebos", factor),
+        Row.told(f"{case}: factor on the spread of the placebos", factor),
         Row.told(f"{case}: share of first tournaments that accept a useless seed", float((best > limit).mean())),
         Row.told(f"{case}: the same, if one candidate counted", float((best > alone).mean())),
-        Row.told(f"{case}: the same, with 3 times the rms", float((best > 3 * root_mean_squares(beside)).mean())),
+        Row.told(f"{case}: the same, if the placebos harm by {HARM:g} spreads", float((best > harmed).mean())),
         Row.told(f"{case}: share that accept a gain of {USEFUL:g} spreads", float((useful > limit).mean())),
     ]
 
@@ -71,18 +73,11 @@ def beside_placebos(tests: int, placebos: int, candidates: int, tournaments: int
 def limits(gains: np.ndarray, candidates: int) -> np.ndarray:
     """Return the limit of `placebo_limit` for the gains of each row."""
     most = gains.shape[1]
-    factors = np.array([0.0, *(placebo_limit([1.0] * m, ASKED, candidates).factor for m in range(1, most + 1))])
-    above = np.maximum(gains, 0.0)
-    counts = (gains > 0).sum(1)
-    of_all = factors[most] * root_mean_squares(gains)
-    of_some = factors[counts] * root_mean_squares(above) * np.sqrt(most / np.maximum(counts, 1))
-    few = (counts == 0) & (most < LEAST_FOR_NONE)
-    return np.where(few, of_all, np.minimum(of_some, of_all))
-
-
-def root_mean_squares(gains: np.ndarray) -> np.ndarray:
-    """Return the root of the mean square of each row."""
-    return np.sqrt((gains**2).mean(1))
+    factor = placebo_limit([0.0] * most, ASKED, candidates).factor
+    spread = gains.std(1, ddof=1) * math.sqrt(1 + 1 / most)
+    found = np.maximum(gains.mean(1), 0.0) + factor * spread
+    assert math.isclose(found[0], placebo_limit(gains[0].tolist(), ASKED, candidates).limit)
+    return found
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from itertools import chain, takewhile
+from itertools import chain, takewhile, zip_longest
 
 from esper.archive.history import Past
 from esper.archive.journal import Entry, RecordKind
@@ -144,9 +144,10 @@ def _planned(registry: RegistryState, own: Sequence[GraftPlan], order: Incubatio
 
 def _check_gains(story: Story) -> None:
     """Check the gains of the placebos. An older version of esper kept those of all tournaments, not of the last one."""
-    found, each = story.registry.placebo_gains, story.placebo_gains
-    if list(filter(math.isfinite, found)) != list(filter(math.isfinite, chain(*each))):
-        _check_equal("placebo_gains", list(found), list(each[-1] if each else ()))
+    found, each = list(story.registry.placebo_gains), story.placebo_gains
+    kept = [gains for (_, gains), later in zip_longest(each, each[1:]) if later is None or not later[0]]
+    if list(filter(math.isfinite, found)) != list(filter(math.isfinite, chain(*kept))):
+        _check_equal("placebo_gains", found, list(each[-1][1] if each else ()))
 
 
 def _check_told(story: Story) -> None:

@@ -176,10 +176,14 @@ class Story:
         return {fork["seed_id"]: _read(ForkResult, fork) for body in ended for fork in body["forks"]}
 
     @property
-    def placebo_gains(self) -> list[tuple[float, ...]]:
-        """The gains of the placebos of each result of a tournament that has some, in the order of the journal."""
+    def placebo_gains(self) -> list[tuple[bool, tuple[float, ...]]]:
+        """Each result of a tournament with placebos, in the order of the journal: whether it is a repeated look, and
+        the gains of the placebos."""
+        begun = self.bodies(RecordKind.INCUBATION_BEGUN)
+        again = {body["order_id"] for body in begun if body.get("goes_on_from") is not None}
         ended = self.bodies(RecordKind.INCUBATION_ENDED)
-        return [gains for body in ended if (gains := gains_of(_read(IncubationResult, body)))]
+        results = ((body["order_id"] in again, gains_of(_read(IncubationResult, body))) for body in ended)
+        return [(look, gains) for look, gains in results if gains]
 
     def embargo_until(self, seed_id: str) -> int:
         """Return the fence at which the embargo of a seed ends. 0: the seed was not culled."""

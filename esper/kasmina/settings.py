@@ -96,13 +96,17 @@ PRESET: Literal["none", "lean", "full"] = "full"
 """The preset of a config that names none."""
 
 
-def _replaced(given: Mapping[str, object]) -> set[str]:
-    """Return the keys of a preset that would contradict given keys, or leave them without effect."""
+def _left_out(given: Mapping[str, object]) -> set[str]:
+    """Return the keys of a preset that would contradict a given key, or take its place."""
     gone = set[str]()
     if given.keys() & {"due_rounds", "probe_steps", "halving_step"}:
         gone |= {"rungs", "rung_samples"}
-    if "rungs" in given:
+    if given.keys() & {"rungs", "judge_samples"}:
         gone.add("rung_samples")
+    if "first_fence" in given:
+        gone.add("first_step")
+    if "max_tests" in given:
+        gone.add("tests")
     if given.get("twin") is False:
         gone.add("finish")
     if given.get("probe_steps") is not None or given.get("isolate_until") not in (None, "none"):
@@ -279,7 +283,7 @@ class GrowthConfig(Settings):
         name = given["preset"]
         if not isinstance(name, str) or name not in PRESETS:
             return given
-        gone = _replaced(given)
+        gone = _left_out(given)
         return {**{key: value for key, value in PRESETS[name].items() if key not in gone}, **given}
 
     @field_validator("isolate_until", "probe_steps", mode="after")
@@ -291,6 +295,14 @@ class GrowthConfig(Settings):
                 raise ValueError("use none with growth.entry=adopt: a fork trains the host together with the seed")
             if isinstance(value, int):
                 raise ValueError("leave it out with growth.entry=adopt: a fork trains for growth.due_rounds rounds")
+        return value
+
+    @field_validator("placebos", mode="after")
+    @classmethod
+    def _check_placebos(cls, value: int) -> int:
+        """Return the value. Raises: ValueError: the spread of one gain is not known."""
+        if value == 1:
+            raise ValueError("use 0, or 2 or more: one placebo does not show how far gains differ")
         return value
 
     @field_validator("beside", mode="after")

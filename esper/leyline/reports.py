@@ -31,19 +31,25 @@ class Gate(StrEnum):
 
 
 class PlaceboBasis(GrownMessage):
-    """The figures from which the limit of the placebos was computed: `factor * rms`."""
+    """The figures from which the limit of the placebos was computed: `max(mean, 0) + factor * rms`."""
 
-    LATER: ClassVar = frozenset({"of"})
+    LATER: ClassVar = frozenset({"mean"})
 
     count: int
-    """Number of placebos whose gains were used: all of the tournament, or those with a gain above 0."""
+    """Number of placebos of the tournament."""
     rms: Figure
-    """Root of the mean square of these gains. Infinite: the training of a placebo diverged."""
+    """Root of the mean square of the differences of their gains from the mean, divided by m - 1, times
+    `sqrt(1 + 1 / m)`, for m placebos. Infinite: the training of a placebo diverged."""
     factor: float
     tests: int
     """Number of candidates among which the chance of a false pass was divided."""
-    of: int | None = None
-    """Number of placebos of the tournament. None: an older version wrote this."""
+    mean: Figure | None = None
+    """Mean of their gains. None: an older version wrote this, with the rms of the gains themselves."""
+
+    @property
+    def limit(self) -> float:
+        """The gain that a seed must exceed."""
+        return max(self.mean or 0.0, 0.0) + self.factor * self.rms
 
 
 class Check(GrownMessage):

@@ -83,14 +83,10 @@ def _of_placebos(basis: PlaceboBasis | None) -> str:
     """Return words for the figures of the limit of the placebos. The text is empty for another limit."""
     if basis is None:
         return ""
-    if basis.count == 0:
-        return f" (none of {basis.of} placebos gained)"
-    those = (
-        f"{basis.count} placebos"
-        if basis.of in (None, basis.count)
-        else f"the {basis.count} of {basis.of} placebos that gained"
-    )
-    return f" ({basis.factor:.2f} times the rms of {those})"
+    if basis.mean is None:
+        return f" ({basis.factor:.2f} times the rms of {basis.count} placebos)"
+    mean = f"the mean {basis.mean:.4f} and " if basis.mean > 0 else ""
+    return f" ({mean}{basis.factor:.2f} times the spread {basis.rms:.4f} of {basis.count} placebos)"
 
 
 def a_second(rate: float) -> str:

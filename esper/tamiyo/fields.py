@@ -9,7 +9,7 @@ from esper.leyline.decisions import Pair
 
 
 def spread(pairs: Sequence[Pair], most: int) -> list[Pair]:
-    """Return at most `most` pairs, those of the least risk first.
+    """Return at most `most` pairs, in the order of their risk.
 
     If there are more pairs, each slot gets the same number of turns, as far as it has pairs. In each slot the
     blueprints are in the order of their risk. Each slot begins where the turns of the slot before it ended, so a host
@@ -20,7 +20,9 @@ def spread(pairs: Sequence[Pair], most: int) -> list[Pair]:
     for pair in sorted(pairs, key=_by_risk):
         by_slot.setdefault(pair.slot, []).append(pair)
     names = sorted(by_slot)
-    slots = names if len(names) <= most else [names[place * len(names) // most] for place in range(most)]
+    slots = (
+        names if len(names) <= most else [names[(2 * place + 1) * len(names) // (2 * most)] for place in range(most)]
+    )
     chosen, before = list[tuple[int, Pair]](), 0
     for place, slot in enumerate(slots):
         own = by_slot[slot]

@@ -111,7 +111,7 @@ def rows() -> Any:
 
 EASY = {
     "growth.preset": "none",
-    "growth.candidates": 5,
+    "growth.candidates": 4,
     "growth.replicas": 3,
     "growth.twin": False,
     "growth.ramp_steps": 24,

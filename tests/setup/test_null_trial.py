@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from growing import slot
 from scipy import stats
@@ -15,7 +16,7 @@ from esper.cli import null_view
 from esper.cli.main import exit_code
 from esper.errors import ConfigError
 from esper.kasmina.blueprints.placebos import USELESS, kind_of
-from esper.kasmina.judging.statistics import exact_interval, placebo_limit
+from esper.kasmina.judging.statistics import exact_interval
 from esper.leyline.slots import Kind
 from esper.setup.null_run import NullTournament, distinct
 from esper.setup.null_trial import NullTrial, null_trial
@@ -98,8 +99,9 @@ def test_a_whole_run_judges_each_of_its_tournaments_by_its_own_placebos() -> Non
     for one, candidates in ((first, 5), (second, 2)):
         gains = [gain for _, gain in one.placebo_gains if gain is not None]
         assert len(gains) == 6
-        limit = placebo_limit(gains, 0.05, 2 * candidates)
-        assert one.figures["gain_over_placebos"]["above"] == pytest.approx(limit.factor * limit.rms)
+        spread = np.std(gains, ddof=1) * (7 / 6) ** 0.5
+        limit = max(np.mean(gains), 0.0) + stats.t.isf(0.05 / (2 * candidates), df=5) * spread
+        assert one.figures["gain_over_placebos"]["above"] == pytest.approx(limit)
 
 
 def test_each_run_has_samples_of_its_own() -> None:

@@ -66,7 +66,7 @@ class Constant(nn.Module):
 
     def __init__(self, spec: SlotSpec) -> None:
         super().__init__()
-        *layers, last = mlp(spec)
+        _, *layers, last = mlp(spec)  # no norm: the vector is fixed, and one channel cannot be normalised
         self.inner = nn.Sequential(*layers, zeroed(last))
         self.register_buffer("vector", torch.randn(1, *of_channels(spec)))
 

@@ -23,7 +23,7 @@ from esper.kasmina.host.isolation import sharing_memory
 from esper.kasmina.incubation.live_guard import LiveGuard, LiveHost
 from esper.kasmina.incubation.rungs import NEAR, survivors
 from esper.kasmina.judging.sanity import probe_seed
-from esper.kasmina.judging.statistics import paired, root_mean_square
+from esper.kasmina.judging.statistics import mean_and_spread, paired
 from esper.leyline.evidence import GradientProbe, PairedLosses, SampleLosses, SanityProbe
 from esper.leyline.host_ports import Fork, ForkFactory, ProbedFork
 from esper.leyline.incubation import (
@@ -450,10 +450,11 @@ def _train_and_order(
 def _within(ranked: list[_Entry[F]], placebos: list[_Entry[F]]) -> bool:
     """Return whether the best fork is not better than the placebos of the same rung. False without placebos."""
     gains = [entry.pick.relative_gain for entry in placebos if entry.pick is not None]
-    if not (gains and ranked):
-        return False
+    if len(gains) < 2 or not ranked:
+        return bool(gains)
+    mean, spread = mean_and_spread(gains)
     best = ranked[0].pick
-    return best is not None and not best.relative_gain > NEAR * root_mean_square(gains)
+    return best is not None and not best.relative_gain > max(mean, 0.0) + NEAR * spread
 
 
 def _judged_on_gate(

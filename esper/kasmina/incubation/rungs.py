@@ -21,8 +21,8 @@ FEW = 3
 FENCES_OF_WATCH = 2
 """Fences between the adoption of a seed and its probation."""
 NEAR = 3.0
-"""The best fork of a rung counts as not better than the placebos up to this number of times the root of the mean square
-of their gains. This limit drops no seed, so no chance of an error is computed for it."""
+"""The best fork of a rung counts as not better than the placebos up to this number of times the spread of their gains
+above their mean. This limit drops no seed, so no chance of an error is computed for it."""
 SOFT = 7, 10
 """Share of the forks that continue while the best fork is not better than the placebos, as a fraction."""
 

@@ -311,7 +311,7 @@ def _beats_placebos(pairs: PairedLosses, limits: GrowthConfig, evidence: Stabili
             name="gain_over_placebos",
             reason="within_placebo",
             measured=pairs.relative_gain,
-            above=found.factor * found.rms,
+            above=found.limit,
             placebos=found,
         )
     ]

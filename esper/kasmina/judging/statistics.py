@@ -11,9 +11,6 @@ from esper.errors import EvidenceMissing
 from esper.leyline.evidence import PairedLosses, SampleLosses
 from esper.leyline.reports import PlaceboBasis
 
-LEAST_FOR_NONE = 6
-"""Least number of placebos of which none may have a gain above 0, so that the limit of the placebos is 0."""
-
 
 def paired(control: SampleLosses, seeded: SampleLosses) -> PairedLosses:
     """Compare two networks by `d_i = control_i - seeded_i` over the same samples.
@@ -82,17 +79,14 @@ def _upper_quantile(chance: float, degrees: int) -> float:
 
 
 def placebo_limit(gains: Sequence[float], false_pass: float, candidates: int) -> PlaceboBasis:
-    """Return the figures of the limit `factor * rms` that a gain must exceed so that it is not like the placebos.
+    """Return the figures of the limit `max(mean, 0) + factor * spread` that a gain must exceed, so that it is not like
+    the gains of the placebos.
 
-    `rms` is the root of the mean square of m gains of placebos. If gains of useless seeds are normal with mean 0, a
-    gain divided by the rms of m others has Student's t distribution with m degrees of freedom. So the factor is its
-    quantile of `1 - false_pass / (2 candidates)`.
-
-    There are two such limits, hence the 2, and the lower one holds. One is of all placebos. The other is of those with
-    a gain above 0: on some hosts a useless seed harms in each run, which shows nothing about how large a gain is by
-    luck. The sign of a normal number with mean 0 tells nothing about its size, so the rule for m holds for these m,
-    too. If none of `LEAST_FOR_NONE` or more placebos has a gain above 0, which happens by luck in 1 of 64 tournaments
-    at most, this limit is 0.
+    This is the prediction limit of normal numbers. If the m gains and a further one are independent and normal, with
+    any mean and variance, then `(further - mean) / spread` has Student's t distribution with m - 1 degrees of freedom.
+    Here `mean` is the mean of the m gains, and `spread` their standard deviation times `sqrt(1 + 1 / m)`. The factor is
+    the quantile of `1 - false_pass / candidates`. On some hosts useless seeds harm. The mean of the placebos shows
+    this harm, and a mean below 0 counts as 0.
 
     **All candidates of all tournaments count**, not only the first of each. The first is chosen on the pick shard, and
     judged on the gate shard. But a fork's true loss differs from that of its control, and this difference is the same
@@ -100,37 +94,36 @@ def placebo_limit(gains: Sequence[float], false_pass: float, candidates: int) ->
     each choice of the first. Where gains are sampling noise alone, the limit is stricter than needed.
 
     Args:
-        gains: Gains of useless seeds over their controls, one or more.
+        gains: Gains of useless seeds over their controls, two or more. One that is not finite makes the limit infinite.
         false_pass: Between 0 and 1.
         candidates: Number of candidates that the tournaments of the run can judge, 1 or more.
 
     Raises:
-        EvidenceMissing: there is no gain.
+        EvidenceMissing: there are fewer than two gains.
 
-    Source: Student 1908; Bonferroni's inequality (Dunn 1961, doi:10.1080/01621459.1961.10482090).
+    Source: Student 1908; Bonferroni's inequality (Dunn 1961, doi:10.1080/01621459.1961.10482090); prediction limit:
+        Hahn and Meeker 1991, "Statistical Intervals", sec. 4.7.
     """
-    of_all = _limit_of(gains, false_pass, candidates)
-    above = [gain for gain in gains if gain > 0]
-    if not above and len(gains) < LEAST_FOR_NONE:
-        return of_all
-    if not above:
-        return PlaceboBasis(count=0, of=len(gains), rms=0.0, factor=0.0, tests=candidates)
-    of_some = _limit_of(above, false_pass, candidates)
-    found = min(of_all, of_some, key=lambda one: one.factor * one.rms)
-    return found.model_copy(update={"of": len(gains)})
+    mean, spread = mean_and_spread(gains)
+    factor = _upper_quantile(false_pass / candidates, len(gains) - 1)
+    return PlaceboBasis(count=len(gains), mean=mean, rms=spread, factor=factor, tests=candidates)
 
 
-def _limit_of(gains: Sequence[float], false_pass: float, candidates: int) -> PlaceboBasis:
-    rms = root_mean_square(gains)
-    factor = _upper_quantile(false_pass / (2 * candidates), len(gains))
-    return PlaceboBasis(count=len(gains), of=len(gains), rms=rms, factor=factor, tests=candidates)
+def mean_and_spread(gains: Sequence[float]) -> tuple[float, float]:
+    """Return the mean of gains, and their standard deviation times `sqrt(1 + 1 / m)`: the spread of the difference
+    between a further gain and the mean. Both are infinite if a gain is not finite.
 
-
-def root_mean_square(gains: Sequence[float]) -> float:
-    """Return the root of the mean square of gains. Raises: EvidenceMissing: there is no gain."""
-    if not gains:
-        raise EvidenceMissing("G2", "gains of placebos", 0, 1)
-    return math.sqrt(math.fsum(gain * gain for gain in gains) / len(gains))
+    Raises:
+        EvidenceMissing: there are fewer than two gains.
+    """
+    count = len(gains)
+    if count < 2:
+        raise EvidenceMissing("G2", "gains of placebos", count, 2)
+    if not all(map(math.isfinite, gains)):
+        return math.inf, math.inf
+    mean = math.fsum(gains) / count
+    squares = math.fsum((gain - mean) ** 2 for gain in gains)
+    return mean, math.sqrt(squares / (count - 1) * (1 + 1 / count))
 
 
 def exact_interval(hits: int, count: int, level: float = 0.95) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from esper.errors import ConfigError
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, BlueprintRegistry
-from esper.kasmina.blueprints.placebos import PLACEBOS, name_of, useless_name
+from esper.kasmina.blueprints.placebos import PLACEBOS, USELESS, name_of, useless_name
 from esper.leyline.slots import Kind, SlotSpec
 
 SPECS = {
@@ -17,6 +17,7 @@ SPECS = {
     Kind.NTC: slot("b", Kind.NTC, (5, 8)),
     Kind.NCHW: slot("c", Kind.NCHW, (8, 4, 3)),
 }
+ONE_CHANNEL = slot("d", Kind.NCHW, (1, 4, 3))
 
 
 def a_step(seed: nn.Module, h: Tensor) -> Tensor:
@@ -43,6 +44,12 @@ def test_a_placebo_is_zero_at_first_trains_and_counts_its_cost(kind: Kind, place
     assert all(torch.equal(dict(seed.named_parameters())[name], value) for name, value in fixed.items())
     assert made.parameters(spec) == sum(p.numel() for p in seed.parameters())
     assert made.flops(spec, 4) >= 0
+
+
+@pytest.mark.parametrize("kind", USELESS)
+def test_a_useless_seed_trains_in_a_slot_of_one_channel(kind: str) -> None:
+    seed = BLUEPRINTS.get(useless_name(kind, 1)).build(ONE_CHANNEL, seed_key=1)
+    assert a_step(seed, torch.randn(2, *ONE_CHANNEL.shape)).shape == (2, *ONE_CHANNEL.shape)
 
 
 @pytest.mark.parametrize("kind", Kind)

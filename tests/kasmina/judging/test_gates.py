@@ -297,10 +297,10 @@ def test_a_replica_passes_on_its_winners_evidence_if_it_does_no_harm_itself():
 
 def test_a_gain_within_the_placebos_is_refused_and_one_beyond_them_passes():
     asked = LIMITS.model_copy(update={"placebos": 3})
-    gains = (0.003, 0.004, 0.0001, 0.005)
-    rms = (50.01e-6 / 4) ** 0.5
-    quantile = stats.t.isf(LIMITS.false_pass / 48, df=4)
-    limit = quantile * rms
+    gains = (0.003, -0.004, 0.0, 0.005)
+    rms = (46e-6 / 3 * 1.25) ** 0.5
+    quantile = stats.t.isf(LIMITS.false_pass / 24, df=3)
+    limit = 0.001 + quantile * rms
     for factor, reasons in ((0.99, ("within_placebo",)), (1.01, ())):
         mean = factor * limit * PAIRS.control_mean
         evidence = SOUND[Gate.G2].model_copy(
