@@ -1,8 +1,7 @@
 """The default policy: first a tournament between the eligible pairs, then replicas of the winner.
 
-Incubation selects a good pair. More seeds of that pair help, too: six seeds bring most of the gain of a grown network
-(docs/growth.md). So the policy repeats the winner until a replica fails, the slot is full, or `growth.replicas` is
-reached. Then it starts the next tournament. A pair that was tried rests for some fences before it may enter a
+Incubation selects a good pair. If `growth.replicas` is above 1, the policy then repeats the winner until a replica
+fails, the slot is full, or this number is reached. Then it starts the next tournament. A pair that was tried rests for some fences before it may enter a
 tournament again. It gets another try, because it may help a host that has trained longer.
 """
 
