@@ -1,8 +1,9 @@
 """The default policy: first a tournament between the eligible pairs, then replicas of the winner.
 
 Incubation selects a good pair. If `growth.replicas` is above 1, the policy then repeats the winner until a replica
-fails, the slot is full, or this number is reached. Then it starts the next tournament. A pair that was tried rests for some fences before it may enter a
-tournament again. It gets another try, because it may help a host that has trained longer.
+fails, the slot is full, or this number is reached. Then it starts the next tournament. A pair that was tried rests for
+some fences before it may enter a tournament again. It gets another try, because it may help a host that has trained
+longer.
 """
 
 from __future__ import annotations

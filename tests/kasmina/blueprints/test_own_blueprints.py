@@ -36,10 +36,8 @@ def test_the_page_is_a_task_that_runs_with_its_own_blueprint_and_is_loaded_twice
     monkeypatch.setattr(BLUEPRINTS, "_blueprints", dict(BLUEPRINTS._blueprints))  # other tests have their own
     (tmp_path / "my_task.py").write_text(block("python"), encoding="utf-8")
     (tmp_path / "choice.toml").write_text(block("toml"), encoding="utf-8")
-    settings = dict(re.findall(r"--set (growth\.\w+)=(\d+)", block("sh")))
-    assert len(settings) == 3
-    keys = {"run.dir": str(tmp_path / "run"), "run.epochs": 4}
-    config = load_config(tmp_path / "choice.toml", keys | {name: int(value) for name, value in settings.items()})
+    assert "--set" not in block("sh")  # the default settings are enough
+    config = load_config(tmp_path / "choice.toml", {"run.dir": str(tmp_path / "run"), "run.epochs": 4})
     task, reference = load_task(f"{tmp_path / 'my_task.py'}:task")
     told = forecast(survey_of(task, config))
     assert {one["blueprint"]: one["place"] for one in told["candidates"]} == dict.fromkeys(
