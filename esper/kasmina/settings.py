@@ -151,7 +151,7 @@ class GrowthConfig(Settings):
     halving_step: PositiveInt = Field(18, description="step of the forks after which only the better half continues")
     rungs: Rungs | None = Field(
         None,
-        description="steps of the forks at which they are judged, such as [20, 60, 120]; the last is the end of the"
+        description="steps of the forks at which they are judged, such as [30, 60, 120]; the last is the end of the"
         " tournament, at most 0.4 of the run; replaces due_rounds, probe_steps and halving_step",
     )
     rung_samples: Rungs | None = Field(
@@ -171,8 +171,8 @@ class GrowthConfig(Settings):
     )
     best_again: PositiveInt | None = Field(
         None,
-        description="number of pairs in each tournament after the first: the best of the first; default: all pairs that"
-        " were not tried a short while ago",
+        description="number of pairs in each tournament after the first: the best of the first, those of different"
+        " slots first; default: all pairs that were not tried a short while ago",
     )
     ramp_steps: PositiveInt = Field(75, description="steps in which alpha rises from 0 to 1 in the live host")
     warmup_steps: PositiveInt = Field(20, description="steps of warm-up of a seed's learning rate in the live host")
@@ -183,7 +183,9 @@ class GrowthConfig(Settings):
     margin: Ratio = Field(0.002, description="G2: least mean gain, as a share of the control's loss")
     false_pass: Share = Field(0.05, description="G2: chance that at least one useless seed passes in a whole run")
     max_tests: PositiveInt = Field(
-        400, description="G2: largest number of candidates judged in a run; it determines the limit for z"
+        400,
+        description="largest number of candidates judged in a run; with growth.tests=candidates it determines the limit"
+        " of G2 for z",
     )
     tests: Literal["candidates", "tournaments"] = Field(
         "candidates",
