@@ -29,8 +29,8 @@ TASK = f"{Path(__file__).parents[1]}/zoo/whole_host.py:task"
 
 
 def config(run_dir: Path, **overrides: Any) -> RunConfig:
-    """Two candidates to a tournament: the rest is as in the tiny run."""
-    return tiny_config(run__dir=str(run_dir), growth__candidates=2, **overrides)
+    """Three candidates to a tournament: the rest is as in the tiny run."""
+    return tiny_config(run__dir=str(run_dir), growth__candidates=3, **overrides)
 
 
 @pytest.fixture(scope="module")

@@ -288,7 +288,7 @@ def test_the_twin_costs_the_hosts_steps_after_the_first_tournament_or_nothing() 
 
 @pytest.mark.slow
 def test_a_run_keeps_the_limit_of_its_compute_and_says_why_it_tries_nothing(tmp_path: Path) -> None:
-    settings = {"growth__entry": "adopt", "growth__finish": "better", "growth__placebos": 1, "growth__beside": 1}
+    settings = {"growth__entry": "adopt", "growth__finish": "better", "growth__placebos": 2, "growth__beside": 1}
     before = plan(**settings)
     most, little = before["total_gflops_most"], 1.5 * before["host_gflops"]  # less than live host and twin
     run_of = partial(tiny_config, **settings)

@@ -22,6 +22,7 @@ from esper.user_code.task_reference import load_task
 ZOO = runpy.run_path(str(Path(__file__).parent / "zoo.py"))
 RUNNING, config = ZOO["RUNNING"], ZOO["config"]
 
+DEPTHWISE = {"growth__blueprints": {"*": ["depthwise_separable"]}}
 PLACEBOS = {"growth__placebos": 2, "growth__rungs": (2, 4), "growth__rung_samples": (8, 24)}
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's own, at what users write
@@ -36,7 +37,7 @@ def ended(path: Path) -> list[dict[str, Any]]:
     [
         ("regression", {}),
         pytest.param("regression", PLACEBOS, marks=pytest.mark.slow),
-        pytest.param("batch_norm", {"growth__due_rounds": 2}, marks=pytest.mark.slow),
+        pytest.param("batch_norm", {"growth__due_rounds": 2, **DEPTHWISE}, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_with_three_copies_in_a_seed_and_placebos_is_stopped_resumed_copied_and_loaded_with_the_same_bits(

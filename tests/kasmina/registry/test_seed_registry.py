@@ -824,20 +824,21 @@ def test_placebos_are_in_the_order_and_in_no_record_and_each_tournament_has_the_
     candidates = tournaments_of(life.growth, range(0, 210, 10))  # one in each tournament
     for fence, gain in ((1, 0.06), (4, 0.0), (7, 0.06)):
         order = life.germinate(fence, (f"a{fence}", "mlp")).order
-        result = result_of(order, [f"a{fence}"]).model_copy(update={"placebos": placebo_results(order, *[gain] * 3)})
+        placebos = placebo_results(order, gain, -gain, 0.0)
+        result = result_of(order, [f"a{fence}"]).model_copy(update={"placebos": placebos})
         life.registry.conclude(result, fence + 1)
         (report,) = life.advance(fence + 1, f"a{fence}").gates
         (basis,) = [check.placebos for check in report.checks if check.placebos is not None]
         assert (basis.count, basis.tests) == (3, candidates)
-        assert basis.rms == pytest.approx(gain)
-        assert report.passed == (gain == 0.0) == (basis.factor * basis.rms < 0.16)  # the gain is 0.16
+        assert (basis.mean, basis.rms) == (0.0, pytest.approx(gain * (4 / 3) ** 0.5))
+        assert report.passed == (gain == 0.0) == (basis.limit < 0.16)  # the gain is 0.16
 
 
 def test_a_later_look_has_the_limit_of_all_candidates_of_its_tournament(begin):
     life = begin(entry="adopt", beside=2, placebos=3, max_tournaments=1)
     order, limits = life.germinate(1, ("a", "mlp"), ("b", "norm"), ("c", "low_rank")).order, []
     for fence in (2, 3):
-        result = result_of(order, ["a", "b"]).model_copy(update={"placebos": placebo_results(order, *[0.1] * 3)})
+        result = result_of(order, ["a", "b"]).model_copy(update={"placebos": placebo_results(order, 0.1, -0.1, 0.0)})
         life.registry.conclude(result, fence)
         judged = life.advance(fence, "a")
         order = judged.order
