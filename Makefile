@@ -31,7 +31,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 run: $(READY)
-	$(BIN)/esper run
+	$(BIN)/esper run --set growth.managers=2
 
 test: $(READY)
 	$(BIN)/python tools/parts.py test -m "$(MARKS)"
