@@ -131,13 +131,6 @@ def train(task: Task, settings: dict[str, Any], seed: int, rate: float = 1.0, ep
     return _measured(survey, _trainer(survey), rate)
 
 
-def static(
-    task: Task, settings: dict[str, Any], seed: int, specs: Sequence[SlotSpec], seeds: Sequence[Inserted], rate: float
-) -> Arm:
-    """Train the host with the seeds of a grown network from the first step, as parts of the host."""
-    return train(of_shape(task, specs, seeds), settings, seed, rate)
-
-
 class WithSeeds(nn.Module):
     """A host with new seeds at full strength. Its optimizer trains both from the first step."""
 

@@ -382,6 +382,6 @@ TUNED: dict[str, Case] = {
 FRESH: dict[str, Case] = {
     "autoencoder": Case(autoencoder, tuple(partial(Autoencoder, n) for n in (8, 12, 16, 24, 32, 48))),
     "points": Case(points, tuple(partial(PointSet, n) for n in (16, 24, 32, 48, 64))),
-    "mixer": Case(mixer, tuple(partial(Mixer, n) for n in (24, 32, 48, 64))),
+    "mixer": Case(mixer, tuple(partial(Mixer, n) for n in (24, 32, 48, 64, 96, 128))),
     "regression": Case(regression, tuple(partial(ResidualMLP, n) for n in (24, 32, 48, 64, 96))),
 }

@@ -2,8 +2,9 @@
 
 Arms of each run seed: the grown network (`grown`), the same run without growth (`twin`), a network of the final shape
 from the first step (`static`), random pairs (`random`), a plain larger network of at least the grown network's size
-(`plain`), the small network for as many FLOPs as the whole grown run (`longer`), and a search by successive halving
-(`halving`). `twin` and `grown` use the task's learning rate. Each other arm uses the rate that is best on the
+(`plain`), the small network for as many FLOPs as the whole grown run (`longer`), the network of the final shape for as
+many FLOPs (`longer_static`), and a search by successive halving (`halving`). `twin` and `grown` use the task's learning
+rate. Each other arm uses the rate that is best on the
 validation shard of run seed `TUNING_SEED`. Run seeds are fixed before a run, and the result has every pair.
 
     python benchmarks/growth.py --hosts digits --seeds 10 11 --json
@@ -22,7 +23,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from _common import RESULTS, machine
-from _growth_arms import RATES, Arm, Grown, Inserted, grow, halving, random_pairs, specs_of, static, train
+from _growth_arms import RATES, Arm, Grown, Inserted, grow, halving, of_shape, random_pairs, specs_of, train
 from _growth_hosts import FRESH, TUNED, Case
 
 from esper import Task
@@ -32,7 +33,7 @@ from esper.durable.files import atomic_write
 TUNING_SEED = 100
 DRAWS = 3
 """Random pairs that are tried for each run seed. The arm `random` is their mean."""
-ARMS = ("static", "random", "plain", "longer", "halving")
+ARMS = ("static", "random", "plain", "longer", "longer_static", "halving")
 HOSTS = TUNED | FRESH
 
 
@@ -89,8 +90,8 @@ class Arms:
         """The shape of the grown network, from the first step."""
         return self._tuned(("static", grown.seeds), seed, lambda at, rate: self._static(grown.seeds, at, rate))
 
-    def _static(self, seeds: tuple[Inserted, ...], seed: int, rate: float) -> Arm:
-        return static(self._task, self._settings, seed, self._specs, seeds, rate)
+    def _static(self, seeds: tuple[Inserted, ...], seed: int, rate: float, epochs: int | None = None) -> Arm:
+        return train(of_shape(self._task, self._specs, seeds), self._settings, seed, rate, epochs)
 
     def random(self, grown: Grown, seed: int) -> dict[str, Any]:
         """As many random pairs as the grown network has seeds, and at least one; the mean over several draws."""
@@ -114,7 +115,14 @@ class Arms:
         """The small network for the FLOPs of the whole grown run, rounded to whole epochs."""
         epochs = self._settings.get("run.epochs", self._task.epochs)
         more = max(1, round(epochs * grown.arm.gflops / grown.twin.gflops))
-        return train(self._task, self._settings, seed, 1.0, more).as_json()
+        return self._tuned("longer", seed, lambda at, rate: train(self._task, self._settings, at, rate, more))
+
+    def longer_static(self, grown: Grown, seed: int) -> dict[str, Any]:
+        """The shape of the grown network for the FLOPs of the whole grown run, rounded to whole epochs."""
+        short = self._static(grown.seeds, seed, 1.0, epochs=1)
+        more = max(1, round(grown.arm.gflops / short.gflops))
+        key = ("longer_static", grown.seeds)
+        return self._tuned(key, seed, lambda at, rate: self._static(grown.seeds, at, rate, more))
 
     def halving(self, grown: Grown, seed: int) -> dict[str, Any]:
         """A search over all single pairs, each trained from scratch."""
