@@ -71,12 +71,20 @@ def lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def preset(found: Mapping[str, Any]) -> list[str]:
-    """Return lines about the values of [growth] that the preset has set, and the values that replace the preset's."""
+    """Return lines about the values of [growth] that the preset has set, the values that replace the preset's, and the
+    given keys that have no effect.
+    """
     told = [f"growth.preset={found['preset']} sets {_settings(found['preset_sets'])}"] if found["preset_sets"] else []
     return [
         *told,
         *([f"instead of the preset's: {_settings(others)}"] if (others := found["preset_overridden"]) else []),
+        *no_effect(found["without_effect"]),
     ]
+
+
+def no_effect(without: Mapping[str, str]) -> list[str]:
+    """Return a line about each key of [growth] in `GrowthConfig.without_effect`."""
+    return [f"growth.{key} has no effect with {why}" for key, why in without.items()]
 
 
 def _settings(values: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from esper.errors import ConfigError, shortened
 from esper.faults import FaultSpec, check
 from esper.ground.problems import Problem, problems
 from esper.ground.suggest import existing_names, listed, nearest
-from esper.kasmina.settings import GrowthConfig
+from esper.kasmina.settings import NONE_WORD, GrowthConfig
 from esper.leyline.base import Seconds, Settings
 from esper.tamiyo.settings import PolicyConfig, RiskConfig
 from esper.telemetry.settings import TelemetryConfig
@@ -203,7 +203,8 @@ def as_toml(config: RunConfig) -> str:
             lines.append(
                 f"# {info.description}" + (f" ({_choices(info.annotation)})" if _choices(info.annotation) else "")
             )
-            lines.append(f"# {name} =" if setting is None else f"{name} = {_toml(setting)}")
+            absent = f'{name} = "none"' if NONE_WORD in info.metadata else f"# {name} ="
+            lines.append(absent if setting is None else f"{name} = {_toml(setting)}")
         lines.append("")
     return "\n".join(lines)
 

@@ -59,6 +59,8 @@ Choices = Annotated[dict[str, Annotated[BlueprintChoice, BeforeValidator(_with_k
 
 
 Rungs = Annotated[tuple[PositiveInt, ...], Strict(False), Field(min_length=1, max_length=16)]
+NONE_WORD = BeforeValidator(lambda value: None if value == "none" else value)
+"""Marks a key of a preset that can be switched off by the text "none", because TOML has no value for it."""
 
 
 FULL: Mapping[str, object] = {
@@ -107,6 +109,8 @@ def _left_out(given: Mapping[str, object]) -> set[str]:
         gone.add("first_step")
     if "max_tests" in given:
         gone.add("tests")
+    if given.get("max_tournaments") == 1:
+        gone.add("best_again")
     if given.get("twin") is False:
         gone.add("finish")
     if given.get("probe_steps") is not None or given.get("isolate_until") not in (None, "none"):
@@ -149,12 +153,12 @@ class GrowthConfig(Settings):
         None, description="optimizer steps of a fork; default: those of due_rounds rounds"
     )
     halving_step: PositiveInt = Field(18, description="step of the forks after which only the better half continues")
-    rungs: Rungs | None = Field(
+    rungs: Annotated[Rungs | None, NONE_WORD] = Field(
         None,
         description="steps of the forks at which they are judged, such as [30, 60, 120]; the last is the end of the"
         " tournament, at most 0.4 of the run; replaces due_rounds, probe_steps and halving_step",
     )
-    rung_samples: Rungs | None = Field(
+    rung_samples: Annotated[Rungs | None, NONE_WORD] = Field(
         None, description="number of samples, or of groups, that each rung judges on; default: judge_samples"
     )
     probe_ramp_steps: PositiveInt = Field(20, description="steps in which alpha rises from 0 to 1 in a fork")
@@ -169,7 +173,7 @@ class GrowthConfig(Settings):
         False,
         description="true: first_step is at least the step of the last rise of the learning rate before its first fall",
     )
-    best_again: PositiveInt | None = Field(
+    best_again: Annotated[PositiveInt | None, NONE_WORD] = Field(
         None,
         description="number of pairs in each tournament after the first: the best of the first, those of different"
         " slots first; default: all pairs that were not tried a short while ago",
@@ -192,7 +196,7 @@ class GrowthConfig(Settings):
         description="G2: number of tests among which false_pass is divided: candidates (max_tests), or the tournaments"
         " that the run can hold, because each tournament tests only its first",
     )
-    max_tournaments: PositiveInt | None = Field(
+    max_tournaments: Annotated[PositiveInt | None, NONE_WORD] = Field(
         None, description="largest number of tournaments in a run, without those of replicas; default: all that fit"
     )
     max_cost: Ratio | None = Field(
@@ -328,6 +332,23 @@ class GrowthConfig(Settings):
         """Return the keys of the preset, with the preset's value and the value of this config. Empty: the preset sets
         none."""
         return {key: (value, getattr(self, key)) for key, value in PRESETS[self.preset].items()}
+
+    @property
+    def without_effect(self) -> dict[str, str]:
+        """Return each key that is not at its default and has no effect, with the setting that is the reason."""
+        whys: dict[str, tuple[str, ...]] = {
+            f"entry={self.entry}": ("ramp_steps", "warmup_steps") if self.entry == "adopt" else (),
+            "rungs": ("due_rounds", "probe_steps", "halving_step") if self.rungs is not None else (),
+            f"finish={self.finish}": ("finish_samples",) if self.finish == "live" else (),
+            f"max_tournaments={self.max_tournaments}": ("best_again",) if self.max_tournaments == 1 else (),
+        }
+        fields = type(self).model_fields
+        return {
+            key: f"growth.{why}"
+            for why, keys in whys.items()
+            for key in keys
+            if getattr(self, key) != fields[key].default
+        }
 
     @property
     def ramp_key(self) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from esper.cli import plan_view
-from esper.config.joined import RunConfig, load_config
+from esper.config.joined import RunConfig, as_toml, load_config
 from esper.errors import ConfigError
 from esper.kasmina.incubation.rungs import first_fence_of
 from esper.kasmina.settings import PRESETS, GrowthConfig
@@ -49,6 +49,25 @@ def test_a_key_that_is_given_wins_and_an_unknown_preset_is_refused() -> None:
         assert told.copies == PRESETS["full"]["copies"]
     with pytest.raises(ConfigError, match=r"growth.preset = 'big': must be 'none', 'lean' or 'full'"):
         load_config(None, {"growth.preset": "big"})
+
+
+@pytest.mark.parametrize("key", ["best_again", "max_tournaments", "rungs", "rung_samples"])
+def test_a_key_of_a_preset_can_be_switched_off_by_a_word_also_in_a_file(tmp_path: Path, key: str) -> None:
+    config = load_config(None, {f"growth.{key}": "none"})
+    assert getattr(config.growth, key) is None
+    assert getattr(RunConfig().growth, key) is not None
+    (tmp_path / "c.toml").write_text(as_toml(config), encoding="utf-8")
+    assert load_config(tmp_path / "c.toml") == config
+
+
+def test_the_plan_names_given_keys_without_effect() -> None:
+    given = {"growth.ramp_steps": 9, "growth.finish_samples": 5, "growth.finish": "live", "growth.margin": 0.01}
+    growth = load_config(None, given).growth
+    assert growth.without_effect == {"ramp_steps": "growth.entry=adopt", "finish_samples": "growth.finish=live"}
+    assert plan_view.no_effect(growth.without_effect)[0] == "growth.ramp_steps has no effect with growth.entry=adopt"
+    assert load_config(None, {**given, "growth.entry": "graft", "growth.finish": "better"}).growth.without_effect == {}
+    for name in PRESETS:
+        assert load_config(None, {"growth.preset": name}).growth.without_effect == {}
 
 
 def test_the_plan_says_what_the_preset_has_set_and_what_replaces_it() -> None:
