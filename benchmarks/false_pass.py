@@ -16,8 +16,9 @@ from _common import Outcome, Row, main
 
 from esper.kasmina.judging.statistics import placebo_limit, z_limit
 
-RUN, ASKED = 400, 0.05
-"""Number of tests of a run (`growth.max_tests`), and the chance that any test passes by luck (`growth.false_pass`)."""
+RUNS, ASKED = (2, 400), 0.05
+"""Numbers of tests of a run, by `growth.tests` tournaments and candidates, and the chance that any test passes by luck
+(`growth.false_pass`)."""
 
 LOT = 4000
 """Number of tests that are drawn at a time."""
@@ -31,7 +32,7 @@ DIFFERENCES: dict[str, Draw] = {
 SAMPLES = (128, 14)
 PLACEBOS = tuple((count, *size) for count in (3, 6, 8) for size in ((12, 1), (24, 2)))
 """Number of placebos, of candidates in a tournament, and of tournaments in a run."""
-USEFUL, HARM = 8.0, 2.0
+USEFUL, HARM = 10.0, 2.0
 
 
 def measure(tests: int) -> Outcome:
@@ -39,14 +40,14 @@ def measure(tests: int) -> Outcome:
     rows = []
     for name, draw in DIFFERENCES.items():
         for samples in SAMPLES:
-            rng, passed = np.random.default_rng(0), 0
-            limit = z_limit(ASKED, RUN, samples)
+            rng, passed = np.random.default_rng(0), dict.fromkeys(RUNS, 0)
             for _ in range(tests // LOT):
                 d = draw(rng, (LOT, samples))
                 z = d.mean(1) / np.sqrt(d.var(1, ddof=1) / samples)
-                passed += int((z > limit).sum())
-            chance = 1 - (1 - passed / tests) ** RUN
-            rows.append(Row.told(f"{name}, {samples} samples: chance that a run accepts a useless seed", chance, ASKED))
+                passed = {run: found + int((z > z_limit(ASKED, run, samples)).sum()) for run, found in passed.items()}
+            for run, found in passed.items():
+                case = f"{name}, {samples} samples: chance that a run of {run} tests accepts a useless seed"
+                rows.append(Row.told(case, 1 - (1 - found / tests) ** run, ASKED))
     return Outcome([*rows, *(row for case in PLACEBOS for row in beside_placebos(tests, *case))], {})
 
 
@@ -57,6 +58,8 @@ def beside_placebos(tests: int, placebos: int, candidates: int, tournaments: int
     best = np.concatenate([rng.standard_normal((LOT, candidates)).max(1) for _ in range(tests // LOT)])
     beside = rng.standard_normal((len(best), placebos))
     useful = np.maximum(USEFUL + rng.standard_normal(len(best)), best)
+    pairs = np.repeat(rng.standard_normal((len(best), -(-placebos // 2))), 2, axis=1)[:, :placebos]
+    narrow = beside * np.where(np.arange(placebos) % 2, 1.0, 0.1)
     factor = placebo_limit([0.0] * placebos, ASKED, candidates * tournaments).factor
     limit, alone = (limits(beside, count) for count in (candidates * tournaments, tournaments))
     harmed = limits(beside - HARM, candidates * tournaments)
@@ -66,6 +69,13 @@ def beside_placebos(tests: int, placebos: int, candidates: int, tournaments: int
         Row.told(f"{case}: share of first tournaments that accept a useless seed", float((best > limit).mean())),
         Row.told(f"{case}: the same, if one candidate counted", float((best > alone).mean())),
         Row.told(f"{case}: the same, if the placebos harm by {HARM:g} spreads", float((best > harmed).mean())),
+        *(
+            Row.told(f"{case}: the same, if {what}", float((best > limits(gains, candidates * tournaments)).mean()))
+            for what, gains in (
+                ("the placebos are equal in pairs", pairs),
+                ("every second placebo has a tenth of the spread", narrow),
+            )
+        ),
         Row.told(f"{case}: share that accept a gain of {USEFUL:g} spreads", float((useful > limit).mean())),
     ]
 
@@ -75,7 +85,7 @@ def limits(gains: np.ndarray, candidates: int) -> np.ndarray:
     most = gains.shape[1]
     factor = placebo_limit([0.0] * most, ASKED, candidates).factor
     spread = gains.std(1, ddof=1) * math.sqrt(1 + 1 / most)
-    found = np.maximum(gains.mean(1), 0.0) + factor * spread
+    found = np.maximum(gains.max(1), 0.0) + factor * spread
     assert math.isclose(found[0], placebo_limit(gains[0].tolist(), ASKED, candidates).limit)
     return found
 

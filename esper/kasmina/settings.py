@@ -250,6 +250,12 @@ class GrowthConfig(Settings):
         """Return the limit of the modelled FLOPs of one seed, over the host's."""
         return max(self.cost_budget, self.parameter_floor / host_parameters)
 
+    def cost_unit(self, host_parameters: int) -> float:
+        """Return the number of hosts whose FLOPs are the unit of a tournament's cost: 1, or more if the host has fewer
+        parameters than `parameter_floor`.
+        """
+        return max(1.0, self.parameter_floor / host_parameters)
+
     def memory_within(self, host_parameters: int) -> float:
         """Return the limit of the parameter bytes of one seed, over the host's."""
         return max(self.memory_budget, self.parameter_floor / host_parameters)

@@ -31,9 +31,9 @@ class Gate(StrEnum):
 
 
 class PlaceboBasis(GrownMessage):
-    """The figures from which the limit of the placebos was computed: `max(mean, 0) + factor * rms`."""
+    """The figures from which the limit of the placebos was computed: `max(largest, 0) + factor * rms`."""
 
-    LATER: ClassVar = frozenset({"mean"})
+    LATER: ClassVar = frozenset({"mean", "largest"})
 
     count: int
     """Number of placebos of the tournament."""
@@ -45,11 +45,14 @@ class PlaceboBasis(GrownMessage):
     """Number of candidates among which the chance of a false pass was divided."""
     mean: Figure | None = None
     """Mean of their gains. None: an older version wrote this, with the rms of the gains themselves."""
+    largest: Figure | None = None
+    """Largest of their gains. None: an older version wrote this, and the limit had the mean in place of it."""
 
     @property
     def limit(self) -> float:
         """The gain that a seed must exceed."""
-        return max(self.mean or 0.0, 0.0) + self.factor * self.rms
+        centre = self.mean if self.largest is None else self.largest
+        return max(centre or 0.0, 0.0) + self.factor * self.rms
 
 
 class Check(GrownMessage):

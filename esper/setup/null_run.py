@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 
+from esper.errors import ConfigError
 from esper.ground.temporary_rng import temporary_rng
 from esper.kasmina.blueprints.placebos import USELESS, kind_of, useless_name
 from esper.kasmina.incubation.incubator import run_tournament
@@ -16,11 +17,13 @@ from esper.kasmina.judging.gates import stability_gate
 from esper.kasmina.registry.gate_evidence import stability_evidence
 from esper.kasmina.registry.selection import gains_of
 from esper.leyline.commands import BlendMode, BlendSpec, Candidate
+from esper.leyline.decisions import Hold
 from esper.leyline.evidence import StabilityEvidence
 from esper.leyline.incubation import ForkResult, IncubationOrder, IncubationResult
 from esper.leyline.reports import Check, GraftPlan
 from esper.leyline.slots import SlotSpec
 from esper.setup.assembly import RunKey, make_fork_factory
+from esper.setup.candidates import first_tournament
 from esper.setup.survey import Survey
 from esper.tamiyo.fields import in_turn
 from esper.tolaria.trainer import never
@@ -55,7 +58,9 @@ class NullTournament:
         return self.kind is not None and set(self.reasons) <= {"within_placebo"}
 
 
-def null_run(survey: Survey, tournaments: int, told: Callable[[NullTournament], None]) -> list[NullTournament]:
+def null_run(
+    survey: Survey, tournaments: int, size: int, told: Callable[[NullTournament], None]
+) -> list[NullTournament]:
     """Train the host, hold tournaments of useless seeds one after the other, and judge the first seed of each by G2.
 
     The run ends with the first tournament that accepts a seed. Later tournaments are between the best seeds of the
@@ -63,17 +68,18 @@ def null_run(survey: Survey, tournaments: int, told: Callable[[NullTournament], 
 
     Args:
         tournaments: Largest number of tournaments.
+        size: Number of candidates in the first tournament.
         told: Function that is called after each tournament.
     """
     growth, fences = survey.config.growth, survey.fence_steps
     trainer = survey.trainer(KEY.run_id, KEY.generation, "tolaria", never)
-    named, found = distinct(survey.specs, candidates(survey)), list[NullTournament]()
+    named, found = distinct(survey.specs, size), list[NullTournament]()
     for number in range(1, tournaments + 1):
         fence = survey.first_fence + (number - 1) * survey.due_rounds
         with temporary_rng(0):
             trainer.train_to(fences[fence])
             plans, result = _held(survey, fence, named, trainer.snapshot())
-        found.append(_judged(survey, plans, result, number))
+        found.append(_judged(survey, plans, result, number, size))
         told(found[-1])
         if found[-1].accepted:
             break
@@ -83,8 +89,11 @@ def null_run(survey: Survey, tournaments: int, told: Callable[[NullTournament], 
 
 
 def candidates(survey: Survey) -> int:
-    """Return the number of candidates in a first tournament."""
-    return min(survey.config.growth.candidates, len(survey.options))
+    """Return the number of candidates in the first tournament of a run. Raises: ConfigError: the run holds none."""
+    first = first_tournament(survey)
+    if isinstance(first, Hold):
+        raise ConfigError("--null", survey.config.growth.candidates, f"a run holds no tournament: {first.detail}")
+    return len(first)
 
 
 def distinct(specs: Sequence[SlotSpec], size: int) -> list[Named]:
@@ -132,13 +141,15 @@ def _held(
     return {plan.seed_id: plan.blueprint_id for plan in plans}, result
 
 
-def _judged(survey: Survey, blueprints: Mapping[str, str], result: IncubationResult, number: int) -> NullTournament:
+def _judged(
+    survey: Survey, blueprints: Mapping[str, str], result: IncubationResult, number: int, size: int
+) -> NullTournament:
     growth, run_seed = survey.config.growth, survey.config.run.seed
     told = tuple((one.kind, one.gate.relative_gain if one.gate is not None else None) for one in result.placebos)
     first = next((fork for fork in result.forks if fork.rank == 1), None)
     if first is None:
         return NullTournament(run_seed, False, None, (), {}, number, told)
-    report = stability_gate(_evidence(survey, first, result), growth, first.seed_id, result.fence)
+    report = stability_gate(_evidence(survey, first, result, size), growth, first.seed_id, result.fence)
     figures = {check.name: _figure(check) for check in report.checks if check.above is not None}
     kind = kind_of(blueprints[first.seed_id])
     return NullTournament(run_seed, report.passed, kind, report.reasons, figures, number, told)
@@ -149,13 +160,17 @@ def _figure(check: Check) -> dict[str, float | None]:
     return {"measured": float(value) if isinstance(value, int | float) else None, "above": check.above}
 
 
-def _evidence(survey: Survey, first: ForkResult, result: IncubationResult) -> StabilityEvidence:
-    """Return the evidence of G2 for the first seed, as the registry makes it."""
+def _evidence(survey: Survey, first: ForkResult, result: IncubationResult, size: int) -> StabilityEvidence:
+    """Return the evidence of G2 for the first seed, as the registry makes it.
+
+    Args:
+        size: Number of candidates in the first tournament of the run.
+    """
     growth = survey.config.growth
     changes = 0 if growth.entry == "adopt" else None
     gains, total = None, None
     if growth.placebos:
-        gains, total = gains_of(result), candidates_of(survey.resolved.growth, survey.fence_steps, len(result.forks))
+        gains, total = gains_of(result), candidates_of(survey.resolved.growth, survey.fence_steps, size)
     return stability_evidence(None, first, None, result.fence, changes, gains, survey.g2_tests, total)
 
 

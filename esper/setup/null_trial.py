@@ -133,11 +133,13 @@ def null_trial(
         raise ConfigError("growth.beside", growth.beside, mend)
     most = tournaments_of(survey.resolved.growth, survey.fence_steps) if whole else 1
     found: list[NullTournament] = []
+    with temporary_rng(0):
+        size = candidates(survey)
     for run_seed in range(survey.config.run.seed + 1, survey.config.run.seed + 1 + runs):
         with temporary_rng(0):
-            found += null_run(_reseeded(survey, run_seed, task_of), most, told)
+            found += null_run(_reseeded(survey, run_seed, task_of), most, size, told)
     own = task_of is not None or all(survey.data.shards[name].samples is survey.task.train for name in ("pick", "gate"))
-    return NullTrial(tuple(found), candidates(survey), growth.placebos, survey.g2_tests, most, own)
+    return NullTrial(tuple(found), size, growth.placebos, survey.g2_tests, most, own)
 
 
 def _reseeded(survey: Survey, run_seed: int, task_of: Callable[[int], Task] | None) -> Survey:

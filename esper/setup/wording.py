@@ -85,8 +85,9 @@ def _of_placebos(basis: PlaceboBasis | None) -> str:
         return ""
     if basis.mean is None:
         return f" ({basis.factor:.2f} times the rms of {basis.count} placebos)"
-    mean = f"the mean {basis.mean:.4f} and " if basis.mean > 0 else ""
-    return f" ({mean}{basis.factor:.2f} times the spread {basis.rms:.4f} of {basis.count} placebos)"
+    word, centre = ("mean", basis.mean) if basis.largest is None else ("largest gain", basis.largest)
+    above = f"the {word} {centre:.4f} and " if centre > 0 else ""
+    return f" ({above}{basis.factor:.2f} times the spread {basis.rms:.4f} of {basis.count} placebos)"
 
 
 def a_second(rate: float) -> str:

@@ -79,14 +79,21 @@ def _upper_quantile(chance: float, degrees: int) -> float:
 
 
 def placebo_limit(gains: Sequence[float], false_pass: float, candidates: int) -> PlaceboBasis:
-    """Return the figures of the limit `max(mean, 0) + factor * spread` that a gain must exceed, so that it is not like
-    the gains of the placebos.
+    """Return the figures of the limit `max(largest, 0) + factor * spread` that a gain must exceed, so that it is not
+    like the gains of the placebos.
 
-    This is the prediction limit of normal numbers. If the m gains and a further one are independent and normal, with
-    any mean and variance, then `(further - mean) / spread` has Student's t distribution with m - 1 degrees of freedom.
-    Here `mean` is the mean of the m gains, and `spread` their standard deviation times `sqrt(1 + 1 / m)`. The factor is
-    the quantile of `1 - false_pass / candidates`. On some hosts useless seeds harm. The mean of the placebos shows
-    this harm, and a mean below 0 counts as 0.
+    The limit lies above the prediction limit of normal numbers, which has the mean of the gains in place of the
+    largest. If the m gains and a further one are independent and normal, with any mean and variance, then
+    `(further - mean) / spread` has Student's t distribution with m - 1 degrees of freedom. Here `spread` is the
+    standard deviation of the m gains times `sqrt(1 + 1 / m)`. The factor is the quantile of
+    `1 - false_pass / candidates`.
+
+    **The largest gain takes the place of the mean**, because useless seeds of different kinds and slots have different
+    means, so their gains together are not normal. The largest gain is near the mean of the kind and slot that gain
+    most.
+
+    On some hosts useless seeds harm. A harm that is the same for all placebos does not change `spread`, and if the
+    largest gain is below 0, it counts as 0.
 
     **All candidates of all tournaments count**, not only the first of each. The first is chosen on the pick shard, and
     judged on the gate shard. But a fork's true loss differs from that of its control, and this difference is the same
@@ -106,7 +113,8 @@ def placebo_limit(gains: Sequence[float], false_pass: float, candidates: int) ->
     """
     mean, spread = mean_and_spread(gains)
     factor = _upper_quantile(false_pass / candidates, len(gains) - 1)
-    return PlaceboBasis(count=len(gains), mean=mean, rms=spread, factor=factor, tests=candidates)
+    largest = max(gains) if math.isfinite(mean) else math.inf
+    return PlaceboBasis(count=len(gains), mean=mean, largest=largest, rms=spread, factor=factor, tests=candidates)
 
 
 def mean_and_spread(gains: Sequence[float]) -> tuple[float, float]:

@@ -156,6 +156,10 @@ class Roster:
         """Return the culled seeds whose embargo has ended."""
         return [seed for seed in self.having((Stage.EMBARGOED,)) if seed.embargo_until <= fence]
 
+    def commands(self) -> tuple[str, ...]:
+        """Return the ids of all GERMINATE commands, in their order."""
+        return tuple(dict.fromkeys(seed.command_id for seed in self._seeds.values()))
+
     def tournaments(self) -> int:
         """Return the number of tournaments that were commanded, without those of replicas."""
         return len({seed.command_id for seed in self._seeds.values() if seed.replica_of is None})

@@ -146,25 +146,22 @@ def _judge(records: RunRecords, command: Command | None, seed: SeedRecord, fence
     changes = records.book.plans_since(seed.command_id) if records.limits.entry == "adopt" else None
     gains = records.placebo_gains if records.limits.placebos else None
     tests = number_of_tests(records.limits, records.facts.fence_steps)
-    evidence = stability_evidence(
-        command, seed.result, winner, fence, changes, gains, tests, _candidates(records, seed)
-    )
+    evidence = stability_evidence(command, seed.result, winner, fence, changes, gains, tests, _candidates(records))
     return gates.stability_gate(evidence, records.limits, seed.seed_id, fence)
 
 
-def _candidates(records: RunRecords, seed: SeedRecord) -> int | None:
-    """Return the number of candidates that the run can judge, if each tournament and look has as many as the tournament
-    of a seed, or of the seed that it repeats. None: the run has no placebos.
+def _candidates(records: RunRecords) -> int | None:
+    """Return the number of candidates that the run can judge, if each tournament and look has as many as the largest
+    tournament so far. None: the run has no placebos.
 
-    Candidates that trained on count with those of their tournament that did not, because they were chosen among all.
+    A later tournament between the best candidates of the first counts as many as the first, and a later look as many as
+    its tournament, because their candidates were chosen among all of these.
     """
     if not records.limits.placebos:
         return None
-    first = records.roster[seed.replica_of] if seed.replica_of is not None else seed
-    answer = records.book.answer(first.command_id)
-    assert answer is not None, "the seed was trained in a fork"
-    assert answer.order is not None, "the seed was trained in a fork"
-    return candidates_of(records.limits, records.facts.fence_steps, len(answer.order.plans))
+    answers = filter(None, map(records.book.answer, records.roster.commands()))
+    largest = max(len(answer.order.plans) for answer in answers if answer.order is not None)
+    return candidates_of(records.limits, records.facts.fence_steps, largest)
 
 
 def _cull(records: RunRecords, seed: SeedRecord, report: GateReport, fence: int) -> Answer:

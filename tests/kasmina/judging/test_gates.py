@@ -300,7 +300,7 @@ def test_a_gain_within_the_placebos_is_refused_and_one_beyond_them_passes():
     gains = (0.003, -0.004, 0.0, 0.005)
     rms = (46e-6 / 3 * 1.25) ** 0.5
     quantile = stats.t.isf(LIMITS.false_pass / 24, df=3)
-    limit = 0.001 + quantile * rms
+    limit = 0.005 + quantile * rms
     for factor, reasons in ((0.99, ("within_placebo",)), (1.01, ())):
         mean = factor * limit * PAIRS.control_mean
         evidence = SOUND[Gate.G2].model_copy(
