@@ -18,6 +18,7 @@ from esper.setup.total_cost import run_flops
 from esper.tamiyo.command_builder import CommandBuilder
 from esper.tamiyo.cost_limit import CostLimit
 from esper.tamiyo.heuristic import HeuristicPolicy
+from esper.tamiyo.risk import ForkCosts
 from esper.tamiyo.service import Tamiyo
 from esper.tolaria.snapshot import HostSnapshot
 from esper.tolaria.trainer import Trainer, never
@@ -92,7 +93,9 @@ def make_tamiyo(survey: Survey, key: RunKey, clock: Clock, policy: Policy | None
         CommandBuilder(key.secret, clock, ramp),
         survey.growth_window(ramp if policy is None else 1),
         config.risk,
-        host_flops=survey.host_flops,
+        costs=ForkCosts(
+            survey.host_flops, survey.host_flops * growth.cost_unit(survey.host_parameters), growth.placebos
+        ),
         deadline_s=config.policy.deadline_s,
         clock=clock,
         cost=CostLimit(growth.max_cost, partial(run_flops, survey)) if growth.max_cost is not None else None,

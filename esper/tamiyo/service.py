@@ -27,7 +27,7 @@ from esper.tamiyo.cost_limit import CostLimit
 from esper.tamiyo.decision_checks import malformed, unsound
 from esper.tamiyo.eligibility import GrowthWindow, eligible, tournaments_spent
 from esper.tamiyo.policy_state import TamiyoState, read_state
-from esper.tamiyo.risk import assess, milder
+from esper.tamiyo.risk import ForkCosts, assess, milder
 from esper.tamiyo.settings import RiskConfig
 from esper.telemetry.context import span
 from esper.telemetry.events import Severity, reported
@@ -48,13 +48,13 @@ class Tamiyo:
         window: GrowthWindow,
         limits: RiskConfig,
         *,
-        host_flops: int,
+        costs: ForkCosts,
         deadline_s: float,
         clock: Clock,
         cost: CostLimit | None = None,
     ) -> None:
         self._policy, self._builder, self._window, self._limits = policy, builder, window, limits
-        self._host_flops, self._deadline_s, self._clock = host_flops, deadline_s, clock
+        self._costs, self._deadline_s, self._clock = costs, deadline_s, clock
         self._cost, self._past = cost, list[FieldReport]()
 
     def state(self) -> str:
@@ -131,11 +131,11 @@ class Tamiyo:
                 reason = HoldReason.POLICY_CHOICE
                 hold = Hold(fence=state.fence, reason=reason, detail=decision.hold)
                 return Verdict(outcome=hold, decision=decision, rates=rates)
-            decision = milder(decision, self._limits, self._host_flops)
-            spent = tournaments_spent(state, decision) or self._over(state, decision)
-            spent = spent or (self._cost.exceeded(state, decision) if self._cost is not None else None)
-            limit = spent or assess(state, decision, self._limits, self._host_flops)
-            return Verdict(outcome=limit or self._builder.germinate(state, decision), decision=decision, rates=rates)
+            kept = milder(decision, self._limits, self._costs)
+            spent = tournaments_spent(state, kept) or self._over(state, kept)
+            spent = spent or (self._cost.exceeded(state, kept) if self._cost is not None else None)
+            limit = spent or assess(state, kept, self._limits, self._costs)
+            return Verdict(outcome=limit or self._builder.germinate(state, kept), decision=decision, rates=rates)
 
     def _over(self, state: RoundState, decision: Decision) -> Hold | None:
         """Return a hold if the policy's ramp is too long for the fences that are left."""

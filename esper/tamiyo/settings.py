@@ -29,5 +29,9 @@ class RiskConfig(Settings):
     max_isolation_violations: Annotated[int, Field(ge=0)] = Field(
         0, description="hold if there were more violations of isolation"
     )
-    max_cost_ratio: Positive = Field(64.0, description="hold if a tournament's forks cost more FLOPs, over the host's")
+    max_cost_ratio: Positive = Field(
+        256.0,
+        description="largest modelled FLOPs of a tournament's forks, over the host's; the most expensive pairs are left"
+        " out; a host of fewer parameters than growth.parameter_floor counts as one of that size",
+    )
     min_coverage: Fraction = Field(0.10, description="hold if at most this share of the features was measured")

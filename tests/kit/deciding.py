@@ -13,6 +13,7 @@ from esper.leyline.stages import Stage
 from esper.leyline.state import RoundState, SeedState, SlotState, TrainingState
 from esper.tamiyo.command_builder import CommandBuilder
 from esper.tamiyo.eligibility import GrowthWindow
+from esper.tamiyo.risk import ForkCosts
 from esper.tamiyo.service import Tamiyo
 from esper.tamiyo.settings import RiskConfig
 from esper.testing import EPOCH, FakeClock
@@ -31,7 +32,7 @@ WINDOW = GrowthWindow(
 def make_tamiyo(policy: Policy, clock: FakeClock, service: type[Tamiyo] = Tamiyo) -> Tamiyo:
     """A service that signs with `b"key"` and gives its policy 5 s."""
     builder = CommandBuilder(b"key", clock, ramp_steps=75)
-    return service(policy, builder, WINDOW, RiskConfig(), host_flops=10_000, deadline_s=5.0, clock=clock)
+    return service(policy, builder, WINDOW, RiskConfig(), costs=ForkCosts(10_000, 10_000), deadline_s=5.0, clock=clock)
 
 
 def make_pair(blueprint_id: str = "mlp", slot: str = "body", **changes: Any) -> Pair:

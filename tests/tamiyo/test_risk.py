@@ -8,11 +8,12 @@ import pytest
 from deciding import make_decision, make_pair, make_seed, make_state
 
 from esper.leyline.decisions import Hold, HoldReason
-from esper.tamiyo.risk import assess, cost_ratio, coverage, loss_spike, milder
+from esper.tamiyo.risk import ForkCosts, assess, cost_ratio, coverage, loss_spike, milder
 from esper.tamiyo.settings import RiskConfig
 
 LIMITS = RiskConfig()
 HOST_FLOPS = 10_000
+COSTS = ForkCosts(HOST_FLOPS, HOST_FLOPS)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +31,7 @@ HOST_FLOPS = 10_000
 def test_a_figure_over_its_limit_holds(
     state: dict[str, Any], decision: dict[str, Any], limits: dict[str, Any], held: tuple[str, float, float]
 ) -> None:
-    hold = assess(make_state(**state), make_decision(make_pair(), **decision), RiskConfig(**limits), HOST_FLOPS)
+    hold = assess(make_state(**state), make_decision(make_pair(), **decision), RiskConfig(**limits), COSTS)
 
     assert isinstance(hold, Hold)
     assert (hold.reason, hold.fence, hold.detail) == (HoldReason.RISK, 5, held[0])
@@ -55,7 +56,7 @@ def test_a_figure_at_its_limit_or_not_measured_lets_the_decision_go_on(
 ) -> None:
     made = make_decision(make_pair(), **decision)
 
-    assert assess(make_state(**state), made, RiskConfig(**limits), HOST_FLOPS) is None
+    assert assess(make_state(**state), made, RiskConfig(**limits), COSTS) is None
 
 
 def test_a_spike_is_measured_against_the_best_round_before() -> None:
@@ -65,7 +66,11 @@ def test_a_spike_is_measured_against_the_best_round_before() -> None:
 
 
 def test_the_cost_is_that_of_all_forks_with_the_control() -> None:
-    assert cost_ratio(make_decision(make_pair(flops=5_000), make_pair("norm", flops=2_500)), HOST_FLOPS) == 3.75
+    two = make_decision(make_pair(flops=5_000), make_pair("norm", flops=2_500))
+    assert cost_ratio(two, COSTS) == 3.75
+    assert cost_ratio(two, ForkCosts(HOST_FLOPS, 4 * HOST_FLOPS, placebos=8)) == 11.75 / 4
+    replica = two.model_copy(update={"replica_of": "seed-1"})
+    assert cost_ratio(replica, ForkCosts(HOST_FLOPS, HOST_FLOPS, placebos=8)) == 3.75  # it has no placebos
 
 
 def test_coverage_is_the_share_of_features_that_were_measured() -> None:
@@ -80,7 +85,7 @@ def test_coverage_is_the_share_of_features_that_were_measured() -> None:
 
 def test_nothing_measured_holds_by_its_coverage() -> None:
     unmeasured = {"training__train_loss": None, "training__gradient_norm": None, "training__best_train_loss": None}
-    hold = assess(make_state(**unmeasured, options=()), make_decision(make_pair()), LIMITS, HOST_FLOPS)
+    hold = assess(make_state(**unmeasured, options=()), make_decision(make_pair()), LIMITS, COSTS)
 
     assert hold == Hold(fence=5, reason=HoldReason.RISK, detail="coverage", measured=0.0, limit=0.1)
 
@@ -88,7 +93,13 @@ def test_nothing_measured_holds_by_its_coverage() -> None:
 def test_a_tournament_too_dear_is_trimmed_and_not_refused_for_ever() -> None:
     pairs = [make_pair(name, flops=HOST_FLOPS) for name in "abcdef"]  # the control costs 1, each fork 2
     limits = RiskConfig(max_cost_ratio=7.5)
-    trimmed = milder(make_decision(*pairs), limits, HOST_FLOPS)
+    trimmed = milder(make_decision(*pairs), limits, COSTS)
     assert [pair.blueprint_id for pair in trimmed.pairs] == ["a", "b", "c"]
-    assert assess(make_state(), trimmed, limits, HOST_FLOPS) is None
-    assert len(milder(make_decision(*pairs), RiskConfig(max_cost_ratio=0.1), HOST_FLOPS).pairs) == 1
+    dear = milder(make_decision(make_pair("dear", flops=9 * HOST_FLOPS), *pairs[:3]), limits, COSTS)
+    assert [pair.blueprint_id for pair in dear.pairs] == [
+        "a",
+        "b",
+        "c",
+    ]  # the dear pair costs no cheap one its place
+    assert assess(make_state(), trimmed, limits, COSTS) is None
+    assert len(milder(make_decision(*pairs), RiskConfig(max_cost_ratio=0.1), COSTS).pairs) == 1
