@@ -27,6 +27,7 @@ from esper.leyline.decisions import Pair
 from esper.leyline.slots import SlotSpec
 from esper.setup.survey import Survey, survey_of
 from esper.tamiyo.eligibility import over_budgets
+from esper.tamiyo.fields import spread
 from esper.tolaria.trainer import Trainer, never
 from esper.user_code.process_state import process_state
 
@@ -34,6 +35,8 @@ FOSSIL = {"FOSSILIZED", "PROBATIONARY", "SHADOWING", "BLENDING"}
 """Stages of the seeds that are in the network at the end."""
 RATES = (0.5, 1.0, 2.0)
 """Factors of the task's learning rate among which each arm chooses on the validation shard."""
+SLOWEST, FASTEST = 0.125, 16.0
+"""Smallest and largest factor that is tried if the best of `RATES` is its first or last."""
 THREADS = 1
 """Number of torch threads of all arms, as in a run by default."""
 MOST_SAMPLES = 400
@@ -105,7 +108,8 @@ def grow(task: Task, settings: dict[str, Any], seed: int, rate: float = 1.0) -> 
     with tempfile.TemporaryDirectory(prefix="esper-growth-") as folder:
         found = esper.run(task, config_of(settings, seed, run__dir=str(Path(folder) / "run"), telemetry__enabled=False))
     live_test = found.test_loss if found.live_test_loss is None else found.live_test_loss
-    kept = tuple(Inserted(one.slot, one.blueprint, one.copies) for one in found.seeds if one.stage in FOSSIL)
+    inside = [one for one in found.seeds if one.stage in FOSSIL and found.ends_with != "twin"]
+    kept = tuple(Inserted(one.slot, one.blueprint, one.copies) for one in inside)
     total = found.trainer_gflops + found.incubator_gflops + found.twin_gflops
     arm = Arm(found.test_loss, found.valid_loss, found.params_end, found.steps, total, rate)
     twin = train(task, settings, seed)
@@ -210,7 +214,7 @@ def halving(task: Task, settings: dict[str, Any], seed: int, rate: float = 1.0) 
     grown = survey_of(task, config_of(settings, seed))
     pairs = [pair for pair in grown.options if not _over(grown, pair, grown.parameter_budget)]
     runs = []
-    for pair in pairs[: grown.config.growth.candidates]:
+    for pair in spread(pairs, grown.config.growth.candidates):
         one = Inserted(pair.slot, pair.blueprint_id, pair.copies)
         shape = of_shape(with_rate(task, rate), grown.specs, [one])
         survey = survey_of(shape, config_of(settings, seed, growth__enabled=False))

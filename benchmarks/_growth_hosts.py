@@ -30,6 +30,8 @@ class Case:
     make: Callable[[], Task]
     plain: tuple[Factory, ...] = ()
     """Larger networks of the host's kind, smallest first, that somebody would try instead of growth."""
+    also_plain: tuple[Factory, ...] = ()
+    """As `plain`, of another family, such as deeper ones."""
     settings: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -371,7 +373,11 @@ def regression() -> Task:
 
 
 TUNED: dict[str, Case] = {
-    "text": Case(stdlib_text.task, tuple(partial(stdlib_text.CharTransformer, 32, n) for n in (2, 3, 4, 5, 6, 8))),
+    "text": Case(
+        stdlib_text.task,
+        plain=tuple(partial(stdlib_text.CharTransformer, n, 1) for n in (48, 64, 80, 96, 112, 128)),
+        also_plain=tuple(partial(stdlib_text.CharTransformer, 32, n) for n in (2, 3, 4, 5, 6, 8, 10, 12)),
+    ),
     "digits": Case(digits.task, tuple(partial(digits.DigitReader, n) for n in (6, 8, 12, 16, 24, 32, 48))),
     "table": Case(table, tuple(partial(TableHost, n) for n in (16, 24, 32, 48, 64, 96, 128))),
     "images": Case(images, tuple(partial(ImageHost, n) for n in (8, 12, 16, 24, 32, 48))),

@@ -1,11 +1,11 @@
 """Growth against the networks that somebody could train instead: loss on the test shard at equal steps and data.
 
-Arms of each run seed: the grown network (`grown`), the same run without growth (`twin`), a network of the final shape
-from the first step (`static`), random pairs (`random`), a plain larger network of at least the grown network's size
-(`plain`), the small network for as many FLOPs as the whole grown run (`longer`), the network of the final shape for as
-many FLOPs (`longer_static`), and a search by successive halving (`halving`). `twin` and `grown` use the task's learning
-rate. Each other arm uses the rate that is best on the
-validation shard of run seed `TUNING_SEED`. Run seeds are fixed before a run, and the result has every pair.
+Arms of each run seed: the grown network (`grown`), the same run without growth (`twin`), the small network at its best
+learning rate (`small`), a network of the final shape from the first step (`static`), random pairs (`random`), a plain
+larger network of at least the grown network's size (`plain`), the small network for as many FLOPs as the whole grown
+run (`longer`), the network of the final shape for as many FLOPs (`longer_static`), and a search by successive halving
+(`halving`). `grown`, `twin`, `random` and `halving` use the task's learning rate. Each other arm uses the rate that is
+best on the validation shard of run seed `TUNING_SEED`. Run seeds are fixed before a run, and the result has every pair.
 
     python benchmarks/growth.py --hosts digits --seeds 10 11 --json
 """
@@ -17,14 +17,28 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from _common import RESULTS, machine
-from _growth_arms import RATES, Arm, Grown, Inserted, grow, halving, of_shape, random_pairs, specs_of, train
+from _growth_arms import (
+    FASTEST,
+    RATES,
+    SLOWEST,
+    Arm,
+    Grown,
+    Inserted,
+    grow,
+    halving,
+    of_shape,
+    random_pairs,
+    specs_of,
+    train,
+)
 from _growth_hosts import FRESH, TUNED, Case
+from torch import nn
 
 from esper import Task
 from esper.config.joined import parse_overrides
@@ -33,7 +47,7 @@ from esper.durable.files import atomic_write
 TUNING_SEED = 100
 DRAWS = 3
 """Random pairs that are tried for each run seed. The arm `random` is their mean."""
-ARMS = ("static", "random", "plain", "longer", "longer_static", "halving")
+ARMS = ("small", "static", "random", "plain", "longer", "longer_static", "halving")
 HOSTS = TUNED | FRESH
 
 
@@ -42,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hosts", nargs="+", default=list(HOSTS), choices=list(HOSTS), metavar="HOST")
     parser.add_argument("--seeds", nargs="+", type=int, default=[10, 11], help="run seeds; default 10 11")
-    parser.add_argument("--arms", nargs="*", default=list(ARMS[:3]), choices=ARMS, help="beside grown and twin")
+    parser.add_argument("--arms", nargs="*", default=list(ARMS[:4]), choices=ARMS, help="beside grown and twin")
     parser.add_argument("--epochs", type=int, help="default: the task's")
     parser.add_argument("--fixed-rates", action="store_true", help="all arms use the task's learning rate")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a config key of esper")
@@ -78,17 +92,26 @@ def _host(name: str, case: Case, given: dict[str, Any], asked: argparse.Namespac
     return pairs
 
 
+Variants = dict[int, Callable[[int, float], Arm]]
+"""Number of a variant of an arm -> the function that trains it for a run seed at a factor of the learning rate."""
+
+
 class Arms:
-    """The other arms of one host. The learning rate of an arm is chosen once per shape."""
+    """The other arms of one host. The learning rate of an arm, and its variant, are chosen once per shape."""
 
     def __init__(self, task: Task, case: Case, settings: dict[str, Any], fixed: bool) -> None:
         self._task, self._case, self._settings, self._fixed = task, case, settings, fixed
         self._specs = specs_of(task, settings)
-        self._rates: dict[object, float] = {}
+        self._chosen: dict[object, tuple[int, float]] = {}
+
+    def small(self, grown: Grown, seed: int) -> dict[str, Any]:
+        """The host, which is not grown."""
+        del grown
+        return self._tuned("small", seed, {0: lambda at, rate: train(self._task, self._settings, at, rate)})
 
     def static(self, grown: Grown, seed: int) -> dict[str, Any]:
         """The shape of the grown network, from the first step."""
-        return self._tuned(("static", grown.seeds), seed, lambda at, rate: self._static(grown.seeds, at, rate))
+        return self._tuned(("static", grown.seeds), seed, {0: lambda at, rate: self._static(grown.seeds, at, rate)})
 
     def _static(self, seeds: tuple[Inserted, ...], seed: int, rate: float, epochs: int | None = None) -> Arm:
         return train(of_shape(self._task, self._specs, seeds), self._settings, seed, rate, epochs)
@@ -101,40 +124,62 @@ class Arms:
         return {"test": mean, "draws": [one.as_json() for one in draws]}
 
     def plain(self, grown: Grown, seed: int) -> dict[str, Any] | None:
-        """The smallest plain network with at least as many parameters as the grown one. None: the host has none."""
-        for number, model in enumerate(self._case.plain):
-            size = sum(weight.numel() for weight in model().parameters())
-            if size >= grown.arm.parameters:
-                larger = replace(self._task, model=model)
-                return self._tuned(
-                    ("plain", number), seed, lambda at, rate, it=larger: train(it, self._settings, at, rate)
-                )
-        return None
+        """The smallest plain network with at least as many parameters as the grown one. If the host has two families of
+        them, the better of both. None: the host has none of this size.
+        """
+        variants: Variants = {}
+        for family in (self._case.plain, self._case.also_plain):
+            enough = [model for model in family if _size(model) >= grown.arm.parameters]
+            if enough:
+                larger = replace(self._task, model=enough[0])
+                variants[_size(enough[0])] = lambda at, rate, it=larger: train(it, self._settings, at, rate)
+        return self._tuned(("plain", *variants), seed, variants) if variants else None
 
     def longer(self, grown: Grown, seed: int) -> dict[str, Any]:
         """The small network for the FLOPs of the whole grown run, rounded to whole epochs."""
         epochs = self._settings.get("run.epochs", self._task.epochs)
         more = max(1, round(epochs * grown.arm.gflops / grown.twin.gflops))
-        return self._tuned("longer", seed, lambda at, rate: train(self._task, self._settings, at, rate, more))
+        return self._tuned("longer", seed, {0: lambda at, rate: train(self._task, self._settings, at, rate, more)})
 
     def longer_static(self, grown: Grown, seed: int) -> dict[str, Any]:
         """The shape of the grown network for the FLOPs of the whole grown run, rounded to whole epochs."""
         short = self._static(grown.seeds, seed, 1.0, epochs=1)
         more = max(1, round(grown.arm.gflops / short.gflops))
         key = ("longer_static", grown.seeds)
-        return self._tuned(key, seed, lambda at, rate: self._static(grown.seeds, at, rate, more))
+        return self._tuned(key, seed, {0: lambda at, rate: self._static(grown.seeds, at, rate, more)})
 
     def halving(self, grown: Grown, seed: int) -> dict[str, Any]:
         """A search over all single pairs, each trained from scratch."""
         del grown
         return halving(self._task, self._settings, seed).as_json()
 
-    def _tuned(self, key: object, seed: int, arm: Callable[[int, float], Arm]) -> dict[str, Any]:
-        if key not in self._rates:
-            rates: Sequence[float] = (1.0,) if self._fixed else RATES
-            losses = {rate: arm(TUNING_SEED, rate).valid for rate in rates} if len(rates) > 1 else {1.0: 0.0}
-            self._rates[key] = min(losses, key=lambda rate: losses[rate] if math.isfinite(losses[rate]) else math.inf)
-        return arm(seed, self._rates[key]).as_json()
+    def _tuned(self, key: object, seed: int, variants: Variants) -> dict[str, Any]:
+        if key not in self._chosen:
+            self._chosen[key] = (min(variants), 1.0) if self._fixed else _best(variants)
+        variant, rate = self._chosen[key]
+        return variants[variant](seed, rate).as_json()
+
+
+def _best(variants: Variants) -> tuple[int, float]:
+    """Return the variant and the factor of the learning rate with the lowest loss on the validation shard. While the
+    best factor of a variant is the smallest or the largest that was tried, the next one is tried, too.
+    """
+    losses: dict[tuple[int, float], float] = {}
+    for variant, arm in variants.items():
+        tried: dict[float, float] = {}
+        missing = list(RATES)
+        while missing:
+            found = {rate: arm(TUNING_SEED, rate).valid for rate in missing}
+            tried |= {rate: loss if math.isfinite(loss) else math.inf for rate, loss in found.items()}
+            best = min(tried, key=lambda rate: tried[rate])
+            edges = {max(tried): 2 * best, min(tried): best / 2}
+            missing = [edges[best]] if best in edges and SLOWEST <= edges[best] <= FASTEST else []
+        losses |= {(variant, rate): loss for rate, loss in tried.items()}
+    return min(losses, key=lambda choice: losses[choice])
+
+
+def _size(model: Callable[[], nn.Module]) -> int:
+    return sum(weight.numel() for weight in model().parameters())
 
 
 def _grown_as_json(grown: Grown) -> dict[str, Any]:
@@ -156,9 +201,11 @@ def _test_of(arm: dict[str, Any] | None) -> float:
 
 def _summary(pairs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Return, for each arm, the mean and the worst of grown / arm over the run seeds."""
-    arms = [name for name in ("twin", *ARMS) if pairs[0].get(name) is not None]
-    ratios = {arm: [pair["grown"]["test"] / _test_of(pair[arm]) for pair in pairs] for arm in arms}
-    return {arm: {"mean": statistics.mean(of), "worst": max(of)} for arm, of in ratios.items()}
+    ratios = {
+        arm: [pair["grown"]["test"] / _test_of(pair[arm]) for pair in pairs if pair.get(arm) is not None]
+        for arm in ("twin", *ARMS)
+    }
+    return {arm: {"mean": statistics.mean(of), "worst": max(of), "pairs": len(of)} for arm, of in ratios.items() if of}
 
 
 if __name__ == "__main__":
