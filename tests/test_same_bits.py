@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from adopting import SHORT, WHOLE
 
 from esper.archive.history import read_past
 from esper.archive.journal import RecordKind
 from esper.config.joined import as_toml
 from esper.flow.entry import run
+from esper.flow.proof import prove
 from esper.flow.result import Result
 from esper.testing import tiny_config, tiny_task
 
@@ -172,7 +174,6 @@ def test_fifty_runs_that_were_killed_end_with_the_same_bits(tmp_path: Path, espe
     assert struck >= 50
 
 
-ADOPTING = {"growth__entry": "adopt", "growth__replicas": 2}
 IN_AN_ADOPTION = [
     f"{role}.adoption_{moment}"
     for role, moment in [
@@ -183,26 +184,32 @@ IN_AN_ADOPTION = [
 
 
 @pytest.fixture(scope="module")
-def adopted(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    """A run in this process that adopts two forks."""
-    return run(tiny_task(), tiny_config(run__dir=str(tmp_path_factory.mktemp("adopted") / "run"), **ADOPTING))
+def adopted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, dict[str, Any]]:
+    """A run in this process that adopts two forks, and its settings."""
+    folder = tmp_path_factory.mktemp("adopted") / "run"
+    return run(tiny_task(), tiny_config(run__dir=str(folder), **request.param)), request.param
 
 
 @pytest.mark.torture
+@pytest.mark.parametrize("adopted", [SHORT, WHOLE], indirect=True, ids=["short", "whole"])
 @pytest.mark.parametrize("passage", [1, 2])
 @pytest.mark.parametrize("point", IN_AN_ADOPTION)
-def test_a_run_that_was_killed_in_an_adoption_ends_with_the_same_bits(
-    tmp_path: Path, esper: Esper, adopted: Result, point: str, passage: int
+def test_a_run_that_was_killed_in_an_adoption_ends_with_the_same_bits_and_is_proved(
+    tmp_path: Path, esper: Esper, adopted: tuple[Result, dict[str, Any]], point: str, passage: int
 ) -> None:
-    assert end_the_same(tmp_path, esper, adopted, [(point, passage)], **ADOPTING) == 1
+    undisturbed, config = adopted
+    assert end_the_same(tmp_path, esper, undisturbed, [(point, passage)], **config) == 1
+    assert prove(tmp_path / "run").divergence is None
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("adopted", [SHORT], indirect=True, ids=["short"])
 def test_a_run_that_was_killed_at_every_moment_of_its_adoptions_ends_with_the_same_bits(
-    tmp_path: Path, esper: Esper, adopted: Result
+    tmp_path: Path, esper: Esper, adopted: tuple[Result, dict[str, Any]]
 ) -> None:
+    undisturbed, config = adopted
     strikes = [(point, 1) for point in IN_AN_ADOPTION]
-    assert end_the_same(tmp_path, esper, adopted, strikes, **ADOPTING) == len(strikes)
+    assert end_the_same(tmp_path, esper, undisturbed, strikes, **config) == len(strikes)
 
 
 def drawn(seed: int, count: int) -> list[tuple[str, int]]:

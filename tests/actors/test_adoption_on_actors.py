@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from adopting import SHORT, WHOLE
 
 import esper
 from actors.embedded_ray import EmbeddedRay
@@ -17,13 +18,19 @@ from esper.flow.result import Result
 from esper.ground.tensors import state_digest
 from esper.testing import Bands, tiny_config, tiny_task
 
-ADOPTING = {"growth__entry": "adopt", "growth__replicas": 2, "growth__finish": "better"}
+ADOPTING = SHORT | {"growth__finish": "better"}
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Result:
     """The run in one process."""
     return esper.run(tiny_task(), tiny_config(run__dir=str(tmp_path_factory.mktemp("alone") / "run"), **ADOPTING))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """As `alone`, with tournaments of several rounds, copies and placebos."""
+    return esper.run(tiny_task(), tiny_config(run__dir=str(tmp_path_factory.mktemp("whole") / "run"), **WHOLE))
 
 
 def compare(together: Result, alone: Result) -> None:
@@ -86,6 +93,27 @@ def test_a_run_whose_conductor_ends_in_an_adoption_is_resumed_with_the_same_bits
     with pytest.raises(FaultInjected):
         launch_tiny(growth__managers=2, faults=[fault], **ADOPTING)
     compare(esper.resume(launch_tiny.run_dir, tiny_task(), on=OnRay(embedded)), alone)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("fault", [*(fault if isinstance(fault, dict) else fault.values[0] for fault in KILLS)])
+def test_a_death_in_an_adoption_of_the_whole_recipe_changes_no_bit_and_the_run_is_proved(
+    launch_tiny: Any, whole: Result, fault: dict[str, Any]
+) -> None:
+    together = launch_tiny(growth__managers=2, faults=[fault], restarting=True, **WHOLE)
+    assert together.restarts == fault.get("times", 1)
+    compare(together, whole)
+    assert esper.prove(launch_tiny.run_dir, tiny_task()).divergence is None
+
+
+@pytest.mark.parametrize("fault", ENDS)
+def test_a_run_of_the_whole_recipe_that_ends_in_an_adoption_is_resumed_and_proved(
+    embedded: EmbeddedRay, launch_tiny: Any, whole: Result, fault: dict[str, Any]
+) -> None:
+    with pytest.raises(FaultInjected):
+        launch_tiny(growth__managers=2, faults=[fault], **WHOLE)
+    compare(esper.resume(launch_tiny.run_dir, tiny_task(), on=OnRay(embedded)), whole)
+    assert esper.prove(launch_tiny.run_dir, tiny_task()).divergence is None
 
 
 @pytest.mark.torture

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from adopting import SHORT, WHOLE
 from stopping import stop
 
 import esper
@@ -16,7 +17,6 @@ from esper.flow.entry import run
 from esper.flow.places import InProcess
 from esper.flow.result import Result
 from esper.kasmina.incubation.planning import draw_weights
-from esper.kasmina.settings import LEAN
 from esper.leyline.commands import Candidate
 from esper.leyline.decisions import Decision
 from esper.leyline.reports import AdoptPlan
@@ -35,7 +35,6 @@ POINTS = (
     ),
 )
 """In `make check` tests/test_same_bits.py kills a run at each of them."""
-SHORT = {"growth__entry": "adopt", "growth__replicas": 2}
 pytestmark = pytest.mark.slow
 
 
@@ -119,20 +118,11 @@ def test_a_run_that_goes_back_over_an_adoption_ends_with_the_same_bits(
     same(result, adopted)
 
 
-RECIPE = SHORT | {
-    "growth__rungs": (10, 20, 40),
-    "growth__copies": 2,
-    "growth__placebos": LEAN["placebos"],
-    "growth__finish": "better",
-    **{f"growth__{name}_budget": 60.0 for name in ("parameter", "cost", "memory")},
-}
-
-
 def test_a_long_tournament_with_copies_and_placebos_is_adopted_with_the_same_bits_after_a_stop(tmp_path: Path) -> None:
-    whole = run(tiny_task(), tiny_config(run__dir=str(tmp_path / "whole"), **RECIPE))
+    whole = run(tiny_task(), tiny_config(run__dir=str(tmp_path / "whole"), **WHOLE))
     (first, second) = adoptions(read_past(tmp_path / "whole"))
     assert (first.fence, first.graft.start_step, first.graft.copies) == (3, 20, 2)  # rounds of 20 steps
-    stop(second.fence - 1, tiny_task(), tiny_config(run__dir=str(tmp_path / "run"), **RECIPE))  # in the tournament
+    stop(second.fence - 1, tiny_task(), tiny_config(run__dir=str(tmp_path / "run"), **WHOLE))  # in the tournament
     resumed = esper.resume(tmp_path / "run", tiny_task())
     same(resumed, whole)
     assert resumed.finish == whole.finish
