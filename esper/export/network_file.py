@@ -112,7 +112,10 @@ def _call(wanted: Definitions, blueprint: Blueprint, spec: SlotSpec) -> str:
         raise CannotBeWritten(f"{factory!r} is no function at the top of a module; make it one")
     wanted.add(factory.__module__, factory.__name__)
     wanted.import_name("types", "SimpleNamespace")
-    told = spec.model_copy(update={"device": "cpu"}).model_dump(mode="json") | {"shape": spec.shape}
+    told = spec.model_copy(update={"device": "cpu"}).model_dump(mode="json") | {
+        "shape": spec.shape,
+        "padding": spec.padding,
+    }
     fields = {field: ascii(value) for field, value in told.items()}
     if wanted.has(Kind.__module__, Kind.__name__):
         fields["kind"] = f"{Kind.__name__}({fields['kind']})"

@@ -14,6 +14,7 @@ from esper.ground.hash_seed import VARIABLE, hash_seed, text_hash
 from esper.ground.installed_versions import versions
 from esper.ground.machine import cpu_type
 from esper.ground.workplace import workplace
+from esper.leyline.slots import SlotSpec
 from esper.setup.survey import Survey
 from esper.user_code.source_digests import file_digest, source_digests
 from esper.user_code.task_reference import Reference
@@ -76,6 +77,9 @@ def check_same_task(survey: Survey, began: Identity) -> None:
     mend = "resume it with the task that the run began with; each build of the task must be the same"
     if began.orders_texts_otherwise:
         mend = f"{mend}; {_how_to_hash_alike(began)}"
+    if survey.specs != began.slots and _without_masks(survey.specs) == _without_masks(began.slots):
+        how = "its slots are given other padding masks than when the run began, or its esper did not look for them"
+        raise TaskError("task.model", began.task or "given from Python", f"{how}; {mend}")
     other = began.host_modules_sha256 not in (None, survey.host_modules_sha256)
     if other or (survey.host_crc32c, survey.specs) != (began.host_crc32c, began.slots):
         raise TaskError(
@@ -95,6 +99,10 @@ def check_same_task(survey: Survey, began: Identity) -> None:
     if not _same_rehearsal(survey, began):
         mend = f"after the same first steps it has other weights than the run had; {mend}"
         raise TaskError("task", began.task or "given from Python", mend)
+
+
+def _without_masks(slots: tuple[SlotSpec, ...]) -> tuple[SlotSpec, ...]:
+    return tuple(slot.model_copy(update={"padding": None}) for slot in slots)
 
 
 def measured_again(survey: Survey, began: Identity) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import ClassVar
 
-from esper.leyline.base import PublicMessage
+from esper.leyline.base import GrownMessage, PublicMessage
 
 
 class Kind(StrEnum):
@@ -15,8 +16,10 @@ class Kind(StrEnum):
     NC = "NC"
 
 
-class SlotSpec(PublicMessage):
+class SlotSpec(PublicMessage, GrownMessage):
     """One slot, as measured by the dry run."""
+
+    LATER: ClassVar = frozenset({"padding"})
 
     path: str
     kind: Kind
@@ -32,6 +35,9 @@ class SlotSpec(PublicMessage):
     """True if, in evaluation mode, no sample changes the output of another. False: not independent, or not measured."""
     autocast: str | None = None
     """Type of the host's autocast when the slot is called. None: autocast is off."""
+    padding: str | None = None
+    """Name of the argument by which the host gives the slot's module a padding mask. None: it gives none whose form is
+    known (`esper.kasmina.host.padding_masks`), or the kind is not NTC."""
 
     @property
     def channels(self) -> int:

@@ -17,6 +17,7 @@ from esper.ground.slot_output import part_of
 from esper.ground.temporary_rng import temporary_rng
 from esper.ground.tensors_kept import tensors_kept
 from esper.kasmina.blueprints.precision import autocast_at
+from esper.kasmina.host.padding_masks import given_mask, is_readable, positional_names
 from esper.kasmina.host.perturbation import Change, is_content, moved, perturbing, unchanged
 from esper.kasmina.host.slot_patterns import Matched, match
 from esper.leyline.slots import Kind, SlotSpec
@@ -112,6 +113,8 @@ class _Host:
     batch: int
     autocast: dict[str, str] = field(default_factory=dict)
     """Path -> dtype to which the model's autocast casts at that slot. Each forward adds to it."""
+    masks: dict[str, str] = field(default_factory=dict)
+    """Path -> name of the argument by which the slot's module is given a padding mask. Each forward adds to it."""
     key: int = 0
     """Seed of the random state from which each forward begins."""
 
@@ -154,7 +157,7 @@ class _Host:
         with (
             extra_states_kept(self.model),
             kept_as_it_is(self.model, training=training),
-            recording(self.model, seen, self.autocast, gradients=training),
+            recording(self.model, seen, self.autocast, self.masks, gradients=training),
             temporary_rng(key, devices),
             torch.set_grad_enabled(training),
             refused_as_theirs(doing),
@@ -218,7 +221,12 @@ def kept_as_it_is(model: nn.Module, *, training: bool) -> Iterator[None]:
 
 @contextmanager
 def recording(
-    model: nn.Module, seen: Mapping[str, list[object]], autocast: dict[str, str], *, gradients: bool
+    model: nn.Module,
+    seen: Mapping[str, list[object]],
+    autocast: dict[str, str],
+    masks: dict[str, str],
+    *,
+    gradients: bool,
 ) -> Iterator[None]:
     """Run the body with hooks on the modules at the paths in `seen`. The hooks append a copy of every output to `seen`.
 
@@ -226,11 +234,14 @@ def recording(
 
     Args:
         autocast: Path -> dtype. If autocast is on at a slot, an entry for this slot is added.
+        masks: Path -> name of an argument. If the module at a path is given a padding mask, an entry is added.
         gradients: Record `WITHOUT_GRADIENTS` for a module that is called while gradients are off.
     """
 
-    def recorder(path: str) -> Callable[[nn.Module, object, object], None]:
-        def record(_module: nn.Module, _args: object, whole: object) -> None:
+    def recorder(path: str, module: nn.Module) -> Callable[..., None]:
+        names = positional_names(module)
+
+        def record(_module: nn.Module, args: Sequence[object], kwargs: Mapping[str, object], whole: object) -> None:
             output = part_of(whole)
             if isinstance(output, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(output):
                 mend = "a seed cannot read it; call the module outside of vmap and grad, or name another module"
@@ -240,10 +251,16 @@ def recording(
             seen[path].append(output.detach().clone() if isinstance(output, Tensor) else output)
             if isinstance(output, Tensor) and (cast := autocast_at(output)) is not None:
                 autocast[path] = cast
+            mask = given_mask(names, args, kwargs)
+            if isinstance(output, Tensor) and mask is not None and is_readable(*mask, output):
+                masks[path] = mask[0]
 
         return record
 
-    handles = [model.get_submodule(path).register_forward_hook(recorder(path)) for path in seen]
+    modules = {path: model.get_submodule(path) for path in seen}
+    handles = [
+        module.register_forward_hook(recorder(path, module), with_kwargs=True) for path, module in modules.items()
+    ]
     try:
         yield
     finally:
@@ -333,6 +350,7 @@ def _specs(
             samples_independent=path in independent,
             samples_independent_evaluated=path in independent_evaluated,
             autocast=host.autocast.get(path),
+            padding=host.masks.get(path),
         )
         for path, output in training.items()
         if path in host.paths
