@@ -142,8 +142,8 @@ class WithSeeds(nn.Module):
         super().__init__()
         self.host, self.seeds = host, nn.ModuleList(seed for _, seed in seeds)
         for slot in dict.fromkeys(slot for slot, _ in seeds):
-            hook = SlotHook([seed for there, seed in seeds if there == slot])
-            host.get_submodule(slot).register_forward_hook(hook)
+            module = host.get_submodule(slot)
+            SlotHook(module, [seed for there, seed in seeds if there == slot]).register(module)
 
     def forward(self, *inputs: Any) -> Any:  # Any: whatever the host takes and returns
         return self.host(*inputs)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from esper.errors import SeedBuildFailed, TaskError
 from esper.ground.temporary_rng import temporary_rng
 from esper.kasmina.blueprints.catalogue import Blueprint, Called
+from esper.kasmina.blueprints.padded import seed_output
 from esper.kasmina.blueprints.precision import dtype_of, named
 from esper.kasmina.host.prewarm import SAMPLES
 from esper.leyline.slots import SlotSpec
@@ -95,4 +96,4 @@ def _run(seed: nn.Module, spec: SlotSpec) -> object:
         torch.autocast(device.type, lower, enabled=lower is not None),
     ):
         h = torch.randn(SAMPLES, *spec.shape, dtype=dtype_of(spec), device=device)
-        return seed.train()(h)
+        return seed_output(seed.train(), h, None)

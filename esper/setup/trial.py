@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from esper.errors import DivergenceUnrecoverable, IsolationViolation, TaskError
 from esper.ground.slot_output import part_of
+from esper.kasmina.blueprints.padded import seed_output
 from esper.kasmina.blueprints.precision import parameter_dtype
 from esper.kasmina.host.code_path import COMPILED
 from esper.kasmina.host.dry_run import NESTED, kept_as_it_is
@@ -171,7 +172,7 @@ def _fits(survey: Survey, pair: Pair, spec: SlotSpec) -> bool:
     module = survey.blueprints.get(pair.blueprint_id).build(spec, seed_key=0, copies=pair.copies)
     h = torch.zeros(2, *spec.shape, dtype=parameter_dtype(spec), device=spec.device)
     with torch.no_grad():
-        output = module(h)
+        output = seed_output(module, h, None)
     return isinstance(output, Tensor) and (output.shape, output.dtype) == (h.shape, h.dtype)
 
 

@@ -33,6 +33,7 @@ from esper.export.network_file import network_file
 from esper.export.program_inputs import check_inputs
 from esper.export.programs import export_bytes, onnx_tolerance, play_export, trace
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, BlueprintRegistry
+from esper.kasmina.blueprints.padded import takes_padding
 from esper.leyline.reports import GraftPlan
 from esper.leyline.slots import Kind, SlotSpec
 from esper.testing import TinyHost, telling, tiny_task
@@ -200,9 +201,12 @@ def test_every_built_in_blueprint_is_written_down_and_is_the_same_without_esper(
         for parameter in known.parameters():
             nn.init.uniform_(parameter, -1, 1)
         module.load_state_dict(known.state_dict())
-        x = torch.randn(3, *spec.shape)
-        assert torch.equal(module(x), known(x)), blueprint.name
-        assert known(x).abs().sum() > 0
+        x, padding = torch.randn(3, *spec.shape), None
+        if takes_padding(known):
+            padding = torch.rand(x.shape[:2]) > 0.7
+        given = (x,) if padding is None else (x, padding)
+        assert torch.equal(module(*given), known(*given)), blueprint.name
+        assert known(*given).abs().sum() > 0
 
 
 @pytest.mark.parametrize("key", [HOSTILE, 'a"b', "a\\b"])
@@ -245,6 +249,7 @@ class Gate(nn.Module):
 
 @blueprint("gate", kinds=(Kind.NC,), risk=0.3, registry=registry)
 def gate(spec: SlotSpec) -> nn.Module:
+    assert spec.padding is None
     return Gate(spec.shape[-1], spec.kind)
 
 def unfinished(spec):

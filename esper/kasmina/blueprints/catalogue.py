@@ -31,6 +31,7 @@ from esper.ground.temporary_rng import temporary_rng
 from esper.kasmina.blueprints import nc, nchw, ntc
 from esper.kasmina.blueprints.fallbacks import heard_while_built
 from esper.kasmina.blueprints.flops import flop_counter
+from esper.kasmina.blueprints.padded import seed_output
 from esper.kasmina.blueprints.placebos import PREFIX, USELESS, kind_of
 from esper.kasmina.blueprints.precision import parameter_dtype
 from esper.kasmina.blueprints.seed_copies import SeedCopies
@@ -61,6 +62,8 @@ class Blueprint:
     """The author's estimate of the risk, from 0 (harmless) to 1. The default policy tries low risks first."""
     factory: Factory
     mesh: Mesh = slot_alone
+    needs_padding: bool = False
+    """Whether the blueprint is offered only in slots whose module is given a padding mask (`SlotSpec.padding`)."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -76,6 +79,15 @@ class Blueprint:
         for field, function in (("factory", self.factory), ("mesh", self.mesh)):
             if not callable(function):
                 raise ConfigError(f"blueprint.{self.name}.{field}", function, "give a function")
+        needs: object = self.needs_padding
+        if not isinstance(needs, bool):
+            raise ConfigError(f"blueprint.{self.name}.needs_padding", needs, "give True or False")
+
+    def fits(self, spec: SlotSpec) -> bool:
+        """Return whether the blueprint is offered in a slot: it is for the slot's kind, and the slot has a padding mask
+        if the blueprint needs one.
+        """
+        return spec.kind in self.kinds and (spec.padding is not None or not self.needs_padding)
 
     def build(self, spec: SlotSpec, seed_key: int, copies: int = 1) -> nn.Module:
         """Return a new module on the slot's device, in its `parameter_dtype`.
@@ -120,7 +132,7 @@ class Blueprint:
             module = self._several(spec, copies)
             dtype = parameter_dtype(spec)
             h = torch.empty(batch, *spec.shape, dtype=dtype, device="meta", requires_grad=True)
-            module(h).sum().backward()
+            seed_output(module, h, None).sum().backward()
         return int(counter.get_total_flops())
 
     def _several(self, spec: SlotSpec, copies: int) -> nn.Module:
@@ -189,6 +201,10 @@ class BlueprintRegistry:
         """Return the blueprints for slots of `kind`, in name order."""
         return tuple(self._blueprints[name] for name in sorted(self._blueprints) if kind in self.get(name).kinds)
 
+    def for_slot(self, spec: SlotSpec) -> tuple[Blueprint, ...]:
+        """Return the blueprints that are offered in a slot, in name order."""
+        return tuple(made for made in self.for_kind(spec.kind) if made.fits(spec))
+
 
 BLUEPRINTS = BlueprintRegistry()
 """The built-in blueprints, and the user's blueprints. The decorator `blueprint` adds a user's blueprint."""
@@ -200,6 +216,7 @@ def blueprint(
     kinds: tuple[Kind, ...],
     risk: float,
     mesh: Mesh = slot_alone,
+    needs_padding: bool = False,
     registry: BlueprintRegistry = BLUEPRINTS,
 ) -> Callable[[Factory], Factory]:
     """Register the decorated factory in `registry`. The decorated function is returned unchanged.
@@ -209,7 +226,7 @@ def blueprint(
     """
 
     def register(factory: Factory) -> Factory:
-        registry.add(Blueprint(name, kinds, risk, factory, mesh))
+        registry.add(Blueprint(name, kinds, risk, factory, mesh, needs_padding))
         return factory
 
     return register

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from esper.kasmina.blueprints.padded import seed_output
+
 _TOLD = "_fallbacks_told"
 
 
@@ -51,12 +53,12 @@ _HEARD: ContextVar[list[str] | None] = ContextVar("_HEARD", default=None)
 """The reports during the running call of a seed. None: no call is running."""
 
 
-def heard(seed: nn.Module, h: Tensor) -> Any:  # Any: a wrong blueprint may return anything
-    """Return the seed's output. Every report during the call counts as a report of the seed itself."""
+def heard(seed: nn.Module, h: Tensor, padding: Tensor | None = None) -> Any:  # Any: as `seed_output`
+    """Return the `seed_output`. Every report during the call counts as a report of the seed itself."""
     whys: list[str] = []
     token = _HEARD.set(whys)
     try:
-        return seed(h)
+        return seed_output(seed, h, padding)
     finally:
         _HEARD.reset(token)
         for why in whys:

@@ -1,10 +1,12 @@
-"""A seed of several modules of one blueprint. Imports only torch, so that an exported network can contain it."""
+"""A seed of several modules of one blueprint. Imports only torch and `padded`, as exported networks contain it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from torch import Tensor, nn
+
+from esper.kasmina.blueprints.padded import seed_output, takes_padding
 
 
 class SeedCopies(nn.Module):
@@ -18,11 +20,12 @@ class SeedCopies(nn.Module):
     def __init__(self, copies: Iterable[nn.Module]) -> None:
         super().__init__()
         self.copies = nn.ModuleList(copies)
+        self.takes_padding = any(map(takes_padding, self.copies))
 
-    def forward(self, h: Tensor) -> Tensor:
-        """Return the sum of the outputs of all modules, in the shape of `h`."""
+    def forward(self, h: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Return the sum of the outputs of all modules, in the shape of `h`. `padding`: see `seed_output`."""
         first, *others = self.copies
-        total: Tensor = first(h)
+        total: Tensor = seed_output(first, h, padding)
         for copy in others:
-            total = total + copy(h + total)
+            total = total + seed_output(copy, h + total, padding)
         return total

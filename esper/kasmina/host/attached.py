@@ -1,21 +1,23 @@
 """Seeds as registered modules of a finished network, called by forward hooks.
 
-Imports only torch, `formulas` and `slot_output`. A live host does not register its seeds as modules (see
-`host_editor.py`), because seeds are added to it and removed from it. A finished network registers its seeds, so that
-the seeds are moved, copied and pickled with the network, and switch modes with the network. A forward pass changes no
-alpha.
+Imports only torch, and modules of esper that import only torch. A live host does not register its seeds as modules
+(see `host_editor.py`), because seeds are added to it and removed from it. A finished network registers its seeds, so
+that the seeds are moved, copied and pickled with the network, and switch modes with the network. A forward pass changes
+no alpha.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from esper.ground.slot_output import part_of, with_part
+from esper.kasmina.blueprints.padded import seed_output, takes_padding
 from esper.kasmina.host.formulas import weight_of
+from esper.kasmina.host.padding_masks import padding_of, positional_names
 
 PREFIX = "esper_seeds"
 """First part of the name of every seed tensor: `esper_seeds.<slot>.<ordinal>.<name in the seed>`."""
@@ -43,9 +45,12 @@ class Seed(nn.Module):
         self.register_buffer("alpha", alpha)
         self.register_buffer("channels", channels)
 
-    def forward(self, host: Tensor) -> Tensor:
-        """Return the blended output, [B, ...]. Raises: ValueError: the seed's output has another shape than `host`."""
-        correction: Tensor = self.module(host).to(host.dtype)  # autocast may change the dtype
+    def forward(self, host: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Return the blended output, [B, ...]. `padding`: see `seed_output`.
+
+        Raises: ValueError: the seed's output has another shape than `host`.
+        """
+        correction: Tensor = seed_output(self.module, host, padding).to(host.dtype)  # autocast may change the dtype
         if correction.shape != host.shape:
             raise ValueError(f"a seed's output has shape {tuple(correction.shape)}, its slot's {tuple(host.shape)}")
         return self.formula(host, correction, weight_of(self.alpha, self.channels, host))
@@ -54,15 +59,30 @@ class Seed(nn.Module):
 class SlotHook:
     """The forward hook of one slot. Torch replaces the slot's output by its return value."""
 
-    def __init__(self, seeds: list[Seed]) -> None:
-        self.seeds = seeds
+    def __init__(self, slot: nn.Module, seeds: Iterable[Seed] = ()) -> None:
+        self.seeds, self.names = list(seeds), positional_names(slot)
 
-    def __call__(self, slot: nn.Module, args: object, output: Any) -> Any:  # Any: as in `slot_output`
-        """Return the slot's output with all seeds blended into `part_of(output)`, in the order of their grafts."""
-        del slot, args
+    def register(self, slot: nn.Module) -> None:
+        """Make this the hook of the slot's module, with which it was made."""
+        slot.register_forward_hook(self, with_kwargs=True)
+
+    def __call__(
+        self,
+        slot: nn.Module,
+        args: Sequence[object],
+        kwargs: Mapping[str, object],
+        output: Any,  # Any: as in `slot_output`
+    ) -> Any:
+        """Return the slot's output with all seeds blended into `part_of(output)`, in the order of their grafts.
+
+        Raises: ValueError: a seed takes padding, and the form of the mask in the call of the slot is not known.
+        """
+        del slot
         part = part_of(output)
+        reads = any(takes_padding(seed.module) for seed in self.seeds)
+        padding = padding_of(self.names, args, kwargs, part) if reads else None
         for seed in self.seeds:
-            part = seed(part)
+            part = seed(part, padding)
         return with_part(output, part)
 
 
@@ -98,8 +118,8 @@ def attach(network: nn.Module, seeds: Iterable[tuple[str, int, Seed]]) -> None:
     hooks: dict[str, SlotHook] = {}
     for slot, ordinal, seed in seeds:
         if slot not in hooks:
-            hooks[slot] = SlotHook([])
-            network.get_submodule(slot).register_forward_hook(hooks[slot])
+            hooks[slot] = SlotHook(module := network.get_submodule(slot))
+            hooks[slot].register(module)
         hooks[slot].seeds.append(seed)
         register(network, [PREFIX, *slot.split("."), str(ordinal)], seed)
 

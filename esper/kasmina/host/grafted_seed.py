@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from esper.errors import SeedBuildFailed
 from esper.kasmina.blueprints.fallbacks import Told, heard
+from esper.kasmina.blueprints.padded import seed_output, takes_padding
 from esper.kasmina.blueprints.precision import as_slot, dtype_of
 from esper.kasmina.host.alpha_record import AlphaRecord
 from esper.kasmina.host.blending import blend_of, check_fits, target_alpha
@@ -51,6 +52,7 @@ class GraftedSeed(nn.Module):
         """
         super().__init__()
         self.module = module
+        self.takes_padding = takes_padding(module)
         self.blend = blend_of(plan.blend)
         self.plan = plan
         self.asked_path = asked_path
@@ -64,8 +66,8 @@ class GraftedSeed(nn.Module):
         """The alphas that were set since the last report."""
         self._theirs = their_code(f"blueprint {plan.blueprint_id}", f"forward at {plan.slot}")
 
-    def forward(self, host: Tensor) -> Tensor:
-        """Blend the seed into the slot's output, [B, ...]; same shape, dtype and device.
+    def forward(self, host: Tensor, padding: Tensor | None) -> Tensor:
+        """Blend the seed into the slot's output, [B, ...]; same shape, dtype and device. `padding`: see `seed_output`.
 
         Raises:
             SeedBuildFailed: the seed's own forward raised, changed its input, or returned an output that does not fit
@@ -75,7 +77,7 @@ class GraftedSeed(nn.Module):
         counts = self.watch.counts(host) if counted else None
         before = self.watch.before_audited(host) if self.watch.audits else None
         try:
-            correction = self._theirs.run(self._correction, host)
+            correction = self._theirs.run(self._correction, host, padding)
         except Exception as error:  # otherwise it would be reported as an error of the host
             raise SeedBuildFailed(self.plan.blueprint_id, self.plan.slot, "forward") from error
         if counts is not None:
@@ -87,9 +89,9 @@ class GraftedSeed(nn.Module):
                 self.watch.after_audited(before, host, correction)
         return self.blend.formula(host, correction, weight_of(self.alpha, self.channels, host))
 
-    def _correction(self, host: Tensor) -> Tensor:
+    def _correction(self, host: Tensor, padding: Tensor | None) -> Tensor:
         """Return the seed's output. Raises: ValueError: the output does not fit the slot, or see `_run`."""
-        correction = as_slot(self._run(self._input(host)), host)
+        correction = as_slot(self._run(self._input(host), padding), host)
         check_fits(host, correction)
         return correction
 
@@ -105,14 +107,14 @@ class GraftedSeed(nn.Module):
             given = given.contiguous()
         return given
 
-    def _run(self, given: Tensor) -> Any:  # Any: a wrong blueprint may return anything
+    def _run(self, given: Tensor, padding: Tensor | None) -> Any:  # Any: a wrong blueprint may return anything
         """Call the seed. Raises: ValueError: the call changed its input in place."""
         if torch.compiler.is_compiling():
-            return self.module(given)
+            return seed_output(self.module, given, padding)
         if given.is_inference():
-            return heard(self.module, given)
+            return heard(self.module, given, padding)
         version = given._version
-        output = heard(self.module, given)
+        output = heard(self.module, given, padding)
         if given._version != version:
             raise ValueError(CHANGES_INPUT)
         return output

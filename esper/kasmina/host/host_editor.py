@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from esper.errors import DependencyViolationError, IsolationViolation, SeedBuildFailed
+from esper.errors import DependencyViolationError, IsolationViolation, SeedBuildFailed, TaskError
 from esper.ground.slot_output import part_of, with_part
 from esper.kasmina.blueprints.catalogue import BlueprintRegistry
 from esper.kasmina.blueprints.seed_weights import load_weights
@@ -31,6 +31,7 @@ from esper.kasmina.host.isolation import (
     strange_parameters,
     tensors_of,
 )
+from esper.kasmina.host.padding_masks import padding_of, positional_names
 from esper.kasmina.host.prewarm import prewarm
 from esper.leyline.evidence import SeedObservation
 from esper.leyline.reports import Amendment, GraftPlan, Weights
@@ -58,17 +59,36 @@ class SlotStack(nn.Module):
     Each seed acts on the output of the seed before it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, path: str, slot: nn.Module) -> None:
         super().__init__()
         self.seeds = nn.ModuleList()
+        self.path, self.names = path, positional_names(slot)
 
-    def hook(self, module: nn.Module, args: tuple[object, ...], output: Any) -> Any:  # Any: as in `slot_output`
-        """Return the slot's output with the seeds blended in. This is the forward hook of the slot."""
-        del module, args
+    def hook(
+        self,
+        module: nn.Module,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
+        output: Any,  # Any: as in `slot_output`
+    ) -> Any:
+        """Return the slot's output with the seeds blended in. This is the forward hook of the slot.
+
+        Raises:
+            TaskError: a seed takes padding, and the form of the mask in the call of the slot is not known.
+        """
+        del module
         part = part_of(output)
+        padding = self._padding(args, kwargs, part) if any(seed.takes_padding for seed in self.seeds) else None
         for seed in self.seeds:
-            part = seed.forward(part)  # without the hooks of `nn.Module`: a seed has none
+            part = seed.forward(part, padding)  # without the hooks of `nn.Module`: a seed has none
         return with_part(output, part)
+
+    def _padding(self, args: tuple[object, ...], kwargs: Mapping[str, object], part: Tensor) -> Tensor | None:
+        try:
+            return padding_of(self.names, args, kwargs, part)
+        except ValueError as error:
+            mend = "give the module such a mask, or exclude seeds that take padding from this slot (growth.blueprints)"
+            raise TaskError(f"slot {self.path}", str(error), mend) from error
 
 
 class SeedEditor:
@@ -125,8 +145,8 @@ class SeedEditor:
         seed = GraftedSeed(module, plan, spec, path, partial(self.record, plan))
         seed.train(self._host.training)
         if plan.slot not in self._stacks:
-            stack = SlotStack()
-            handle = self._host.get_submodule(plan.slot).register_forward_hook(stack.hook)
+            stack = SlotStack(plan.slot, slot := self._host.get_submodule(plan.slot))
+            handle = slot.register_forward_hook(stack.hook, with_kwargs=True)
             self._stacks[plan.slot] = stack, handle
         self._stacks[plan.slot][0].seeds.append(seed)
         self._seeds[plan.seed_id] = seed

@@ -6,12 +6,14 @@ So a seed that cannot run fails before the attachment, not in a training step.
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import nn
 
 from esper.errors import SeedBuildFailed
 from esper.ground.temporary_rng import temporary_rng
+from esper.kasmina.blueprints.padded import seed_output
 from esper.kasmina.blueprints.precision import as_slot, dtype_of, named
 from esper.leyline.slots import SlotSpec
 from esper.user_code.their_code import their_code
@@ -52,8 +54,10 @@ def prewarm(module: nn.Module, spec: SlotSpec, blueprint: str, backend: str | No
             copy = deepcopy(module).train()
             h = torch.randn(SAMPLES, *spec.shape, dtype=dtype_of(spec), device=device, requires_grad=True)
             given = h.detach().clone()
-            forward = copy if backend is None else torch.compile(copy, backend=backend, dynamic=False)
-            output = as_slot(forward(h), h)
+            forward: Any = (
+                copy if backend is None else torch.compile(copy, backend=backend, dynamic=False)
+            )  # Any: a module, but torch types it as a function
+            output = as_slot(seed_output(forward, h, None), h)
             if output.requires_grad:  # a seed without a gradient is refused by gate G1
                 own = [p for p in copy.parameters() if p.requires_grad]
                 torch.autograd.backward(output.sum(), inputs=[h, *own])  # the host's gradients stay unchanged

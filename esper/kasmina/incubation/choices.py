@@ -32,7 +32,7 @@ def chosen(
     for spec in specs:
         mine = {pattern: choice for pattern, choice in choices.items() if matches(spec.path, pattern)}
         found[spec.path] = tuple(
-            made for made in registry.for_kind(spec.kind) if all(_allows(one, made.name) for one in mine.values())
+            made for made in registry.for_slot(spec) if all(_allows(one, made.name) for one in mine.values())
         )
         if mine and not found[spec.path]:
             mend = f"nothing is left for slot {spec.path}; leave it out of task.slots"
@@ -58,3 +58,7 @@ def _check(pattern: str, choice: BlueprintChoice, specs: Sequence[SlotSpec], reg
         fits = registry.get(name).kinds
         if not kinds & set(fits):
             raise ConfigError(field, name, f"it is for {', '.join(fits)}; the slots are {', '.join(sorted(kinds))}")
+        if not any(registry.get(name).fits(spec) for spec in mine):
+            paths = ", ".join(spec.path for spec in mine)
+            mend = f"it needs a slot whose module is given a padding mask (docs/blueprints.md); {paths} gets none"
+            raise ConfigError(field, name, mend)
