@@ -98,7 +98,9 @@ def padding(found: Mapping[str, Any]) -> list[str]:
     if not padded:
         return []
     where = f"{', '.join(padded)}: the length differs between batches"
-    return [f"{where}; seeds that mix positions (attention, convolutions over time) see the padding as content"]
+    told = f"{where}; seeds that mix positions (attention, convolutions over time) see the padding as content"
+    masked = [slot["path"] for slot in found["slots"] if slot["path"] in padded and "padding" in slot]
+    return [f"{told}, except masked_attention in {', '.join(masked)}" if masked else told]
 
 
 def companions(found: Mapping[str, Any]) -> list[str]:

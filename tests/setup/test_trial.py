@@ -207,3 +207,5 @@ def test_plan_says_where_seeds_see_padding(ragged: bool) -> None:
     slots = [spec.model_dump(mode="json") | {"varies": spec.path in found.varying} for spec in found.specs]
     said = " ".join(plan_view.padding({"slots": slots}))
     assert said.startswith("body: the length differs between batches; seeds that mix positions") is ragged
+    with_mask = plan_view.padding({"slots": [slots[0] | {"padding": "padding_mask"}]})
+    assert " ".join(with_mask).endswith("except masked_attention in body") is ragged

@@ -293,3 +293,5 @@ for _name, _kinds, _risk, _factory in (
     ("block", (Kind.NTC,), 0.5, _over_time(ntc.Block)),
 ):
     BLUEPRINTS.add(Blueprint(_name, _kinds, _risk, _factory))
+
+BLUEPRINTS.add(Blueprint("masked_attention", (Kind.NTC,), 0.35, _over_time(ntc.MaskedAttention), needs_padding=True))

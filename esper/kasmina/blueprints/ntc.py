@@ -95,14 +95,45 @@ class Attention(nn.Module):
         self.inward = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, 3 * channels))
         self.outward = zeroed(nn.Linear(channels, channels))
 
-    def forward(self, x_BTC: Tensor) -> Tensor:
+    def forward(self, x_BTC: Tensor, may_read: Tensor | None = None) -> Tensor:
+        """Return the correction [B, T, C].
+
+        Args:
+            may_read: Booleans that broadcast to [B, N, T, T], True where a query (third index) may read a key. Not
+                together with `causal`. None: each query reads every key, or the earlier keys if `causal`.
+        """
         qkv: Tensor = self.inward(x_BTC)
         batch, time, channels = x_BTC.shape
         by_head = qkv.view(batch, time, 3, self.heads, channels // self.heads)
         q_BNTK, k_BNTK, v_BNTK = by_head.permute(2, 0, 3, 1, 4).unbind()
-        y_BNTK = scaled_dot_product_attention(q_BNTK, k_BNTK, v_BNTK, is_causal=self.causal)
+        y_BNTK = scaled_dot_product_attention(q_BNTK, k_BNTK, v_BNTK, may_read, is_causal=self.causal)
         s_BTC: Tensor = self.outward(y_BNTK.transpose(1, 2).flatten(2))
         return s_BTC
+
+
+class MaskedAttention(nn.Module):
+    """`Attention` in which no real position reads a padded one. The output is 0 at padded positions.
+
+    Each position may read itself, also a padded one. So no row of the scores is empty, and a sample without a real
+    position gives no nan. Source: Vaswani et al., arXiv:1706.03762, sec. 3.2.3 (illegal connections are masked).
+    """
+
+    takes_padding = True
+
+    def __init__(self, channels: int, causal: bool) -> None:
+        super().__init__()
+        self.causal, self.attention = causal, Attention(channels, causal=False)
+
+    def forward(self, x_BTC: Tensor, padding_BT: Tensor) -> Tensor:
+        """Return the correction [B, T, C]. `padding_BT` is True at padded positions; their values are not used, also
+        if they are not finite.
+        """
+        padded_BT1, time = padding_BT[:, :, None], x_BTC.shape[1]
+        itself_TT = torch.eye(time, dtype=torch.bool, device=x_BTC.device)
+        reach_TT = torch.ones_like(itself_TT).tril() if self.causal else torch.ones_like(itself_TT)
+        may_read_B1TT = (~padding_BT[:, None, None, :] & reach_TT) | itself_TT
+        s_BTC: Tensor = self.attention(x_BTC.masked_fill(padded_BT1, 0), may_read_B1TT)
+        return s_BTC.masked_fill(padded_BT1, 0)
 
 
 class Block(nn.Module):

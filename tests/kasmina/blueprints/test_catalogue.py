@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from esper.errors import ConfigError, SeedBuildFailed
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, BlueprintRegistry, blueprint
 from esper.kasmina.blueprints.flops import CORRECTED_FLOPS
+from esper.kasmina.blueprints.padded import seed_output
 from esper.leyline.slots import Kind, SlotSpec
 from esper.testing import telling
 
@@ -48,8 +49,8 @@ def test_the_built_in_set_of_each_kind_comes_in_the_order_of_names():
     assert names == {
         Kind.NC: "gated_mlp low_rank mlp norm wide_mlp",
         Kind.NCHW: "bottleneck conv3 conv_block depthwise_separable inverted_bottleneck norm squeeze_excite",
-        Kind.NTC: "attention block conv_mlp_15 conv_mlp_3 conv_mlp_7 gated_conv gated_mlp low_rank mlp norm token_shift"
-        " wide_mlp",
+        Kind.NTC: "attention block conv_mlp_15 conv_mlp_3 conv_mlp_7 gated_conv gated_mlp low_rank masked_attention mlp"
+        " norm token_shift wide_mlp",
     }
 
 
@@ -60,7 +61,7 @@ def test_a_newborn_seed_is_exactly_zero_and_can_learn(built_in, shapes, causal):
     spec = make_spec(kind, shapes[kind], causal and kind is Kind.NTC)
     seed = one.build(spec, seed_key=3)
     h = torch.randn(4, *spec.shape)
-    correction = seed(h)
+    correction = seed_output(seed, h, None)
     assert correction.shape == h.shape
     assert correction.dtype == h.dtype
     assert not correction.count_nonzero()
@@ -78,13 +79,13 @@ def test_a_seed_of_three_copies_is_three_seeds_in_a_row_each_with_its_own_weight
     draws_nothing = torch.equal(flat(alone), flat(one.build(spec, seed_key=4)))
     assert draws_nothing or not any(torch.equal(drawn[place], drawn[place - 1]) for place in range(3))
     h = torch.randn(4, *spec.shape)
-    assert not seed(h).count_nonzero()
+    assert not seed_output(seed, h, None).count_nonzero()
     for parameter in seed.parameters():
         nn.init.uniform_(parameter, -0.5, 0.5)
     stacked = h
     for copy in seed.copies:
-        stacked = stacked + copy(stacked)
-    assert torch.allclose(h + seed(h), stacked, atol=1e-4)
+        stacked = stacked + seed_output(copy, stacked, None)
+    assert torch.allclose(h + seed_output(seed, h, None), stacked, atol=1e-4)
     assert one.parameters(spec, 3) == 3 * one.parameters(spec) == sum(p.numel() for p in seed.parameters())
     assert one.flops(spec, 4, 3) == 3 * one.flops(spec, 4)
 
@@ -107,7 +108,8 @@ def test_the_same_key_builds_the_same_bits_and_another_key_others(built_in):
 def test_a_seed_is_built_in_the_dtype_of_its_slot(built_in):
     kind, one = built_in
     spec = make_spec(kind, dtype="torch.bfloat16")
-    assert one.build(spec, 0)(torch.randn(2, *spec.shape, dtype=torch.bfloat16)).dtype is torch.bfloat16
+    h = torch.randn(2, *spec.shape, dtype=torch.bfloat16)
+    assert seed_output(one.build(spec, 0), h, None).dtype is torch.bfloat16
 
 
 def flat(module: nn.Module) -> Tensor:
@@ -176,13 +178,16 @@ DEPTHWISE = make_blueprint(lambda _: nn.Conv2d(8, 8, 3, padding=1, groups=8), ki
     [
         (make_blueprint(), make_spec(Kind.NC, (8,)), 4 * 8 * 8),
         (DEPTHWISE, make_spec(Kind.NCHW, (8, 6, 5)), 4 * 8 * 6 * 5 * 9),  # channels are not counted twice
-        (  # projections, and two products over time
-            BLUEPRINTS.get("attention"),
-            make_spec(Kind.NTC, (11, 8), causal=True),
-            4 * 11 * (8 * 24 + 8 * 8) + 2 * 4 * 11 * 11 * 8,
+        *(
+            (  # projections, and two products over time
+                BLUEPRINTS.get(name),
+                make_spec(Kind.NTC, (11, 8), causal=True),
+                4 * 11 * (8 * 24 + 8 * 8) + 2 * 4 * 11 * 11 * 8,
+            )
+            for name in ("attention", "masked_attention")
         ),
     ],
-    ids=["linear", "depthwise", "attention"],
+    ids=["linear", "depthwise", "attention", "masked_attention"],
 )
 def test_flops_are_those_of_the_forward_and_of_both_gradients(made, spec, products):
     assert made.flops(spec, batch=4) == 3 * 2 * products

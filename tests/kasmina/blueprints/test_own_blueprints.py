@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from growing import slot
 from torch import nn
 
 import esper
@@ -23,10 +24,8 @@ from esper.user_code.task_reference import load_task
 PAGE = Path(__file__).parents[3] / "docs" / "blueprints.md"
 
 
-def block(language: str) -> str:
-    found = re.search(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert found is not None
-    return found[1]
+def block(language: str, place: int = 0) -> str:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[place]
 
 
 @pytest.mark.slow
@@ -49,6 +48,20 @@ def test_the_page_is_a_task_that_runs_with_its_own_blueprint_and_is_loaded_twice
     for _ in range(2):  # each imports the file anew, and its blueprint with it
         points = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
         assert torch.equal(esper.load(tmp_path / "run")(points), result.network.eval()(points))
+
+
+def test_the_seed_of_the_page_that_takes_padding_reads_no_padded_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BLUEPRINTS, "_blueprints", dict(BLUEPRINTS._blueprints))
+    exec(block("python", 1), {"__name__": "page"})
+    spec = slot("body", Kind.NTC, (5, 8), padding="padding_mask")
+    bare = spec.model_copy(update={"padding": None})
+    made = BLUEPRINTS.get("sentence_mean")
+    assert (made in BLUEPRINTS.for_slot(spec), made in BLUEPRINTS.for_slot(bare)) == (True, False)
+    seed, h, padded = made.build(spec, 0), torch.randn(2, 5, 8), torch.arange(5) >= torch.tensor([[3], [0]])
+    nn.init.normal_(seed.out.weight)
+    s = seed(h.masked_fill(padded[..., None], float("nan")), padded)
+    assert torch.allclose(s[:1, :3], seed.out(h[:1, :3].mean(1, keepdim=True)).expand(-1, 3, -1), atol=1e-6)
+    assert not s[padded].count_nonzero()
 
 
 def make(registry: BlueprintRegistry, width: int) -> None:
