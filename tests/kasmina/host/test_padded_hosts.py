@@ -33,13 +33,15 @@ class Encoder(nn.Module):
         return self.body(given[0], src_key_padding_mask=given[1])
 
 
-def grown(slots: list[str], **options: Any) -> tuple[Encoder, SeedEditor]:
-    """An encoder with one trained seed in every slot, at full strength."""
+def grown(slots: list[str], backend: str | None = None, **options: Any) -> tuple[Encoder, SeedEditor]:
+    """An encoder with one trained seed in every slot, at full strength. `backend`: that of `torch.compile`."""
     torch.manual_seed(0)
     host = Encoder(**options)
     specs = dry_run(host, slots, (H, PADDED), lambda model, given: model(given)).specs
-    assert {spec.padding for spec in specs} == {"src_key_padding_mask"}
-    editor = SeedEditor(host, {spec.path: spec for spec in specs}, BLUEPRINTS)
+    assert {spec.padding for spec in specs} <= {"src_key_padding_mask", "key_padding_mask"}
+    if backend is not None:
+        host.compile(backend=backend)
+    editor = SeedEditor(host, {spec.path: spec for spec in specs}, BLUEPRINTS, backend)
     for number, spec in enumerate(specs):
         plan = drawn_plan(spec, "masked_attention", number)
         editor.graft(plan, DRAWN)
@@ -52,8 +54,12 @@ def grown(slots: list[str], **options: Any) -> tuple[Encoder, SeedEditor]:
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 @pytest.mark.parametrize(
     ("slots", "options"),
-    [(["body.layers.0", "body.layers.1"], {"enable_nested_tensor": False}), (["body"], {})],
-    ids=["layers", "whole"],
+    [
+        (["body.layers.0", "body.layers.1"], {"enable_nested_tensor": False}),
+        (["body.layers.*.self_attn"], {"enable_nested_tensor": False}),
+        (["body"], {}),
+    ],
+    ids=["layers", "attention", "whole"],
 )
 def test_in_every_mode_and_form_the_seeds_of_torchs_encoder_see_the_same_padding(slots, options) -> None:
     """Whole: torch packs a padded batch into a nested tensor in evaluation, and unpacks it before the slot's output."""
@@ -72,6 +78,18 @@ def test_in_every_mode_and_form_the_seeds_of_torchs_encoder_see_the_same_padding
     editor.release()
     with torch.no_grad():
         assert torch.equal(host((H, PADDED))[~PADDED], out), "the finished network reads the mask by its own hooks"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch's own, as it compiles
+def test_a_compiled_host_gives_its_seeds_the_same_padding_in_one_graph() -> None:
+    slots, options = ["body.layers.0", "body.layers.1"], {"enable_nested_tensor": False}
+    (host, editor), (plain, _) = grown(slots, "eager", **options), grown(slots, **options)
+    torch._dynamo.utils.counters.clear()  # of earlier tests
+    for mask in (PADDED, ADDED):
+        assert torch.allclose(host((H, mask))[~PADDED], plain((H, mask))[~PADDED], atol=1e-6)
+    assert {(seen.calls, seen.path) for seen in editor.observations()} == {(2, "compiled")}
+    assert not torch._dynamo.utils.counters["graph_break"]
 
 
 class Takes(nn.Module):
