@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +23,19 @@ from esper.testing import Bands, tiny_config, tiny_task
 ADOPTING = SHORT | {"growth__finish": "better"}
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    """The run in one process."""
-    return esper.run(tiny_task(), tiny_config(run__dir=str(tmp_path_factory.mktemp("alone") / "run"), **ADOPTING))
+RECIPES: dict[str, dict[str, Any]] = {"short": ADOPTING, "whole": WHOLE}
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    """As `alone`, with tournaments of several rounds, copies and placebos."""
-    return esper.run(tiny_task(), tiny_config(run__dir=str(tmp_path_factory.mktemp("whole") / "run"), **WHOLE))
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Result]:
+    """Name of a recipe -> its run in one process."""
+
+    @cache
+    def run(recipe: str) -> Result:
+        folder = tmp_path_factory.mktemp(recipe) / "run"
+        return esper.run(tiny_task(), tiny_config(run__dir=str(folder), **RECIPES[recipe]))
+
+    return run
 
 
 def compare(together: Result, alone: Result) -> None:
@@ -50,9 +55,9 @@ def compare(together: Result, alone: Result) -> None:
 
 @pytest.mark.parametrize("managers", [2, *(pytest.param(number, marks=pytest.mark.torture) for number in (1, 3))])
 def test_any_number_of_managers_adopts_with_the_bits_of_one_process(
-    launch_tiny: Any, alone: Result, managers: int
+    launch_tiny: Any, alone: Callable[[str], Result], managers: int
 ) -> None:
-    compare(launch_tiny(growth__managers=managers, **ADOPTING), alone)
+    compare(launch_tiny(growth__managers=managers, **ADOPTING), alone("short"))
 
 
 def torture(*faults: dict[str, Any]) -> list[Any]:
@@ -76,43 +81,31 @@ ENDS = torture(
 )
 
 
+WITH = pytest.mark.parametrize("recipe", ["short", pytest.param("whole", marks=pytest.mark.torture)])
+"""The whole recipe has tournaments of several rounds, copies and placebos."""
+
+
+@WITH
 @pytest.mark.parametrize("fault", KILLS)
 def test_a_death_of_a_manager_or_of_the_trainer_in_an_adoption_changes_no_bit(
-    launch_tiny: Any, alone: Result, fault: dict[str, Any]
+    launch_tiny: Any, alone: Callable[[str], Result], fault: dict[str, Any], recipe: str
 ) -> None:
-    together = launch_tiny(growth__managers=2, faults=[fault], restarting=True, **ADOPTING)
+    together = launch_tiny(growth__managers=2, faults=[fault], restarting=True, **RECIPES[recipe])
     assert together.fault_fired
     assert together.restarts == fault.get("times", 1)
-    compare(together, alone)
+    compare(together, alone(recipe))
+    if recipe == "whole":
+        assert esper.prove(launch_tiny.run_dir, tiny_task()).divergence is None
 
 
+@WITH
 @pytest.mark.parametrize("fault", ENDS)
-def test_a_run_whose_conductor_ends_in_an_adoption_is_resumed_with_the_same_bits(
-    embedded: EmbeddedRay, launch_tiny: Any, alone: Result, fault: dict[str, Any]
+def test_a_run_whose_conductor_ends_in_an_adoption_is_resumed_with_the_same_bits_and_proved(
+    embedded: EmbeddedRay, launch_tiny: Any, alone: Callable[[str], Result], fault: dict[str, Any], recipe: str
 ) -> None:
     with pytest.raises(FaultInjected):
-        launch_tiny(growth__managers=2, faults=[fault], **ADOPTING)
-    compare(esper.resume(launch_tiny.run_dir, tiny_task(), on=OnRay(embedded)), alone)
-
-
-@pytest.mark.torture
-@pytest.mark.parametrize("fault", [*(fault if isinstance(fault, dict) else fault.values[0] for fault in KILLS)])
-def test_a_death_in_an_adoption_of_the_whole_recipe_changes_no_bit_and_the_run_is_proved(
-    launch_tiny: Any, whole: Result, fault: dict[str, Any]
-) -> None:
-    together = launch_tiny(growth__managers=2, faults=[fault], restarting=True, **WHOLE)
-    assert together.restarts == fault.get("times", 1)
-    compare(together, whole)
-    assert esper.prove(launch_tiny.run_dir, tiny_task()).divergence is None
-
-
-@pytest.mark.parametrize("fault", ENDS)
-def test_a_run_of_the_whole_recipe_that_ends_in_an_adoption_is_resumed_and_proved(
-    embedded: EmbeddedRay, launch_tiny: Any, whole: Result, fault: dict[str, Any]
-) -> None:
-    with pytest.raises(FaultInjected):
-        launch_tiny(growth__managers=2, faults=[fault], **WHOLE)
-    compare(esper.resume(launch_tiny.run_dir, tiny_task(), on=OnRay(embedded)), whole)
+        launch_tiny(growth__managers=2, faults=[fault], **RECIPES[recipe])
+    compare(esper.resume(launch_tiny.run_dir, tiny_task(), on=OnRay(embedded)), alone(recipe))
     assert esper.prove(launch_tiny.run_dir, tiny_task()).divergence is None
 
 

@@ -20,18 +20,27 @@ def unchanged(x: Tensor) -> Tensor:
 
 
 def other_content(x: Tensor) -> Tensor:
-    """Return other content for a batch x. The values stay within the range of x, so that the model can process them.
+    """Return other content for a batch x, batch first. Each entry stays within the values of the same entry of other
+    samples, so that the model can process it: columns of categories may have embeddings of different sizes.
 
-    An integer becomes the next larger integer that occurs in x. The largest integer becomes the smallest. A floating
-    number moves towards the same entry of another sample, by a random part of the distance.
+    An integer becomes the next larger integer of the same entry in another sample. The largest integer becomes the
+    smallest. A floating number moves towards the same entry of another sample, by a random part of the distance. An
+    entry that is equal in all samples is unchanged.
     """
     if not x.is_floating_point():
-        occurring, index = torch.unique(x, return_inverse=True)
-        return torch.take(occurring, (index + 1) % len(occurring))
+        return _next_larger(x)
     share = torch.rand(x.shape, generator=torch.Generator().manual_seed(_NOISE_KEY)).to(x)
     target = x.roll(1, dims=0)
     between = x + share * (target - x)
     return torch.where(between.isnan(), target, between)  # nan: -inf + inf, in an additive mask
+
+
+def _next_larger(x: Tensor) -> Tensor:
+    x_PB = x.flatten(1).T if x.dim() > 1 else x[None]
+    ordered_PB = x_PB.sort(dim=1).values.contiguous()
+    place_PB = torch.searchsorted(ordered_PB, x_PB.contiguous(), right=True) % x_PB.shape[1]
+    other_BP = ordered_PB.gather(1, place_PB).T
+    return other_BP.reshape(x.shape)
 
 
 def with_noise(x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 from esper.errors import TaskError
 from esper.kasmina.blueprints.ntc import Attention, TimeConv
 from esper.kasmina.host.dry_run import dry_run as find
+from esper.kasmina.host.perturbation import other_content
 from esper.kasmina.host.slot_patterns import match
 from esper.leyline.slots import Kind, SlotSpec
 from esper.testing import telling
@@ -439,3 +440,22 @@ def test_the_rows_that_count_as_samples_do_not_depend_on_the_order_of_the_inputs
 def test_a_slot_that_only_inputs_without_a_row_per_sample_reach_is_told_so():
     with pytest.raises(TaskError, check=telling("no input with 3 rows", "inputs of 2, 9 rows", field="slot pool")):
         find(Graphs(), ["pool"], NODES | {"label": torch.ones(3)}, call, 3)
+
+
+class Categories(nn.Module):
+    """[B, 2] categories -> [B, 2, 8]: each column has an embedding of its own size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.days, self.towns = nn.Embedding(3, 8), nn.Embedding(50, 8)
+
+    def forward(self, columns_BK: Tensor) -> Tensor:
+        return torch.stack([self.days(columns_BK[:, 0]), self.towns(columns_BK[:, 1])], dim=1)
+
+
+def test_a_category_becomes_another_one_of_its_column():
+    columns = torch.tensor([[0, 49], [2, 7], [1, 7], [0, 30]])
+    spec = only(Categories(), columns)
+    assert (spec.shape, spec.causal, spec.samples_independent) == ((2, 8), True, True)
+    assert other_content(columns).tolist() == [[1, 7], [0, 30], [2, 30], [1, 49]]
+    assert other_content(columns[:, 0]).tolist() == [1, 0, 2, 1]
