@@ -26,7 +26,7 @@ AFTER_WARMUP = (
     " of a longer run may be longer)"
 )
 
-FIRST, QUEUED, NONE = "first tournament", "queued", "nothing grows"
+FIRST, QUEUED, NEVER, NONE = "first tournament", "queued", "not tried", "nothing grows"
 
 
 def first_tournament(survey: Survey) -> tuple[Pair, ...] | Hold:
@@ -58,7 +58,8 @@ def candidate_rows(survey: Survey, tried: tuple[Pair, ...]) -> list[dict[str, An
     """Return every candidate with its size, its cost, and its place in a run, as JSON values.
 
     `place` is one of: `over` with the keys of the budgets that the candidate exceeds; `NONE` if no candidate of the run
-    can germinate; `FIRST`; `QUEUED` (a later tournament may try the candidate).
+    can germinate; `FIRST`; `QUEUED` (a later tournament may try the candidate); `NEVER` with the key that keeps the
+    candidate out of the first tournament, if no later tournament can try it.
     """
     return [
         {
@@ -80,7 +81,26 @@ def _place(survey: Survey, pair: Pair, tried: tuple[Pair, ...]) -> str:
         return FIRST
     if budgets := _over(survey, pair):
         return f"over {', '.join(budgets)}"
-    return QUEUED if survey.can_grow else NONE
+    if not survey.can_grow:
+        return NONE
+    return QUEUED if _others_later(survey, len(tried)) else f"{NEVER}: {_limit_of_first(survey, len(tried))}"
+
+
+def _others_later(survey: Survey, tried: int) -> bool:
+    """Return whether a later tournament can try pairs that are not among the `tried` pairs of the first. If a hold
+    keeps the first tournament away from the first fence (`tried` is 0), a later fence may try any pair."""
+    growth = survey.config.growth
+    only_best, only_one = growth.best_again is not None, growth.max_tournaments == 1
+    in_time = survey.first_fence + survey.due_rounds <= survey.last_germination
+    return not tried or (in_time and tried < growth.max_tests and not (only_best or only_one))
+
+
+def _limit_of_first(survey: Survey, tried: int) -> str:
+    """Return the key that limits the number of pairs in the first tournament to `tried`."""
+    growth = survey.config.growth
+    if tried < min(growth.candidates, growth.max_tests):
+        return "risk.max_cost_ratio"
+    return "growth.candidates" if growth.candidates <= growth.max_tests else "growth.max_tests"
 
 
 def _over(survey: Survey, pair: Pair) -> tuple[str, ...]:

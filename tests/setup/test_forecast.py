@@ -174,6 +174,12 @@ def places(**overrides: Any) -> dict[str, str]:
     [
         ({}, "first tournament"),
         ({"growth__candidates": 2}, "queued"),
+        ({"growth__candidates": 2, "growth__best_again": 1}, "not tried: growth.candidates"),
+        ({"growth__candidates": 2, "growth__max_tournaments": 1}, "not tried: growth.candidates"),
+        ({"growth__candidates": 2, "growth__first_fence": 9}, "queued"),
+        ({"growth__candidates": 2, "growth__first_fence": 10}, "not tried: growth.candidates"),  # the last one
+        ({"growth__max_tests": 2}, "not tried: growth.max_tests"),
+        ({"risk__max_cost_ratio": 4.0, "growth__best_again": 1}, "not tried: risk.max_cost_ratio"),
         ({"growth__parameter_budget": 2.0}, "over growth.parameter_budget"),
         ({"growth__memory_budget": 2.0}, "over growth.memory_budget"),
         ({"growth__cost_budget": 2.0}, "over growth.cost_budget"),
