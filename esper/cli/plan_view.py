@@ -71,15 +71,21 @@ def lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def preset(found: Mapping[str, Any]) -> list[str]:
-    """Return lines about the values of [growth] that the preset has set, the values that replace the preset's, and the
-    given keys that have no effect.
+    """Return lines about the values of [growth] that the preset has set, the values that replace the preset's, the
+    given keys that leave keys of the preset out, and those that have no effect.
     """
     told = [f"growth.preset={found['preset']} sets {_settings(found['preset_sets'])}"] if found["preset_sets"] else []
     return [
         *told,
         *([f"instead of the preset's: {_settings(others)}"] if (others := found["preset_overridden"]) else []),
+        *out_of_preset(found["preset_left_out"]),
         *no_effect(found["without_effect"]),
     ]
+
+
+def out_of_preset(left_out: Mapping[str, Mapping[str, object]]) -> list[str]:
+    """Return a line about each key of [growth] in `GrowthConfig.preset_left_out`."""
+    return [f"growth.{key} leaves out of the preset: {_settings(values)}" for key, values in left_out.items()]
 
 
 def no_effect(without: Mapping[str, str]) -> list[str]:

@@ -18,7 +18,7 @@ from esper.archive.recovery_record import Recovery
 from esper.archive.run_directory import quarantined
 from esper.archive.summary import SeedFate, Summary
 from esper.cli.console import can_redraw
-from esper.cli.plan_view import companions, no_effect
+from esper.cli.plan_view import companions, no_effect, out_of_preset
 from esper.cli.tables import cells, grid, table
 from esper.flow.tally import Tally
 from esper.ground import parent, workplace
@@ -277,6 +277,7 @@ def heading(survey: Survey, path: Path | None) -> list[str]:
         *over_budgets(left_out_by_budgets(survey)),
         "  stages of a seed: incubation > BLENDING (alpha rises) > SHADOWING (compared with the twin) > PROBATIONARY >"
         " FOSSILIZED (stays)",
+        *(f"  {line}" for line in out_of_preset(growth.preset_left_out)),
         *(f"  {line}" for line in no_effect(growth.without_effect)),
         *_ends(growth.entry, growth.finish),
         *_beside(growth.beside),

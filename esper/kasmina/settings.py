@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, Strict, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    Strict,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from esper.leyline.base import Count, PositiveInt, Settings
 from esper.leyline.commands import MAX_COPIES
@@ -98,24 +106,27 @@ PRESET: Literal["none", "lean", "full"] = "full"
 """The preset of a config that names none."""
 
 
-def _left_out(given: Mapping[str, object]) -> set[str]:
-    """Return the keys of a preset that would contradict a given key, or take its place."""
-    gone = set[str]()
-    if given.keys() & {"due_rounds", "probe_steps", "halving_step"}:
-        gone |= {"rungs", "rung_samples"}
-    if given.keys() & {"rungs", "judge_samples"}:
-        gone.add("rung_samples")
-    if "first_fence" in given:
-        gone.add("first_step")
-    if "max_tests" in given:
-        gone.add("tests")
-    if given.get("max_tournaments") == 1:
-        gone.add("best_again")
-    if given.get("twin") is False:
-        gone.add("finish")
-    if given.get("probe_steps") is not None or given.get("isolate_until") not in (None, "none"):
-        gone.add("entry")
-    return gone
+def _left_out(key: str, value: object) -> tuple[str, ...]:
+    """Return the keys of a preset that a given key would contradict, or whose place it takes."""
+    rungs = ("rungs", "rung_samples")
+    match key, value:
+        case "due_rounds" | "halving_step", _:
+            return rungs
+        case "probe_steps", _:
+            return rungs if value is None else (*rungs, "entry")
+        case "rungs" | "judge_samples", _:
+            return ("rung_samples",)
+        case "first_fence", _:
+            return ("first_step",)
+        case "max_tests", _:
+            return ("tests",)
+        case "max_tournaments", 1:
+            return ("best_again",)
+        case "twin", False:
+            return ("finish",)
+        case "isolate_until", "blended" | "fossilized":
+            return ("entry",)
+    return ()
 
 
 class GrowthConfig(Settings):
@@ -295,8 +306,17 @@ class GrowthConfig(Settings):
         name = given["preset"]
         if not isinstance(name, str) or name not in PRESETS:
             return given
-        gone = _left_out(given)
+        gone = {one for key, value in given.items() for one in _left_out(key, value)}
         return {**{key: value for key, value in PRESETS[name].items() if key not in gone}, **given}
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _with_given(cls, given: object, check_table: ModelWrapValidatorHandler[Self]) -> Self:
+        """Let `model_fields_set` be the keys that were given, without those that the validators above add."""
+        checked = check_table(given)
+        if isinstance(given, dict):
+            checked.model_fields_set.intersection_update(given)
+        return checked
 
     @field_validator("isolate_until", "probe_steps", mode="after")
     @classmethod
@@ -340,20 +360,31 @@ class GrowthConfig(Settings):
         return {key: (value, getattr(self, key)) for key, value in PRESETS[self.preset].items()}
 
     @property
+    def preset_left_out(self) -> dict[str, dict[str, object]]:
+        """Return each given key that leaves keys of the preset out, with the preset's values of these keys. Empty: none
+        does, or each key was given, as in a `run.json`."""
+        given, preset = self.model_fields_set, PRESETS[self.preset]
+        found = {key: _left_out(key, getattr(self, key)) for key in type(self).model_fields if key in given}
+        mine = {key: {one: preset[one] for one in gone if one in preset.keys() - given} for key, gone in found.items()}
+        return {key: values for key, values in mine.items() if values}
+
+    @property
     def without_effect(self) -> dict[str, str]:
-        """Return each key that is not at its default and has no effect, with the setting that is the reason."""
+        """Return each given key that has no effect, with the setting that is the reason. If each key is given, as in a
+        `run.json`, it is not known which ones the user gave. Then a key at its default is left out."""
         whys: dict[str, tuple[str, ...]] = {
             f"entry={self.entry}": ("ramp_steps", "warmup_steps") if self.entry == "adopt" else (),
             "rungs": ("due_rounds", "probe_steps", "halving_step") if self.rungs is not None else (),
             f"finish={self.finish}": ("finish_samples",) if self.finish == "live" else (),
             f"max_tournaments={self.max_tournaments}": ("best_again",) if self.max_tournaments == 1 else (),
         }
-        fields = type(self).model_fields
+        fields, given = type(self).model_fields, self.model_fields_set
+        all_given = all(key in given or getattr(self, key) is None for key in fields)
         return {
             key: f"growth.{why}"
             for why, keys in whys.items()
             for key in keys
-            if getattr(self, key) != fields[key].default
+            if getattr(self, key) != fields[key].default or (key in given and not all_given)
         }
 
     @property

@@ -52,6 +52,7 @@ def forecast(survey: Survey) -> dict[str, Any]:
         "preset": growth.preset,
         "preset_sets": {key: ours for key, (told, ours) in growth.of_preset.items() if told == ours},
         "preset_overridden": {key: ours for key, (told, ours) in growth.of_preset.items() if told != ours},
+        "preset_left_out": growth.preset_left_out,
         "without_effect": growth.without_effect,
         "first_hold": first.model_dump(mode="json") if isinstance(first, Hold) else None,
         "slots": [spec.model_dump(mode="json") | {"varies": spec.path in survey.varying} for spec in survey.specs],

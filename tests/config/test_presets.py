@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from esper.cli import plan_view
+from esper.cli.terminal import heading
 from esper.config.joined import RunConfig, as_toml, load_config
 from esper.errors import ConfigError
 from esper.kasmina.incubation.rungs import first_fence_of
@@ -60,14 +61,31 @@ def test_a_key_of_a_preset_can_be_switched_off_by_a_word_also_in_a_file(tmp_path
     assert load_config(tmp_path / "c.toml") == config
 
 
-def test_the_plan_names_given_keys_without_effect() -> None:
+def test_the_plan_names_given_keys_without_effect(tmp_path: Path) -> None:
     given = {"growth.ramp_steps": 9, "growth.finish_samples": 5, "growth.finish": "live", "growth.margin": 0.01}
     growth = load_config(None, given).growth
     assert growth.without_effect == {"ramp_steps": "growth.entry=adopt", "finish_samples": "growth.finish=live"}
     assert plan_view.no_effect(growth.without_effect)[0] == "growth.ramp_steps has no effect with growth.entry=adopt"
     assert load_config(None, {**given, "growth.entry": "graft", "growth.finish": "better"}).growth.without_effect == {}
+    at_default = load_config(None, {"growth.due_rounds": 1, "growth.rungs": [4, 8]})
+    assert at_default.growth.without_effect == {"due_rounds": "growth.rungs"}
     for name in PRESETS:
-        assert load_config(None, {"growth.preset": name}).growth.without_effect == {}
+        config = load_config(None, {"growth.preset": name})
+        (tmp_path / "c.toml").write_text(as_toml(config), encoding="utf-8")
+        stored = RunConfig.model_validate_json(config.model_dump_json())
+        for one in (config, stored, load_config(tmp_path / "c.toml")):
+            assert (one.growth.without_effect, one.growth.preset_left_out) == ({}, {})
+
+
+def test_plan_and_start_name_the_keys_of_the_preset_that_a_given_key_leaves_out() -> None:
+    survey = survey_of(tiny_task(), RunConfig(**{"growth.probe_steps": 40, "run.epochs": 1}))
+    left_out = {"probe_steps": {key: PRESETS["full"][key] for key in ("rungs", "rung_samples", "entry")}}
+    assert forecast(survey)["preset_left_out"] == left_out
+    said = "growth.probe_steps leaves out of the preset: rungs=[30, 60, 120], rung_samples=[128, 256, 512], entry=adopt"
+    assert plan_view.lines(forecast(survey))[2] == said
+    assert f"  {said}" in heading(survey, None)
+    both = load_config(None, {"growth.probe_steps": 40, "growth.entry": "graft"}).growth
+    assert both.preset_left_out["probe_steps"].keys() == {"rungs", "rung_samples"}
 
 
 def test_the_plan_says_what_the_preset_has_set_and_what_replaces_it() -> None:
