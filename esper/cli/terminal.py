@@ -311,7 +311,7 @@ def of_copies(copies: int) -> str:
 
 def beside_placebos(count: int) -> str:
     """Return words for the placebos of a tournament. The text is empty if there are none."""
-    return f", by more than {count} useless seeds do (placebos)," if count else ""
+    return f", and clearly more than {count} useless seeds gain (docs/growth.md#placebos)," if count else ""
 
 
 def tests_in_words(tests: str, count: int) -> str:
