@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 from collections.abc import Sequence
@@ -19,7 +20,9 @@ from esper.ground.machine import is_alive
 from esper.leyline.base import Message
 from esper.leyline.checkpoint_record import CheckpointWritten
 from esper.leyline.evidence import PairedLosses
+from esper.leyline.reports import Gate, GateReport
 from esper.leyline.signals import Level
+from esper.setup.verdicts import verdict_of
 
 MOST_BYTES = 4096
 """Largest number of bytes of the file with the address of the endpoint for Prometheus."""
@@ -161,6 +164,7 @@ def _state(path: Path, found: Remains) -> str:
 def _seeds(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """Return the state of each seed as JSON values, from the records of the journal.
 
+    `g2` has the figures of the last judgement of G2 with their limits, None if none was made.
     `blend` is the report of the last round in which the seed was in the host. `rate_scale` is the factor on the
     learning rates of the seed. `culled_for` has the reasons for which the seed was culled, None if it was not culled.
     `adopted_at` is the fence at which the seed's fork became the live host, None if it did not.
@@ -171,11 +175,15 @@ def _seeds(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     for entry in entries:
         body = entry.body
         if entry.kind is RecordKind.TRANSITION:
-            new = {"seed_id": body["seed_id"], "gain": None, "z": None, "blend": None}
+            new = {"seed_id": body["seed_id"], "gain": None, "z": None, "g2": None, "blend": None}
             seed = seeds.setdefault(body["seed_id"], new | {"rate_scale": 1.0, "culled_for": None, "adopted_at": None})
             seed |= {"slot": body["slot"], "blueprint": body["blueprint_id"], "stage": body["after"]}
         elif entry.kind is RecordKind.FIELD_REPORT and body["seed_id"] in seeds and body["reasons"]:
             seeds[body["seed_id"]]["culled_for"] = list(body["reasons"])
+        elif entry.kind is RecordKind.GATE and body["gate"] == Gate.G2 and body["seed_id"] in seeds:
+            verdict = verdict_of(GateReport.model_validate_json(json.dumps(body)))
+            if verdict is not None:
+                seeds[body["seed_id"]]["g2"] = verdict.model_dump(exclude={"seed_id"})
         elif entry.kind is RecordKind.ADOPTED:
             adopted[body["command_id"]] = body["fence"]
         elif entry.kind is RecordKind.PLAN_APPLIED and body["command_id"] in adopted:

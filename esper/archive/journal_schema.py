@@ -5,10 +5,11 @@ A record without these fields is reported as damage, because this version of esp
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from esper.archive.journal import Entry, RecordKind
 from esper.ground.problems import first_problem
@@ -16,6 +17,7 @@ from esper.leyline.base import Count
 from esper.leyline.checkpoint_record import CheckpointWritten
 from esper.leyline.evidence import PairedLosses
 from esper.leyline.finish import Finish
+from esper.leyline.reports import GateReport
 from esper.leyline.signals import Level
 
 
@@ -110,6 +112,17 @@ class _Told(_Said):
     reasons: list[str]
 
 
+class _Judged(_Said):
+    """The report of a gate."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_report(cls, body: object) -> object:
+        """Raises: ValidationError: it is none."""
+        GateReport.model_validate_json(json.dumps(body))
+        return body
+
+
 class _Fork(_Said):
     seed_id: str
     gate: PairedLosses | None
@@ -137,6 +150,7 @@ SAID: Mapping[RecordKind, type[BaseModel]] = {
     RecordKind.ADOPTED: _Adopted,
     RecordKind.FINISHED: Finish,
     RecordKind.FIELD_REPORT: _Told,
+    RecordKind.GATE: _Judged,
     RecordKind.TRANSITION: _Transition,
     RecordKind.INCUBATION_ENDED: _Incubation,
     RecordKind.RUN_ENDED: _Ended,

@@ -10,7 +10,7 @@ from esper.leyline.stages import IN_HOST
 from esper.setup.candidates import why_nothing_grows
 from esper.setup.growth_log import GrowthLog, none_stayed
 from esper.setup.survey import Survey
-from esper.setup.wording import number, percent
+from esper.setup.verdicts import figures
 
 
 def why_none_stayed(survey: Survey, log: GrowthLog, seeds: Sequence[SeedFate]) -> str | None:
@@ -22,17 +22,15 @@ def why_none_stayed(survey: Survey, log: GrowthLog, seeds: Sequence[SeedFate]) -
         return "growth is off (growth.enabled, --no-growth)"
     if (short := why_nothing_grows(survey)) is not None:
         return f"no candidate was tried: {short}"
-    beyond = " and above the limit of the placebos" if growth.placebos else ""
-    needed = f"gain above {percent(growth.margin)}{beyond}, z above {number(survey.g2_limit(), 2)}"
-    return none_stayed(log, len(seeds), _best(seeds), needed)
+    return none_stayed(log, len(seeds), _best(log, seeds))
 
 
-def _best(seeds: Sequence[SeedFate]) -> str:
-    """Return in words the seed with the largest z at G2, with its figures. Return an empty text if G2 judged no
-    seed."""
+def _best(log: GrowthLog, seeds: Sequence[SeedFate]) -> str:
+    """Return in words the seed with the largest z at G2, with its figures. Return an empty text if G2 judged no seed,
+    or if an older version judged it."""
     judged = [(seed.z, seed) for seed in seeds if seed.z is not None and not math.isnan(seed.z)]
     if not judged:
         return ""
-    z, seed = max(judged, key=lambda one: one[0])
-    gain = "" if seed.gain is None else f", gain {percent(seed.gain, 2, signed=True)}"
-    return f"{seed.blueprint} at {seed.slot}{gain}, z {number(z, 2)}"
+    _, seed = max(judged, key=lambda one: one[0])
+    verdict = log.verdict(seed.seed_id)
+    return "" if verdict is None else f"{seed.blueprint} at {seed.slot}, {figures(verdict)}"

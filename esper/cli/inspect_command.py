@@ -28,7 +28,7 @@ def inspect(run_dir: RunArgument, as_json: JsonOption = False) -> int:
 def _show(found: dict[str, Any]) -> None:
     console = PlainConsole()
     console.print(Text(inspect_view.place(found)), soft_wrap=True)
-    for part in (inspect_view.losses(found), inspect_view.seeds(found)):
+    for part in (inspect_view.losses(found), inspect_view.seeds(found), inspect_view.judged(found)):
         if part.row_count:
             console.print(part)
     if beaten := inspect_view.beaten(found):

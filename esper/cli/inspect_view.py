@@ -11,6 +11,7 @@ from rich.table import Table
 from esper.cli.tables import cells, grid, table
 from esper.leyline.finish import Finish
 from esper.leyline.stages import IN_HOST, Stage
+from esper.setup.verdicts import Verdict, in_words
 from esper.setup.wording import choice, gain_and_z, growing, number
 
 ON_ITS_WAY = (*IN_HOST, Stage.GERMINATED, Stage.TRAINING)
@@ -57,6 +58,16 @@ def seeds(found: Mapping[str, Any]) -> Table:
             figures = gain_and_z(seed["gain"], seed["z"])
             blend = _blend(seed)
             shown.add_row(*cells(seed["seed_id"][:8], seed["slot"], seed["blueprint"], blend, seed["stage"], *figures))
+    return shown
+
+
+def judged(found: Mapping[str, Any]) -> Table:
+    """Return a table of the judgements of G2, each with its figures and their limits."""
+    shown = grid()
+    for seed in found["seeds"]:
+        if seed["g2"] is not None:
+            verdict = Verdict(seed_id=seed["seed_id"], **seed["g2"])
+            shown.add_row(*cells(seed["seed_id"][:8], f"G2 {in_words(verdict)}"))
     return shown
 
 

@@ -32,9 +32,9 @@ from esper.leyline.state import RoundState, SeedState
 from esper.setup.candidates import left_out_by_budgets
 from esper.setup.forecast import batch_facts
 from esper.setup.survey import Survey
+from esper.setup.verdicts import figures, in_words, refusal, verdict_of
 from esper.setup.wording import (
     a_second,
-    beside_control,
     beside_limit,
     beside_twin,
     choice,
@@ -212,10 +212,9 @@ def _name(seed: SeedState) -> str:
 
 def _trains_on(order: IncubationOrder, report: GateReport) -> str:
     """Return the message for refused candidates that train on."""
-    failed = next(check for check in report.checks if not check.passed)
     names = listed(f"{plan.blueprint_id} at {plan.slot}" for plan in order.plans)
-    why = f"{failed.reason.replace('_', ' ')} ({beside_limit(failed)})"
-    return f"not accepted yet: {why}; {names} train on in copies, and are judged again in round {order.due_fence}"
+    again = f"{names} train on in copies, and are judged again in round {order.due_fence}"
+    return f"not accepted yet: {refusal(report)}; {again}"
 
 
 def _news(step: Transition, report: GateReport | None, *, replica: bool) -> str:
@@ -225,16 +224,15 @@ def _news(step: Transition, report: GateReport | None, *, replica: bool) -> str:
         entered = "adopted, its fork becomes the network" if "host_changes" in checks else "grafted, alpha rises"
         if replica:
             return f"is not shown harmful ({beside_limit(checks['own_z'])}): {entered}"
-        gain = checks["relative_gain"].measured
-        assert isinstance(gain, float)
-        return f"{beside_control(gain)} ({beside_limit(checks['z'])}): {entered}"
+        verdict = verdict_of(report) if report is not None else None
+        assert verdict is not None, "G2 has judged a seed that enters the network"
+        return f"beat its control: {figures(verdict)}; {entered}"
     if step.after is Stage.FOSSILIZED:
         return f"stays: FOSSILIZED{_twin(checks)}"
     lost_outright = step.before is Stage.TRAINING and ("rank" not in checks or not checks["rank"].passed)
     if step.after is not Stage.CULLED or step.before not in (Stage.TRAINING, *LIVE) or lost_outright:
         return ""
-    failed = [check for check in report.checks if not check.passed] if report is not None else []
-    why = f"{failed[0].reason.replace('_', ' ')} ({beside_limit(failed[0])})" if failed else "with the seed that failed"
+    why = refusal(report) if report is not None and not report.passed else "with the seed that failed"
     what = "came first, not accepted" if step.before is Stage.TRAINING else "was taken out of the network"
     return f"{what} by {step.cause}: {why}"
 
@@ -355,10 +353,9 @@ def _judged(judged: Sequence[SeedFate], tried: str) -> Table:
     for seed in judged:
         name = seed.seed_id[:8] + (" replica" if seed.replica_of else "")
         fate = seed.stage if seed.stage in IN_HOST else "not kept"
-        figures = gain_and_z(seed.gain, seed.z)
-        seeds.add_row(
-            *cells(name, seed.slot, seed.blueprint + of_copies(seed.copies), fate, *figures, f"{seed.parameters:,}")
-        )
+        gain, z = gain_and_z(seed.gain, seed.z)
+        made = seed.blueprint + of_copies(seed.copies)
+        seeds.add_row(*cells(name, seed.slot, made, fate, gain, z, f"{seed.parameters:,}"))
     return seeds
 
 
@@ -377,6 +374,10 @@ def _totals(result: Summary, notes: Sequence[str]) -> Table:
         totals.add_row(*cells("not tried", f"over {key}: {', '.join(names)}"))
     if result.why_none_stayed is not None:
         totals.add_row(*cells("no growth", result.why_none_stayed))
+    for seed in result.seeds:
+        verdict = result.growth.verdict(seed.seed_id)
+        if verdict is not None and verdict.own_z is None:  # a replica relies on the figures of its winner
+            totals.add_row(*cells("G2", f"{seed.blueprint} at {seed.slot} {in_words(verdict)}"))
     for name, value in result.test_metrics.items():
         totals.add_row(*cells(f"test {name}", number(value)))
     for name, value in _not_finite(result):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from esper.leyline.base import GrownMessage, Message
 from esper.leyline.decisions import Hold, HoldReason
 from esper.leyline.reports import Gate, GateReport
-from esper.setup.wording import beside_limit
+from esper.setup.verdicts import Verdict, figures_of, verdict_of
+
+T = TypeVar("T")
 
 
 class Refusal(Message):
@@ -34,7 +36,7 @@ class HoldCount(Message):
 class GrowthLog(GrownMessage):
     """Counts of a run so far. A log is immutable; each method returns a new log with one more event."""
 
-    LATER: ClassVar = frozenset({"looks"})
+    LATER: ClassVar = frozenset({"looks", "verdicts"})
 
     tournaments: int = 0
     """Tournaments that ended, without later looks at their candidates."""
@@ -42,6 +44,8 @@ class GrowthLog(GrownMessage):
     """Later looks that ended: refused candidates trained on and were judged again."""
     refusals: tuple[Refusal, ...] = ()
     holds: tuple[HoldCount, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+    """The judgements of G2 that have figures, in their order."""
 
     def concluded(self) -> GrowthLog:
         """Return the log with one more tournament."""
@@ -52,18 +56,19 @@ class GrowthLog(GrownMessage):
         return self.model_copy(update={"looks": self.looks + 1})
 
     def judged(self, report: GateReport) -> GrowthLog:
-        """Return the log with a gate's report added. A report of a passed gate changes nothing."""
-        failed = next((check for check in report.checks if not check.passed), None)
-        if failed is None:
-            return self
-        before = [one for one in self.refusals if (one.gate, one.reason) == (report.gate, failed.reason)]
-        one = Refusal(
-            gate=report.gate,
-            reason=failed.reason,
-            count=1 + sum(one.count for one in before),
-            figures=beside_limit(failed),
-        )
-        return self.model_copy(update={"refusals": (*_without(self.refusals, before), one)})
+        """Return the log with a gate's report added. A seed that is refused for several reasons counts for each."""
+        verdict, refusals = verdict_of(report), self.refusals
+        for reason in report.reasons:
+            before = [one for one in refusals if (one.gate, one.reason) == (report.gate, reason)]
+            count = 1 + sum(one.count for one in before)
+            one = Refusal(gate=report.gate, reason=reason, count=count, figures=figures_of(report, reason))
+            refusals = (*_without(refusals, before), one)
+        verdicts = self.verdicts if verdict is None else (*self.verdicts, verdict)
+        return self.model_copy(update={"refusals": refusals, "verdicts": verdicts})
+
+    def verdict(self, seed_id: str) -> Verdict | None:
+        """Return the last judgement of a seed by G2. None: it has no figures."""
+        return next((one for one in reversed(self.verdicts) if one.seed_id == seed_id), None)
 
     def held(self, hold: Hold) -> GrowthLog:
         """Return the log with one more fence at which no new seed was tried."""
@@ -84,13 +89,12 @@ PASSING = ("slots open later", "a tournament is in flight")
 """Reasons to hold that occur in every run. They do not explain why a run ended without a seed."""
 
 
-def none_stayed(log: GrowthLog, tried: int, best: str, needed: str) -> str:
+def none_stayed(log: GrowthLog, tried: int, best: str) -> str:
     """Return one sentence that explains why a run ended without a seed in its network, although it could grow.
 
     Args:
         tried: Number of seeds that were requested.
-        best: The seed nearest to the limits of G2, with its figures. Empty: G2 judged no seed.
-        needed: The limits of G2.
+        best: The seed with the largest z at G2, with its figures and their limits. Empty: they are not known.
     """
     parts = []
     if tried:
@@ -98,7 +102,7 @@ def none_stayed(log: GrowthLog, tried: int, best: str, needed: str) -> str:
         held = _many(log.tournaments, "tournament")
         parts.append(f"no seed stayed of {_many(tried, 'candidate')} in {held}{looks}")
         if best:
-            parts.append(f"best: {best} (needed: {needed})")
+            parts.append(f"best: {best}")
         refused = [one for one in log.refusals if one.reason not in RELATIVE]
         if refused:
             parts.append("refused: " + ", ".join(_refusal(f"{one.gate} {_words(one.reason)}", one) for one in refused))
@@ -112,7 +116,7 @@ def none_stayed(log: GrowthLog, tried: int, best: str, needed: str) -> str:
     return "; ".join(parts)
 
 
-def _without(ones: Sequence[Message], gone: Sequence[Message]) -> list[Message]:
+def _without(ones: Sequence[T], gone: Sequence[T]) -> list[T]:
     return [one for one in ones if one not in gone]
 
 

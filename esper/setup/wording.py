@@ -46,18 +46,6 @@ def growing(test_loss: float, twin_test_loss: float) -> str:
     return f"growing made it {_far(test_loss - twin_test_loss, twin_test_loss)}{_way(twin_test_loss - test_loss)}"
 
 
-def beside_control(gain: float) -> str:
-    """Return in words how a seed compares with its control. `gain` is the share of the control's loss that the seed
-    removed.
-    """
-    if math.isnan(gain):
-        return "cannot be compared with its control"
-    if gain == 0:
-        return "was as good as its control"
-    by = f"by {percent(abs(gain), 2)}" if math.isfinite(gain) else "of loss 0"
-    return f"beat its control {by}" if gain > 0 else f"was worse than its control {by}"
-
-
 def beside_twin(z: float) -> str:
     """Return in words how the network compares with its twin. Call it only if no limit shows the network to be worse.
     `z` is the z of the loss difference (twin - network).
@@ -74,7 +62,7 @@ def beside_limit(check: Check) -> str:
     name = check.name.removeprefix("own_").removeprefix("twin_")
     for word, limit in (("above", check.above), ("at least", check.at_least), ("at most", check.at_most)):
         if limit is not None and isinstance(check.measured, int | float):
-            value, beside = _apart(check.measured, limit)
+            value, beside = apart(check.measured, limit)
             return f"{name} {value}, needs {word} {beside}{_of_placebos(check.placebos)}"
     return f"{name} {check.measured}"
 
@@ -104,12 +92,22 @@ def _far(difference: float, reference: float) -> str:
     return f"{percent(share)} " if math.isfinite(share) else ""
 
 
-def _apart(value: float, limit: float) -> tuple[str, str]:
+def apart(value: float, limit: float) -> tuple[str, str]:
+    """Return both figures with enough digits to show which is larger."""
     for digits in range(4, 18):
         shown = f"{value:.{digits}g}", f"{limit:.{digits}g}"
         if _order(float(shown[0]), float(shown[1])) == _order(value, limit):
             break
     return shown
+
+
+def percent_apart(value: float, *limits: float) -> list[str]:
+    """Return shares as percentages, with enough digits to show whether the first is larger than each of the others."""
+    for digits in range(2, 16):
+        shown, *others = [round(100 * one, digits) for one in (value, *limits)]
+        if [_order(shown, one) for one in others] == [_order(value, limit) for limit in limits]:
+            break
+    return [percent(one, digits) for one in (value, *limits)]
 
 
 def _order(left: float, right: float) -> tuple[bool, bool]:

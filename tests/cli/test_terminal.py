@@ -21,10 +21,12 @@ from esper.flow.result import Result
 from esper.flow.tally import Tally
 from esper.leyline.finish import EndLosses, Finish
 from esper.leyline.incubation import Answer
-from esper.leyline.reports import Check, Gate, GateReport, Transition
+from esper.leyline.reports import Check, Gate, GateReport, PlaceboBasis, Transition
 from esper.leyline.stages import IN_HOST, Stage
 from esper.leyline.state import RoundState, SeedState
+from esper.setup.growth_log import GrowthLog
 from esper.setup.survey import survey_of
+from esper.setup.verdicts import in_words, verdict_of
 from esper.setup.wording import choice
 from esper.testing import ScriptedPolicy, tiny_config, tiny_task
 
@@ -81,15 +83,17 @@ def test_the_stage_of_every_seed_in_the_host_is_in_the_line_of_its_slot(plain: S
 
 def test_what_happens_to_a_seed_is_told_with_the_figure_that_decided(plain: Seen) -> None:
     assert plain.said("round  1", "3 candidates incubate in copies of the network, beside a control")
-    assert plain.said("round  2", "mlp at body beat its control by 16.94% (z 8.078, needs above 3.715): grafted")
+    figures = "gain 16.94% (margin 0.20%), z 8.078 (limit 3.715)"
+    assert plain.said("round  2", f"mlp at body beat its control: {figures}; grafted")
+    assert plain.said("G2", f"mlp at body accepted: {figures}")
     assert plain.said("round  2", "a replica of mlp at body incubates")
     assert plain.said("round  3", "mlp at body is not shown harmful (z 6.088, needs at least -3)")
-    assert plain.said("round  4", "came first, not accepted by G2: no improvement (z -0.625, needs above 3.715)")
+    assert plain.said("round  4", "not accepted by G2: no improvement: gain -2.67% (margin 0.20%), z -0.625 (limit")
     assert plain.said("round  7", "stays: FOSSILIZED, the network is ahead of its twin (z ")
 
 
 def test_what_happens_fits_one_line_of_a_terminal(plain: Seen) -> None:
-    assert max(len(line) for line in plain.lines if line.startswith("round") and "/16" not in line) <= 110
+    assert max(len(line) for line in plain.lines if line.startswith("round") and "/16" not in line) <= 120
 
 
 def test_a_loss_that_depends_on_the_batch_is_told_at_the_start_and_beside_the_losses_at_the_end(
@@ -262,6 +266,34 @@ def test_a_seed_taken_out_of_the_network_is_told_with_the_figure_that_failed() -
     assert told(Stage.CULLED, Stage.SHADOWING, report(Gate.G4, fine, worse), "G4") == (
         "round  9  mlp at body was taken out of the network by G4: worse than twin (z -4.2, needs at least -3)"
     )
+
+
+def of_g2(gain: float, z: float, *others: Check) -> GateReport:
+    basis = PlaceboBasis(count=8, mean=-0.01, rms=0.005, factor=4.0, tests=48)
+    return report(
+        Gate.G2,
+        Check(name="rank", reason="outperformed", measured=1, at_most=1),
+        *others,
+        Check(name="z", reason="no_improvement", measured=z, above=1.96),
+        Check(name="relative_gain", reason="no_improvement", measured=gain, above=0.005),
+        Check(name="gain_over_placebos", reason="within_placebo", measured=gain, above=basis.limit, placebos=basis),
+    )
+
+
+def test_g2_is_told_with_all_its_figures_and_a_refusal_with_all_its_reasons() -> None:
+    shown = told(Stage.BLENDING, Stage.TRAINING, of_g2(0.021, 2.5))
+    assert "beat its control: gain 2.10% (margin 0.50%, limit of 8 placebos 2.00%), z 2.5 (limit 1.96); graft" in shown
+    unstable = Check(name="loss_variation", reason="unstable", measured=0.7, at_most=0.5)
+    assert told(Stage.CULLED, Stage.TRAINING, of_g2(0.0199999, 1.9, unstable)).endswith(
+        "came first, not accepted by G2: unstable (loss_variation 0.7, needs at most 0.5), no improvement, within"
+        " placebo: gain 1.99999% (margin 0.50000%, limit of 8 placebos 2.00000%), z 1.9 (limit 1.96)"
+    )
+    log = GrowthLog().judged(of_g2(0.01, 2.5, unstable))
+    assert [one.reason for one in log.refusals] == ["unstable", "within_placebo"]
+    replica = verdict_of(of_g2(0.03, 2.5, Check(name="own_z", reason="harmful", measured=-3.5, at_least=-3)))
+    assert replica is not None
+    assert in_words(replica).startswith("not accepted, harmful: its winner's gain 3.00% (")
+    assert in_words(replica).endswith("z 2.5 (limit 1.96), own z -3.5 (at least -3)")
 
 
 def test_a_seed_that_goes_with_another_is_told_too() -> None:

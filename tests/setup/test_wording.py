@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esper.leyline.reports import Check
-from esper.setup.wording import a_second, beside_control, beside_limit, beside_twin, growing, number, percent
+from esper.setup.wording import a_second, beside_limit, beside_twin, growing, number, percent, percent_apart
 
 ANY = st.one_of(st.floats(), st.sampled_from([0.0, -0.0, 1e-12, -1e-12, 1e308, -1e308, 5e-324, 0.27, -0.27]))
 FINITE = ANY.filter(math.isfinite)
@@ -73,13 +73,16 @@ def test_what_growing_did_is_told_with_its_size() -> None:
     assert growing(1.0 - 1e-9, 1.0) == "growing made it 1e-07% better"
 
 
+SHARES = st.one_of(st.floats(-50, 50), st.sampled_from([0.005, 0.00501, 0.0050000001, 0.0]))
+
+
 @settings(deadline=None)
-@given(ANY)
-def test_a_seed_beat_its_control_only_with_a_gain(gain: float) -> None:
-    told = beside_control(gain)
-    assert told.startswith("beat") == (gain > 0)
-    assert told.startswith("was worse") == (gain < 0)
-    assert ("cannot be compared" in told) == math.isnan(gain)
+@given(SHARES, SHARES, SHARES)
+def test_a_share_beside_its_limits_shows_which_is_the_larger(share: float, margin: float, beside: float) -> None:
+    shown, *others = map(figure, percent_apart(share, margin, beside))
+    for text, limit in zip(others, (margin, beside), strict=True):
+        if abs(share - limit) > 1e-12:
+            assert (shown > text) == (share > limit)
 
 
 @settings(deadline=None)
