@@ -147,11 +147,12 @@ def _germination(found: Mapping[str, Any]) -> str:
 def _rungs(found: Mapping[str, Any]) -> list[str]:
     """Return a line about the rungs of the first tournament. Empty: no seed can germinate."""
     told = [
-        f"{_between(rung['candidates_least'], rung['candidates_most'])} candidates to step {rung['step']} (judged on"
-        f" {rung['samples']} samples)"
+        f"{_between(rung['candidates_least'], rung['candidates_most'])} candidates train {rung['step']} steps (judged"
+        f" on {rung['samples']} samples)"
         for rung in found["rungs"]
     ]
-    return [f"first tournament: {', '.join(told)}, and {found['placebos']} placebos"] if told else []
+    begin = f"first tournament, from the snapshot at step {found['first_snapshot_step']} of the run on"
+    return [f"{begin}: {', '.join(told)}, and {found['placebos']} placebos"] if told else []
 
 
 def _between(least: object, most: object) -> str:

@@ -52,6 +52,7 @@ def forecast(survey: Survey) -> dict[str, Any]:
         "preset": growth.preset,
         "preset_sets": {key: ours for key, (told, ours) in growth.of_preset.items() if told == ours},
         "preset_overridden": {key: ours for key, (told, ours) in growth.of_preset.items() if told != ours},
+        "first_snapshot_step": survey.fence_steps[survey.first_fence] if survey.can_grow else None,
         "preset_left_out": growth.preset_left_out,
         "without_effect": growth.without_effect,
         "first_hold": first.model_dump(mode="json") if isinstance(first, Hold) else None,
@@ -115,8 +116,8 @@ def _total_flops(survey: Survey, tried: Sequence[Pair]) -> float:
 
 
 def _rungs(survey: Survey, seeds: int) -> list[dict[str, int]]:
-    """Return the rungs of a first tournament as JSON values: the step of the forks, the judged samples, and the number
-    of candidates that train up to the rung.
+    """Return the rungs of a first tournament as JSON values: the steps of the forks since the snapshot, the judged
+    samples, and the number of candidates that train up to the rung.
     """
     heats, steps = heats_of(survey, seeds), 0
     found = []

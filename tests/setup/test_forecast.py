@@ -286,6 +286,11 @@ def test_the_table_of_candidates_fits_and_cuts_no_name_short(width: int) -> None
 
 
 def test_the_twin_costs_the_hosts_steps_after_the_first_tournament_or_nothing() -> None:
+def test_the_steps_of_a_tournament_are_told_from_its_snapshot_on() -> None:
+    said = "\n".join(plan_view.lines(plan(**THREE, growth__first_step=50)))
+    assert "first tournament, from the snapshot at step 60 of the run on: 3 candidates train 10 steps (judged" in said
+
+
     found = plan()
     assert found["host_gflops"] * 1e9 == pytest.approx(320 * survey_of(tiny_task(), tiny_config()).host_flops)
     assert found["twin_gflops"] == pytest.approx(found["host_gflops"] * (320 - 40) / 320)
