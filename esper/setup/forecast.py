@@ -13,16 +13,20 @@ from itertools import pairwise
 from typing import Any
 
 from esper.ground.clock import SystemClock
+from esper.ground.random_streams import generator
+from esper.kasmina.incubation.placebo_plans import placebo_plans, placebo_weights
 from esper.leyline.decisions import Hold, Pair
 from esper.leyline.ids import new_run_id
 from esper.leyline.incubation import Received
-from esper.leyline.reports import GraftPlan
+from esper.leyline.reports import GraftPlan, Weights
 from esper.setup.assembly import RunKey, make_fork_factory, make_incubator, make_kasmina, make_tamiyo, make_trainer
 from esper.setup.candidates import candidate_rows, first_state, first_tournament, left_out_by_budgets, why_nothing_grows
 from esper.setup.survey import Survey
 from esper.setup.total_cost import run_flops
 from esper.setup.tournament_cost import Heat, heats_of, last_units, placebos_of, tournament_flops
 
+DRAWS = 50
+"""Number of random orders of the candidates over which the seconds of a tournament are averaged."""
 WARM_UP_STEPS, TIMED_STEPS = 2, 6
 TIMED_PROBES_EVERY = 3
 """Every third candidate is probed. A probe of each other candidate is assumed to take as long, because probing all
@@ -48,11 +52,11 @@ def forecast(survey: Survey) -> dict[str, Any]:
         "g2_tests_of": growth.tests if growth.enabled else None,
         "g2_units": survey.judged_units if growth.enabled else None,
         "germinates_at_fences": [survey.first_fence, survey.last_germination] if survey.can_grow else None,
+        "first_snapshot_step": survey.fence_steps[survey.first_fence] if survey.can_grow else None,
         "why_nothing_grows": why_nothing_grows(survey),
         "preset": growth.preset,
         "preset_sets": {key: ours for key, (told, ours) in growth.of_preset.items() if told == ours},
         "preset_overridden": {key: ours for key, (told, ours) in growth.of_preset.items() if told != ours},
-        "first_snapshot_step": survey.fence_steps[survey.first_fence] if survey.can_grow else None,
         "preset_left_out": growth.preset_left_out,
         "without_effect": growth.without_effect,
         "first_hold": first.model_dump(mode="json") if isinstance(first, Hold) else None,
@@ -165,6 +169,8 @@ class Timings:
     """Forks of the first tournament, one per candidate. Empty: no seed can germinate."""
     probe_s: float
     """Seconds to measure one candidate for G0 and G1."""
+    placebos: tuple[Work, ...] = ()
+    """Forks of the first tournament's placebos."""
 
     @property
     def fork(self) -> Work:
@@ -177,12 +183,14 @@ class Timings:
 
 
 def foretell_waits(survey: Survey, measured: Timings) -> dict[str, Any]:
-    """Return the seconds that the trainer waits for Kasmina's managers. Values are None if no seed can germinate.
+    """Return the seconds that the trainer waits for Kasmina's managers. Values are None if no seed can germinate. The
+    wait for a replica is also None if the run has no replicas.
 
     Each process is assumed to have a core.
     """
     growth, steps = survey.config.growth, _incubating_steps(survey)
     count = len(measured.forks)
+    forks = 1 + count + len(measured.placebos)
     heats = heats_of(survey, count)
     found: dict[str, Any] = {"step_s": measured.host.step_s, "managers": growth.managers}
     if not count:
@@ -190,20 +198,27 @@ def foretell_waits(survey: Survey, measured: Timings) -> dict[str, Any]:
         return found | dict.fromkeys((*nothing, "tournament_s"))
 
     def first(managers: int) -> float:
-        whole = (tournament_s(measured, sizes, managers, growth.placebos) for sizes in _both(heats))
+        whole = (tournament_s(measured, sizes, managers) for sizes in _both(heats))
         return statistics.fmean(max(0.0, one - steps * measured.host.step_s) for one in whole)
 
-    waitless = (managers for managers in range(1, count + 2) if first(managers) == 0.0)
-    trained = sum(heat.steps for heat in heats)
-    replica = replica_s(measured, trained, growth.managers, twin=growth.twin) - steps * measured.fork.step_s
-    alone = statistics.fmean(tournament_s(measured, sizes, 1, growth.placebos) for sizes in _both(heats))
+    least = first(forks)
+    waitless = (managers for managers in range(1, forks + 1) if least == 0.0 and first(managers) == 0.0)
+    alone = statistics.fmean(tournament_s(measured, sizes, 1) for sizes in _both(heats))
     return found | {
         "fence_wait_first_s": probes_s(measured, count, growth.managers) + first(growth.managers),
-        "fence_wait_replica_s": probes_s(measured, 1, growth.managers) + max(0.0, replica),
-        "fence_wait_least_s": probes_s(measured, count, count + 1) + first(count + 1),
+        "fence_wait_replica_s": _replica_wait_s(survey, measured, heats) if growth.replicas > 1 else None,
+        "fence_wait_least_s": probes_s(measured, count, forks) + least,
         "managers_for_no_wait": next(waitless, None),
         "tournament_s": probes_s(measured, count, 1) + alone,
     }
+
+
+def _replica_wait_s(survey: Survey, measured: Timings, heats: Sequence[Heat]) -> float:
+    """Return the seconds that the trainer waits for the first replica."""
+    growth, trained = survey.config.growth, sum(heat.steps for heat in heats)
+    whole = replica_s(measured, trained, growth.managers, twin=growth.twin)
+    beside = whole - _incubating_steps(survey) * measured.fork.step_s
+    return probes_s(measured, 1, growth.managers) + max(0.0, beside)
 
 
 def busiest(pieces: Iterable[tuple[int, float]], managers: int) -> float:
@@ -234,19 +249,30 @@ def _both(heats: Sequence[Heat]) -> tuple[list[Field], list[Field]]:
     return least, [(heat.steps, heat.samples / last, heat.most) for heat in heats]
 
 
-def tournament_s(measured: Timings, heats: Sequence[Field], managers: int, placebos: int = 0) -> float:
-    """Return the seconds of a first tournament. It is not known which forks reach the later heats. So each fork of
-    those heats is assumed to take the average time, and so is each placebo.
+def tournament_s(measured: Timings, heats: Sequence[Field], managers: int) -> float:
+    """Return the seconds of a first tournament.
+
+    The control has number 0, and the forks of the candidates and then those of the placebos have the next numbers. A
+    fork stays with the manager of its number. It is not known which forks reach the later heats. So the seconds are the
+    mean over `DRAWS` random orders of the candidates.
     """
-    useless = [measured.fork] * placebos
-    forks = (measured.host, *measured.forks, *useless)
-    steps, share, _ = heats[0]
-    whole = busiest([(number, work.making_s + work.heat(steps, share)) for number, work in enumerate(forks)], managers)
-    for steps, share, size in heats[1:]:
-        kept = [measured.host, *[measured.fork] * size, *useless]
-        whole += busiest([(number, work.heat(steps, share)) for number, work in enumerate(kept)], managers)
-    # evaluated on the gate shard, one after the other
-    return whole + measured.host.evaluation_s + (1 + placebos) * measured.fork.evaluation_s
+    numbered = list(enumerate((measured.host, *measured.forks, *measured.placebos)))
+    seeds, beside = numbered[1 : 1 + len(measured.forks)], [numbered[0], *numbered[1 + len(measured.forks) :]]
+    making = {number: work.making_s for number, work in numbered}
+
+    def whole(ranked: Sequence[tuple[int, Work]]) -> float:
+        """Return the seconds if the candidates have this order at each rung."""
+        seconds = 0.0
+        for place, (steps, share, size) in enumerate(heats):
+            running = [*beside, *ranked[:size]]
+            pieces = [(number, work.heat(steps, share) + (0 if place else making[number])) for number, work in running]
+            seconds += busiest(pieces, managers)
+        judged = [*beside, ranked[0]]
+        return seconds + busiest([(number, work.evaluation_s) for number, work in judged], managers)
+
+    draws = 1 if managers == 1 else DRAWS
+    orders = (generator(0, "forecast", draw).permutation(len(seeds)) for draw in range(draws))
+    return statistics.fmean(whole([seeds[place] for place in order]) for order in orders)
 
 
 def replica_s(measured: Timings, steps: int, managers: int, *, twin: bool) -> float:
@@ -254,24 +280,25 @@ def replica_s(measured: Timings, steps: int, managers: int, *, twin: bool) -> fl
     the same time.
 
     The control has one seed, the accepted seed. The replica's fork has two seeds. The twin has number 0, because it is
-    the control of the first tournament. The control and the fork have the next numbers after the forks of that
+    the control of the first tournament. The control and the fork have the next numbers after all forks of that
     tournament.
     """
     one, host = measured.fork, measured.host
     two = Work(one.making_s, 2 * one.step_s - host.step_s, 2 * one.evaluation_s - host.evaluation_s)
-    number = 1 + len(measured.forks)
+    number = 1 + len(measured.forks) + len(measured.placebos)
     pieces = [(number, one.making_s + one.heat(steps)), (number + 1, two.making_s + two.heat(steps))]
     if twin:
         pieces.append((0, steps * host.step_s))
-    return busiest(pieces, managers) + one.evaluation_s + two.evaluation_s
+    gate = busiest([(number, one.evaluation_s), (number + 1, two.evaluation_s)], managers)
+    return busiest(pieces, managers) + gate
 
 
 # -- measuring ---------------------------------------------------------------------------------------------------
 
 
 def measure(survey: Survey) -> Timings:
-    """Measure the seconds of a few steps of the host, and of a fork with each candidate of a first tournament. The
-    networks are discarded.
+    """Measure the seconds of a few steps of the host, and of a fork with each candidate and each placebo of a first
+    tournament. The networks are discarded.
 
     Raises:
         EsperError: the error with which a run would fail at the start of its first tournament.
@@ -280,6 +307,8 @@ def measure(survey: Survey) -> Timings:
     trainer, make = make_trainer(survey, key), make_fork_factory(survey, key)
     first = _first_plans(survey, key) if survey.can_grow else None
     plans, weights = (first.plans, first.weights) if first is not None else ((), {})
+    useless, of_useless = _placebos(survey, plans)
+    weights = {**weights, **of_useless}
     units = last_units(survey, len(plans)) if plans else None
     # an untrained host, from which the forks begin
     snapshot = replace(trainer.snapshot(), step=plans[0].start_step if plans else 0)
@@ -300,11 +329,19 @@ def measure(survey: Survey) -> Timings:
         return Work(moments[0] - start, statistics.median(steps[WARM_UP_STEPS:] or steps), evaluation_s)
 
     work(None)  # not timed, because the first steps of a process are slow
-    host, forks = work(None), tuple(map(work, plans))
+    host, forks, placebos = work(None), tuple(map(work, plans)), tuple(map(work, useless))
     some = plans[::TIMED_PROBES_EVERY]
     start = time.perf_counter()
     make_incubator(survey, key).probe_candidates(some, weights, snapshot)
-    return Timings(host, forks, (time.perf_counter() - start) / max(1, len(some)))
+    return Timings(host, forks, (time.perf_counter() - start) / max(1, len(some)), placebos)
+
+
+def _placebos(survey: Survey, plans: Sequence[GraftPlan]) -> tuple[tuple[GraftPlan, ...], Weights]:
+    """Return the plans of the placebos of a tournament, and their weights."""
+    seed, specs = survey.config.run.seed, {spec.path: spec for spec in survey.specs}
+    made = placebo_plans(plans, survey.config.growth.placebos if plans else 0, specs, survey.blueprints, seed)
+    found = {plan.weights_digest: placebo_weights(plan, specs[plan.slot], survey.blueprints, seed) for plan in made}
+    return made, found
 
 
 def _first_plans(survey: Survey, key: RunKey) -> Received | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -285,12 +286,12 @@ def test_the_table_of_candidates_fits_and_cuts_no_name_short(width: int) -> None
     assert "".join(folded) == slot
 
 
-def test_the_twin_costs_the_hosts_steps_after_the_first_tournament_or_nothing() -> None:
 def test_the_steps_of_a_tournament_are_told_from_its_snapshot_on() -> None:
     said = "\n".join(plan_view.lines(plan(**THREE, growth__first_step=50)))
     assert "first tournament, from the snapshot at step 60 of the run on: 3 candidates train 10 steps (judged" in said
 
 
+def test_the_twin_costs_the_hosts_steps_after_the_first_tournament_or_nothing() -> None:
     found = plan()
     assert found["host_gflops"] * 1e9 == pytest.approx(320 * survey_of(tiny_task(), tiny_config()).host_flops)
     assert found["twin_gflops"] == pytest.approx(found["host_gflops"] * (320 - 40) / 320)
@@ -341,22 +342,44 @@ def test_pieces_go_to_managers_by_their_number_and_the_busiest_decides() -> None
         (4, (10, 20), 1, (10 + 3) + (20 + 3) + 4 * (0.5 + 2 * 10 + 4) + 2 * (2 * 20 + 4)),  # all in turn; half go on
         (4, (10, 20), 5, (0.5 + 2 * 10 + 4) + (2 * 20 + 4)),  # every heat lasts as long as its longest
         (2, (30,), 3, 0.5 + 2 * 30 + 4),
-        (4, (10, 20), 2, (13 + 2 * 24.5) + (23 + 44)),  # manager 0: the control and forks 2 and 4; then with fork 2
     ],
 )
 def test_forks_are_shared_out_by_their_number_and_the_busiest_manager_decides(
     forks: int, heats: tuple[int, ...], managers: int, expected: float
 ) -> None:
-    gate, last = 3 + 4, len(heats) - 1
+    gate, last = (3 + 4 if managers == 1 else 4), len(heats) - 1  # control and winner are with different managers
     field = [(steps, 1.0, forks if place == 0 else forks // 2) for place, steps in enumerate(heats[: last + 1])]
     assert tournament_s(measured(forks), field, managers) == expected + gate
+
+
+def test_which_forks_reach_a_later_rung_decides_how_they_share_their_managers() -> None:
+    """Two of the forks 1 to 4 go on: both with manager 0 beside the control, both with manager 1, or one with each."""
+    first, control, fork = 13 + 2 * 24.5, 20 + 3, 40 + 4
+    later = (max(control, 2 * fork) + (control + 2 * fork) + 4 * (control + fork)) / 6
+    gate = (7 + 4) / 2  # the winner is evaluated by manager 0 after the control, or by manager 1 at the same time
+    found = tournament_s(measured(4), [(10, 1.0, 4), (20, 1.0, 2)], 2)
+    assert found == pytest.approx(first + later + gate, rel=0.03)
+
+
+def test_placebos_train_to_the_last_rung_and_are_judged_on_the_gate_shard() -> None:
+    placebo = Work(making_s=0.25, step_s=1.5, evaluation_s=2.0)
+    beside = replace(measured(4), placebos=(placebo,) * 3)
+    field = [(10, 1.0, 4), (20, 1.0, 2)]
+    each = 0.25 + (10 + 20) * 1.5 + 2 * 2.0 + 2.0
+    assert tournament_s(beside, field, 1) == tournament_s(measured(4), field, 1) + 3 * each
+    found = waits(replace(measured(3), placebos=(replace(placebo, step_s=0.1),) * 3), growth__probe_steps=3)
+    assert found["managers_for_no_wait"] == 4  # as without placebos: numbers 4 to 6 are with managers 0 to 2
+    slow = waits(replace(measured(3), placebos=(replace(FORK, step_s=3.8),) * 3), growth__probe_steps=3)
+    assert (slow["managers_for_no_wait"], slow["fence_wait_least_s"]) == (7, 1.5)  # more than candidates and control
 
 
 def test_a_replica_its_control_and_the_twin_share_one_manager_or_none() -> None:
     control, replica, twin, gate = 0.5 + 20 + 4, 0.5 + 30 + 5, 10, 4 + 5
     assert replica_s(measured(2), 10, 1, twin=True) == control + replica + twin + gate
     assert replica_s(measured(2), 10, 1, twin=False) == control + replica + gate
-    assert replica_s(measured(2), 10, 2, twin=True) == max(control, replica + twin) + gate  # numbers 3, 4 and 0
+    assert replica_s(measured(2), 10, 2, twin=True) == max(control, replica + twin) + 5  # numbers 3, 4 and 0
+    placebo = replace(measured(2), placebos=(FORK,))
+    assert replica_s(placebo, 10, 2, twin=True) == max(control + twin, replica) + 5  # numbers 4, 5 and 0
 
 
 def test_probes_are_shared_out_and_the_last_manager_to_end_counts() -> None:
@@ -376,6 +399,9 @@ def test_the_trainer_waits_for_what_its_own_round_does_not_cover() -> None:
     assert found["fence_wait_replica_s"] == 1.5 + replica_s(measured(3), 20, 2, twin=True) - 20 * 2.0
     assert found["tournament_s"] == 3 * 1.5 + tournament_s(measured(3), HALVED, 1)
     assert (found["step_s"], found["managers"], found["managers_for_no_wait"]) == (1.0, 2, None)
+    assert waits(measured(3), growth__managers=2, growth__replicas=1)["fence_wait_replica_s"] is None
+    alone = plan_view.lines(plan(growth__replicas=1))[-1]
+    assert ("for a replica" in plan_view.lines(plan())[-1], "for a replica" in alone) == (True, False)
 
 
 def test_a_short_probe_ends_with_its_round_if_enough_managers_share_it() -> None:
@@ -394,9 +420,9 @@ def test_a_run_that_cannot_grow_waits_for_nobody() -> None:
 
 
 def test_measuring_times_the_host_and_every_candidate_of_the_first_tournament() -> None:
-    cost = measure(survey_of(tiny_task(), tiny_config(growth__candidates=2)))
-    assert len(cost.forks) == 2
-    for work in (cost.host, *cost.forks):
+    cost = measure(survey_of(tiny_task(), tiny_config(growth__candidates=2, growth__placebos=3)))
+    assert (len(cost.forks), len(cost.placebos)) == (2, 3)
+    for work in (cost.host, *cost.forks, *cost.placebos):
         assert min(work.making_s, work.step_s, work.evaluation_s, cost.probe_s) > 0
 
 
