@@ -183,7 +183,7 @@ def _seeds(entries: Sequence[Entry]) -> list[dict[str, Any]]:
         elif entry.kind is RecordKind.GATE and body["gate"] == Gate.G2 and body["seed_id"] in seeds:
             verdict = verdict_of(GateReport.model_validate_json(json.dumps(body)))
             if verdict is not None:
-                seeds[body["seed_id"]]["g2"] = verdict.model_dump(exclude={"seed_id"})
+                seeds[body["seed_id"]]["g2"] = verdict.model_dump()
         elif entry.kind is RecordKind.ADOPTED:
             adopted[body["command_id"]] = body["fence"]
         elif entry.kind is RecordKind.PLAN_APPLIED and body["command_id"] in adopted:

@@ -22,15 +22,14 @@ def why_none_stayed(survey: Survey, log: GrowthLog, seeds: Sequence[SeedFate]) -
         return "growth is off (growth.enabled, --no-growth)"
     if (short := why_nothing_grows(survey)) is not None:
         return f"no candidate was tried: {short}"
-    return none_stayed(log, len(seeds), _best(log, seeds))
+    return none_stayed(log, len(seeds), _best(seeds))
 
 
-def _best(log: GrowthLog, seeds: Sequence[SeedFate]) -> str:
+def _best(seeds: Sequence[SeedFate]) -> str:
     """Return in words the seed with the largest z at G2, with its figures. Return an empty text if G2 judged no seed,
     or if an older version judged it."""
     judged = [(seed.z, seed) for seed in seeds if seed.z is not None and not math.isnan(seed.z)]
     if not judged:
         return ""
     _, seed = max(judged, key=lambda one: one[0])
-    verdict = log.verdict(seed.seed_id)
-    return "" if verdict is None else f"{seed.blueprint} at {seed.slot}, {figures(verdict)}"
+    return "" if seed.g2 is None else f"{seed.blueprint} at {seed.slot}, {figures(seed.g2)}"

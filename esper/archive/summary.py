@@ -16,12 +16,13 @@ from esper.leyline.base import GrownMessage
 from esper.leyline.finish import Finish
 from esper.leyline.state import SeedState
 from esper.setup.growth_log import GrowthLog
+from esper.setup.verdicts import Verdict
 
 
 class SeedFate(GrownMessage):
     """The outcome of one seed. `gain` and `z` were measured at gate G2. They are None if G2 did not judge the seed."""
 
-    LATER: ClassVar = frozenset({"copies"})
+    LATER: ClassVar = frozenset({"copies", "g2"})
 
     seed_id: str
     slot: str
@@ -33,6 +34,8 @@ class SeedFate(GrownMessage):
     parameters: int
     copies: int = 1
     """Number of modules of the blueprint in the seed."""
+    g2: Verdict | None = None
+    """The last judgement by G2, with its limits. None: there was none, or an older version made it."""
 
 
 class Summary(BaseModel):
@@ -110,8 +113,8 @@ class Summary(BaseModel):
         atomic_write(summary_file(path), strict_json(self.as_json(), indent=1).encode())
 
 
-def fate(seed: SeedState) -> SeedFate:
-    """Return the outcome of a recorded seed."""
+def fate(seed: SeedState, verdict: Verdict | None = None) -> SeedFate:
+    """Return the outcome of a recorded seed, with its judgement by G2."""
     return SeedFate(
         seed_id=seed.seed_id,
         slot=seed.slot,
@@ -122,6 +125,7 @@ def fate(seed: SeedState) -> SeedFate:
         replica_of=seed.replica_of,
         parameters=seed.parameters,
         copies=seed.copies,
+        g2=verdict,
     )
 
 

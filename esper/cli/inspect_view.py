@@ -66,8 +66,7 @@ def judged(found: Mapping[str, Any]) -> Table:
     shown = grid()
     for seed in found["seeds"]:
         if seed["g2"] is not None:
-            verdict = Verdict(seed_id=seed["seed_id"], **seed["g2"])
-            shown.add_row(*cells(seed["seed_id"][:8], f"G2 {in_words(verdict)}"))
+            shown.add_row(*cells(seed["seed_id"][:8], f"G2 {in_words(Verdict.model_validate(seed['g2']))}"))
     return shown
 
 

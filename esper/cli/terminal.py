@@ -375,9 +375,8 @@ def _totals(result: Summary, notes: Sequence[str]) -> Table:
     if result.why_none_stayed is not None:
         totals.add_row(*cells("no growth", result.why_none_stayed))
     for seed in result.seeds:
-        verdict = result.growth.verdict(seed.seed_id)
-        if verdict is not None and verdict.own_z is None:  # a replica relies on the figures of its winner
-            totals.add_row(*cells("G2", f"{seed.blueprint} at {seed.slot} {in_words(verdict)}"))
+        if seed.g2 is not None and seed.g2.own_z is None:  # a replica relies on the figures of its winner
+            totals.add_row(*cells("G2", f"{seed.blueprint} at {seed.slot} {in_words(seed.g2)}"))
     for name, value in result.test_metrics.items():
         totals.add_row(*cells(f"test {name}", number(value)))
     for name, value in _not_finite(result):

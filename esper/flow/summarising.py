@@ -57,7 +57,7 @@ def _network(line: Line, survey: Survey, twin: TwinReport | None) -> partial[Sum
     means = line.components.incubator.twin_means if ends_with_twin else trainer.shard_means
     end = means("test")
     live, of_twin = _test_losses(line, end["loss"], ends_with_twin=ends_with_twin)
-    seeds = tuple(fate(seed) for seed in line.view.seeds)
+    seeds = tuple(fate(seed, growth.verdicts.get(seed.seed_id)) for seed in line.view.seeds)
     why = f"the run ends with its twin: {finish.why}" if finish is not None and ends_with_twin else None
     return partial(
         Summary,
@@ -70,7 +70,7 @@ def _network(line: Line, survey: Survey, twin: TwinReport | None) -> partial[Sum
         params_end=survey.host_parameters if ends_with_twin else trainer.parameter_count(),
         seeds=seeds,
         left_out_by_budgets=left_out_by_budgets(survey),
-        growth=growth,
+        growth=growth.model_copy(update={"verdicts": {}}),
         why_none_stayed=why or why_none_stayed(survey, growth, seeds),
         ends_with=finish.network if finish is not None else "live",
         finish=finish,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, TypeVar
 
 from esper.leyline.base import GrownMessage, Message
@@ -44,8 +44,9 @@ class GrowthLog(GrownMessage):
     """Later looks that ended: refused candidates trained on and were judged again."""
     refusals: tuple[Refusal, ...] = ()
     holds: tuple[HoldCount, ...] = ()
-    verdicts: tuple[Verdict, ...] = ()
-    """The judgements of G2 that have figures, in their order."""
+    verdicts: Mapping[str, Verdict] = {}
+    """Id of a seed -> its last judgement by G2 that has figures. Empty in the summary of a run, where the seeds have
+    them."""
 
     def concluded(self) -> GrowthLog:
         """Return the log with one more tournament."""
@@ -63,12 +64,8 @@ class GrowthLog(GrownMessage):
             count = 1 + sum(one.count for one in before)
             one = Refusal(gate=report.gate, reason=reason, count=count, figures=figures_of(report, reason))
             refusals = (*_without(refusals, before), one)
-        verdicts = self.verdicts if verdict is None else (*self.verdicts, verdict)
+        verdicts = self.verdicts if verdict is None else {**self.verdicts, report.seed_id: verdict}
         return self.model_copy(update={"refusals": refusals, "verdicts": verdicts})
-
-    def verdict(self, seed_id: str) -> Verdict | None:
-        """Return the last judgement of a seed by G2. None: it has no figures."""
-        return next((one for one in reversed(self.verdicts) if one.seed_id == seed_id), None)
 
     def held(self, hold: Hold) -> GrowthLog:
         """Return the log with one more fence at which no new seed was tried."""

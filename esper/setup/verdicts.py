@@ -12,7 +12,6 @@ from esper.setup.wording import apart, beside_limit, percent_apart
 class Verdict(Message):
     """The figures of one judgement of G2. The gain and z of a replica are those of its winner."""
 
-    seed_id: str
     fence: int
     reasons: tuple[str, ...]
     """Why G2 refused the seed. Empty: it passed."""
@@ -44,7 +43,6 @@ def verdict_of(report: GateReport) -> Verdict | None:
         return None
     is_replica = own is not None and own.measured != z.measured
     return Verdict(
-        seed_id=report.seed_id,
         fence=report.fence,
         reasons=report.reasons,
         gain=_float(gain.measured),

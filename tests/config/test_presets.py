@@ -86,6 +86,8 @@ def test_plan_and_start_name_the_keys_of_the_preset_that_a_given_key_leaves_out(
     assert f"  {said}" in heading(survey, None)
     both = load_config(None, {"growth.probe_steps": 40, "growth.entry": "graft"}).growth
     assert both.preset_left_out["probe_steps"].keys() == {"rungs", "rung_samples"}
+    judged = load_config(None, {"growth.judge_samples": 64}).growth  # rungs of the preset leave nothing out
+    assert judged.preset_left_out == {"judge_samples": {"rung_samples": PRESETS["full"]["rung_samples"]}}
 
 
 def test_the_plan_says_what_the_preset_has_set_and_what_replaces_it() -> None:

@@ -126,11 +126,8 @@ def test_a_stop_in_between_loses_no_count(barren: Result, tmp_path: Path) -> Non
     with pytest.raises(Drained):
         run(tiny_task(), config, drain=(watch := StopAt(5)).drain, progress=watch)
     result = resume(tmp_path / "run", tiny_task())
-    assert result.why_none_stayed == barren.why_none_stayed
-    kept, whole = (one.growth.model_dump() for one in (result, barren))
-    for verdict in (*kept["verdicts"], *whole["verdicts"]):
-        del verdict["seed_id"]  # another run has other ids
-    assert kept == whole
+    assert (result.growth, result.why_none_stayed) == (barren.growth, barren.why_none_stayed)
+    assert [seed.g2 for seed in result.seeds] == [seed.g2 for seed in barren.seeds]
 
 
 @pytest.mark.parametrize(
