@@ -314,7 +314,7 @@ def beside_placebos(count: int) -> str:
 
 def tests_in_words(tests: str, count: int) -> str:
     """Return words for the number of tests among which G2 divides the chance of a false pass."""
-    return f"test {count} candidates" if tests == "candidates" else f"hold {count} tournaments"
+    return f"test {count} candidates" if tests == "candidates" else f"hold {count} tournament{'s' if count > 1 else ''}"
 
 
 def over_budgets(candidates: Mapping[str, Sequence[str]]) -> list[str]:
