@@ -38,6 +38,8 @@ from esper.user_code.task_reference import load_task
 
 TASK = "esper.tasks.stdlib_text:task"
 MANAGERS, STEPS_OF_A_TURN = 1, 20
+WAITING_MANAGERS = 2
+"""Number of managers in the runs whose waits are measured."""
 UNDISTURBED, FORETOLD_WITHIN = 0.97, 0.25
 
 TRAINERS_CORE, *OTHER_CORES = sorted(os.sched_getaffinity(0))
@@ -116,10 +118,6 @@ class Stopwatch(Quiet):
         first = self.incubations[0]
         return [found for found in self.incubations if (found.candidates, found.seeds_in_host) == (first.candidates, 0)]
 
-    def first_replica(self) -> Incubation | None:
-        """Return the first incubation of a replica. None: there was no winner, or no replica of the winner."""
-        return next((found for found in self.incubations if found.seeds_in_host == 1), None)
-
 
 def pace_beside_a_neighbour() -> tuple[list[float], list[float]]:
     """Return steps/s of a bare loop alone, and of a bare loop while another bare loop runs."""
@@ -143,10 +141,9 @@ Kept = Callable[[str, list[float]], list[float]]
 
 
 def run(
-    embedded: EmbeddedRay, folder: Path, name: str, seed: int, settings: dict[str, Any]
+    embedded: EmbeddedRay, folder: Path, name: str, seed: int, settings: dict[str, Any], *, pinned: bool
 ) -> tuple[Stopwatch, Result]:
     """Make one run of the task on actors, and measure it with a `Stopwatch`."""
-    pinned = settings.pop("pinned")
     task, reference = load_task(TASK)
     told = {"run.seed": seed, "run.dir": str(folder / f"{name}-{seed}"), "growth.managers": MANAGERS}
     config = load_config(None, told | settings)
@@ -180,27 +177,19 @@ def paces(repetitions: int, keep: Kept) -> list[Row]:
 
 
 def waits(repetitions: int, keep: Kept) -> list[Row]:
-    """Measure the waits of a run with growth at its fences, on all cores, and compare them with the forecast."""
+    """Measure the wait of the default task for its first tournament, on all cores, and compare it with the forecast."""
     task, _ = load_task(TASK)
-    first, replica = [], []
-    with scratch() as folder, EmbeddedRay(slots=1 + MANAGERS) as embedded:
+    first, settings = [], {"growth.managers": WAITING_MANAGERS}
+    with scratch() as folder, EmbeddedRay(slots=1 + WAITING_MANAGERS) as embedded:
         for seed in range(repetitions):
-            foretold = forecast(survey_of(task, load_config(None, {"run.seed": seed, "growth.managers": MANAGERS})))
-            grown, result = run(embedded, folder, "grown", seed, {}, pinned=False)
+            foretold = forecast(survey_of(task, load_config(None, {"run.seed": seed, **settings})))
+            grown, result = run(embedded, folder, "grown", seed, settings, pinned=False)
             seen = keep("wait for a first tournament (s)", [found.waited_s for found in grown.first_tournaments()])
             keep("first wait foretold (s)", [foretold["fence_wait_first_s"]])
             first += [wait / foretold["fence_wait_first_s"] for wait in seen]
-            if (found := grown.first_replica()) is not None:
-                keep("wait for a first replica (s)", [found.waited_s])
-                keep("replica's wait foretold (s)", [foretold["fence_wait_replica_s"]])
-                replica.append(found.waited_s / foretold["fence_wait_replica_s"])
             keep("all fence waits of a run that grows (s)", [result.fence_wait_s])
             keep("wall of a run that grows (s)", [result.wall_s])
-    rows = []
-    for what, ratios in (("first tournament", first), ("first replica", replica)):
-        if ratios:
-            rows.append(_foretold(f"wait for a {what} over the forecast, median", Spread(tuple(ratios)).median))
-    return rows
+    return [_foretold("wait for a first tournament over the forecast, median", Spread(tuple(first)).median)]
 
 
 def measure(repetitions: int) -> Outcome:
