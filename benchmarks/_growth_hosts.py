@@ -1,7 +1,8 @@
 """The hosts of the benchmark `growth`.
 
-The defaults of growth were chosen on the hosts in `TUNED`. The kinds of the hosts in `FRESH` were named before, and the
-hosts were written and measured after the defaults were fixed.
+The defaults of growth were chosen on the hosts in `TUNED`. The hosts in `FRESH` were written after the defaults were
+fixed for the first time. Their results led to other limits of a tournament's cost, so they are no fresh hosts any more.
+The hosts in `_growth_hosts_later.py` were written after that.
 
     B batch   T position   C channel   V symbol   H, W height and width
 """
