@@ -52,7 +52,7 @@ class PlaceboBasis(GrownMessage):
     def limit(self) -> float:
         """The gain that a seed must exceed."""
         centre = self.mean if self.largest is None else self.largest
-        return max(centre or 0.0, 0.0) + self.factor * self.rms
+        return max(centre or 0.0, 0.0) + (self.factor * self.rms if self.factor else 0.0)
 
 
 class Check(GrownMessage):

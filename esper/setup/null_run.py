@@ -88,11 +88,15 @@ def null_run(
     return found
 
 
-def candidates(survey: Survey) -> int:
-    """Return the number of candidates in the first tournament of a run. Raises: ConfigError: the run holds none."""
+def candidates(survey: Survey, runs: int) -> int:
+    """Return the number of candidates in the first tournament of a run. Raises: ConfigError: each of the `runs` holds
+    none.
+    """
     first = first_tournament(survey)
     if isinstance(first, Hold):
-        raise ConfigError("--null", survey.config.growth.candidates, f"a run holds no tournament: {first.detail}")
+        known = first.measured is not None and first.limit is not None
+        figures = f" ({first.measured:g}, limit {first.limit:g})" if known else ""
+        raise ConfigError("--null", runs, f"a run of this config holds no tournament: {first.detail}{figures}")
     return len(first)
 
 

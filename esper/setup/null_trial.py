@@ -134,7 +134,7 @@ def null_trial(
     most = tournaments_of(survey.resolved.growth, survey.fence_steps) if whole else 1
     found: list[NullTournament] = []
     with temporary_rng(0):
-        size = candidates(survey)
+        size = candidates(survey, runs)
     for run_seed in range(survey.config.run.seed + 1, survey.config.run.seed + 1 + runs):
         with temporary_rng(0):
             found += null_run(_reseeded(survey, run_seed, task_of), most, size, told)

@@ -24,23 +24,29 @@ def other_content(x: Tensor) -> Tensor:
     samples, so that the model can process it: columns of categories may have embeddings of different sizes.
 
     An integer becomes the next larger integer of the same entry in another sample. The largest integer becomes the
-    smallest. A floating number moves towards the same entry of another sample, by a random part of the distance. An
-    entry that is equal in all samples is unchanged.
+    smallest. An entry that is equal in all samples becomes smaller by 1 if it is positive, because an embedding that
+    takes an integer takes the smaller ones, too. If it is not positive, it becomes larger by 1, but not larger than the
+    largest integer in x. A floating or complex number moves towards the same entry of another sample, by a random part
+    of the distance.
     """
-    if not x.is_floating_point():
-        return _next_larger(x)
+    if not (x.is_floating_point() or x.is_complex()):
+        return _other_integers(x.to(torch.int64)).to(x.dtype)
     share = torch.rand(x.shape, generator=torch.Generator().manual_seed(_NOISE_KEY)).to(x)
     target = x.roll(1, dims=0)
     between = x + share * (target - x)
     return torch.where(between.isnan(), target, between)  # nan: -inf + inf, in an additive mask
 
 
-def _next_larger(x: Tensor) -> Tensor:
+def _other_integers(x: Tensor) -> Tensor:
+    if not x.numel():
+        return x
     x_PB = x.flatten(1).T if x.dim() > 1 else x[None]
     ordered_PB = x_PB.sort(dim=1).values.contiguous()
     place_PB = torch.searchsorted(ordered_PB, x_PB.contiguous(), right=True) % x_PB.shape[1]
-    other_BP = ordered_PB.gather(1, place_PB).T
-    return other_BP.reshape(x.shape)
+    beside_PB = torch.where(x_PB > 0, x_PB - 1, (x_PB + 1).clamp(max=int(x.max())))
+    equal_P1 = ordered_PB[:, :1] == ordered_PB[:, -1:]
+    other_PB = torch.where(equal_P1, beside_PB, ordered_PB.gather(1, place_PB))
+    return other_PB.T.reshape(x.shape)
 
 
 def with_noise(x: Tensor) -> Tensor:

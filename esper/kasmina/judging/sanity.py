@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from esper.errors import DependencyViolationError, EvidenceMissing, SeedBuildFailed
 from esper.ground.temporary_rng import temporary_rng
 from esper.kasmina.blueprints.fallbacks import fallbacks_told, heard
+from esper.kasmina.blueprints.padded import takes_padding
 from esper.kasmina.blueprints.precision import as_slot, named
 from esper.kasmina.host.perturbation import with_noise
 from esper.leyline.slots import SlotSpec
@@ -89,9 +90,10 @@ def _probe(module: nn.Module, spec: SlotSpec, h: Tensor) -> SeedSanity:
     shape, dtype = _interface(module, spec, h, told)
     causality = sample = None
     if shape == slot_shape:
-        runs = [_forward(_with_random_parameters(module), training) for training in MODES]
-        causality = max(causality_leak(run, h[0].double()) for run in runs) if spec.causal else None
-        unmixed = [run for run, training in zip(runs, MODES, strict=True) if _must_keep_samples_apart(spec, training)]
+        moved, masked = _with_random_parameters(module), (False, True) if takes_padding(module) else (False,)
+        cases = [(training, _forward(moved, training, padded=padded)) for training in MODES for padded in masked]
+        causality = max(causality_leak(run, h[0].double()) for _, run in cases) if spec.causal else None
+        unmixed = [run for training, run in cases if _must_keep_samples_apart(spec, training)]
         sample = max((sample_leak(run, h[:SAMPLES].double()) for run in unmixed), default=None)
     return SeedSanity(
         shape=shape,
@@ -135,7 +137,12 @@ def _interface(module: nn.Module, spec: SlotSpec, h: Tensor, told: dict[str, Non
 
 
 def _forward(
-    module: nn.Module, training: bool, autocast: str | None = None, told: dict[str, None] | None = None
+    module: nn.Module,
+    training: bool,
+    autocast: str | None = None,
+    told: dict[str, None] | None = None,
+    *,
+    padded: bool = False,
 ) -> Forward:
     """Return a function that runs one forward of a new copy. Each call begins with the same random state.
 
@@ -145,6 +152,7 @@ def _forward(
         autocast: Dtype to which the host's autocast casts at the slot. None: the host uses no autocast there.
         told: Mapping to which the copy's fallbacks are added. None: fallbacks do not count, because the copy runs in
             double precision, and no plan requires double precision.
+        padded: Whether every third position is padded, for a seed that takes padding.
     """
 
     def forward(h: Tensor) -> Tensor:
@@ -152,12 +160,17 @@ def _forward(
         context = torch.autocast(h.device.type, lower, enabled=lower is not None)
         with temporary_rng(0, (h.device,)), torch.no_grad(), context:
             copy = deepcopy(module).train(training)
-            output: Tensor = heard(copy, h.clone())
+            output: Tensor = heard(copy, h.clone(), _every_third(h) if padded else None)
             if told is not None:
                 told.update(dict.fromkeys(fallbacks_told(copy)))
             return as_slot(output, h)
 
     return forward
+
+
+def _every_third(h_BTC: Tensor) -> Tensor:
+    batch, time = h_BTC.shape[:2]
+    return (torch.arange(time, device=h_BTC.device) % 3 == 2).expand(batch, -1)
 
 
 def _with_random_parameters(module: nn.Module) -> nn.Module:

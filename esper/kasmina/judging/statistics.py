@@ -72,10 +72,12 @@ def z_limit(false_pass: float, tests: int, count: int) -> float:
 
 
 def _upper_quantile(chance: float, degrees: int) -> float:
-    """Return the value that Student's t with some degrees of freedom exceeds with a chance."""
+    """Return the value that Student's t with some degrees of freedom exceeds with a chance; 0 for a chance above 0.5,
+    because no limit is below that of a coin.
+    """
     from scipy import special  # imported here: the import is slow, and few processes need it
 
-    return 0.0 - float(special.stdtrit(degrees, chance))  # lower tail, because 1 - 1e-17 rounds to 1
+    return max(0.0, -float(special.stdtrit(degrees, chance)))  # lower tail, because 1 - 1e-17 rounds to 1
 
 
 def placebo_limit(gains: Sequence[float], false_pass: float, candidates: int) -> PlaceboBasis:

@@ -12,6 +12,7 @@ from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint
 from esper.kasmina.blueprints.ntc import Attention
 from esper.kasmina.blueprints.padded import seed_output
 from esper.kasmina.incubation.choices import chosen
+from esper.kasmina.judging.sanity import probe_seed
 from esper.kasmina.settings import BlueprintChoice
 from esper.leyline.slots import Kind, SlotSpec
 from esper.testing import telling
@@ -88,3 +89,25 @@ def test_a_seed_gets_booleans_also_without_a_mask_and_a_plain_seed_gets_its_inpu
     assert seed_output(Given(), H, PADDED) is PADDED
     assert torch.equal(seed_output(Given(), H, None), PADDED & False)
     assert seed_output(nn.Identity(), H, PADDED) is H
+
+
+class ReadsAllIfPadded(nn.Module):
+    """[B, T, C] -> [B, T, C]: where a batch has padding, each position also reads all others of all samples."""
+
+    takes_padding = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(8, 8)
+
+    def forward(self, h: Tensor, padding: Tensor) -> Tensor:
+        out: Tensor = self.out(h + h.mean((0, 1), keepdim=True) * padding.any())
+        return out
+
+
+def test_g0_measures_a_seed_that_takes_padding_also_with_padding() -> None:
+    causal = spec(causal=True)
+    found = probe_seed(ReadsAllIfPadded(), causal, H, "own")
+    assert min(found.causality_leak, found.sample_leak) > 1e-3
+    fine = probe_seed(BLUEPRINTS.get("masked_attention").build(causal, 0), causal, H, "masked_attention")
+    assert max(fine.causality_leak, fine.sample_leak) < 1e-9

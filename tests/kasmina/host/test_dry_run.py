@@ -459,3 +459,21 @@ def test_a_category_becomes_another_one_of_its_column():
     assert (spec.shape, spec.causal, spec.samples_independent) == ((2, 8), True, True)
     assert other_content(columns).tolist() == [[1, 7], [0, 30], [2, 30], [1, 49]]
     assert other_content(columns[:, 0]).tolist() == [1, 0, 2, 1]
+    for kind in (torch.uint8, torch.uint16, torch.int32):
+        assert other_content(columns.to(kind)).tolist() == other_content(columns).tolist()
+
+
+@pytest.mark.parametrize("batch", [[[0, 1, 0, 1], [1, 1, 0, 1]], [[0, 1, 0, 1]] * 2, [[1, 0, 0, 0]] * 2])
+def test_entries_that_are_equal_in_all_samples_change_too(batch):
+    tokens = torch.tensor(batch)
+    assert (other_content(tokens) != tokens).all()
+    model = nn.Sequential(nn.Embedding(2, 8), Attention(8, causal=True))
+    nn.init.normal_(model[1].outward.weight)
+    (spec,) = dry_run(model, ["1"], tokens, call)
+    assert (spec.causal, spec.samples_independent) == (True, True)
+
+
+def test_a_constant_column_keeps_within_its_embedding():
+    columns = torch.tensor([[2, 49], [2, 7], [2, 30]])
+    assert other_content(columns).tolist() == [[1, 7], [1, 30], [1, 49]]
+    assert only(Categories(), columns).samples_independent
