@@ -38,8 +38,8 @@ def test_what_readme_says_of_growing_is_what_was_measured() -> None:
     assert [pair["seed"] for pair in pairs] == list(range(200, 205))
     said = (
         "With the run seeds 200 to 204 the grown network's test loss is {} to {} below its twin's. It is {} to {} below"
-        " that of a network of the same final shape, and {} to {} below that of a wider or deeper plain transformer of at"
-        " least as many parameters; both are trained from the first step at their best rates"
+        " that of a network of the same final shape, and {} to {} below that of a wider or deeper plain transformer of"
+        " at least as many parameters; both are trained from the first step at their best rates"
     ).format(*ends["twin"], *ends["static"], *ends["plain"])
     assert said in " ".join(readme.split())
     assert f"(benchmarks/results/{newest.name})" in readme

@@ -104,7 +104,7 @@ def padding(found: Mapping[str, Any]) -> list[str]:
     if not padded:
         return []
     where = f"{', '.join(padded)}: the length differs between batches"
-    told = f"{where}; seeds that mix positions (attention, convolutions over time) see the padding as content"
+    told = f"{where}; seeds that mix positions (attention, convolutions over time) may see the padding as content"
     masked = [slot["path"] for slot in found["slots"] if slot["path"] in padded and "padding" in slot]
     return [f"{told}, except masked_attention in {', '.join(masked)}" if masked else told]
 
@@ -195,6 +195,6 @@ def _waits(found: Mapping[str, Any]) -> str:
     return (
         f"{said}; with {count} manager{'s' if count > 1 else ''} the trainer waits {seconds('fence_wait_first_s')} for"
         f" the first tournament{replica}; with a manager for each fork it waits"
-        f" {seconds('fence_wait_least_s')} for the first tournament ({least} within its round); in one process the"
+        f" {seconds('fence_wait_least_s')} for the first tournament ({least} within its rounds); in one process the"
         f" tournament takes {seconds('tournament_s')}"
     )

@@ -67,6 +67,8 @@ class Terminal:
         self._replicas: frozenset[str] = frozenset()
         self.path: Path | None = None
         """Directory of the run. None until it exists."""
+        self._measured = 0, 0.0
+        """Steps, and seconds of training, of the run up to the last round that was shown."""
         self._notes: list[str] = []
         """Notes on the losses of the run."""
 
@@ -105,8 +107,8 @@ class Terminal:
             self._view = (self._bar(state, tally), _slots(state))
             self._live.update(Group(*self._view), refresh=True)
         elif state.fence:
-            line = Text("  ").join([Text(self._place(state), style="bold"), *_figures(state, tally), *_rows(state)])
-            self._console.print(line, soft_wrap=True)
+            told = [Text(self._place(state), style="bold"), *self._figures(state, tally), *_rows(state)]
+            self._console.print(Text("  ").join(told), soft_wrap=True)
 
     def hold(self, hold: Hold) -> None:
         """Print the reason why nothing germinates. Each reason is printed once."""
@@ -146,21 +148,25 @@ class Terminal:
     def _place(self, state: RoundState) -> str:
         return f"round {state.fence:>2}/{self._fences}"
 
+    def _pace(self, tally: Tally) -> float | None:
+        """Return the steps per second of the last round. None: nothing was trained since the last call."""
+        (steps, seconds), self._measured = self._measured, (tally.steps, tally.training_s)
+        return (tally.steps - steps) / (tally.training_s - seconds) if tally.training_s > seconds else None
+
+    def _figures(self, state: RoundState, tally: Tally) -> list[Text]:
+        training, pace = state.training, self._pace(tally)
+        figures = [f"step {training.step}/{training.total_steps}"]
+        if training.train_loss is not None:
+            figures.append(f"loss {number(training.train_loss)}")
+        if pace is not None:
+            figures.append(f"{a_second(pace)} steps/s")
+        return [Text(figure) for figure in (*figures, f"{training.parameters:,} parameters")]
+
     def _bar(self, state: RoundState, tally: Tally) -> Table:
         row = Table.grid(padding=(0, 2))
         bar = ProgressBar(total=max(1, self._fences), completed=state.fence, width=20)
-        row.add_row(Text(self._place(state), style="bold"), bar, *_figures(state, tally))
+        row.add_row(Text(self._place(state), style="bold"), bar, *self._figures(state, tally))
         return row
-
-
-def _figures(state: RoundState, tally: Tally) -> list[Text]:
-    training = state.training
-    figures = [f"step {training.step}/{training.total_steps}"]
-    if training.train_loss is not None:
-        figures.append(f"loss {number(training.train_loss)}")
-    if tally.steps_per_s is not None:
-        figures.append(f"{a_second(tally.steps_per_s)} steps/s")
-    return [Text(figure) for figure in (*figures, f"{training.parameters:,} parameters")]
 
 
 def _slots(state: RoundState) -> Table:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from deciding import make_state
 from growing import THREE
 from rich.console import Console
 
@@ -72,6 +73,17 @@ def test_every_round_is_one_line_with_step_loss_speed_and_size(plain: Seen) -> N
     assert [line.split()[1] for line in rounds] == [f"{n}/16" for n in range(1, 17)]
     for word in ("step 20/320", "loss 1.", "steps/s", "108 parameters"):
         assert word in rounds[0]
+
+
+def test_the_speed_in_a_line_is_that_of_its_round() -> None:
+    shown, tally = console(), Tally()
+    terminal = Terminal(shown, live=False)
+    for steps, seconds in ((20, 0.1), (40, 1.1)):
+        tally.steps, tally.training_s = steps, seconds
+        terminal.fence(make_state(), tally)
+    first, second = shown.export_text().splitlines()
+    assert "200 steps/s" in first
+    assert "20 steps/s" in second
 
 
 def test_the_stage_of_every_seed_in_the_host_is_in_the_line_of_its_slot(plain: Seen) -> None:
