@@ -23,6 +23,7 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": "0",
+    "RAY_py_gcs_connect_timeout_s": "120",  # not 30, because `ray.start_deadline_s` ends a slow start
     "RAY_worker_niceness": "0",  # the default, 15, would let other programs slow down the trainer
 }
 """Variables of every process of an embedded Ray. They are set because Ray's defaults depend on the environment."""

@@ -130,6 +130,10 @@ HOLDS: dict[str, tuple[Callable[[], bool], str]] = {
         "tensors of a message are memory that is shared and read-only",
     ),
     "RAY_worker_niceness": (lambda: is_read("RAY_worker_niceness"), "actors run at Ray's low priority"),
+    "RAY_py_gcs_connect_timeout_s": (
+        lambda: is_read("RAY_py_gcs_connect_timeout_s"),
+        "a start on a busy machine fails after 30 s, before ray.start_deadline_s",
+    ),
     "RAY_gcs_rpc_server_reconnect_timeout_s": (
         lambda: is_read("RAY_gcs_rpc_server_reconnect_timeout_s"),
         "Ray ends this process 60 s after its control store died in a start",
