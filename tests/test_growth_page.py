@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,22 @@ def row(host: str, pair: dict[str, Any]) -> str:
     cost = f"{grown['gflops'] / pair['twin']['gflops']:.1f}"
     told = (f"{host}, {pair['seed']}", seeds, f"{pair['twin']['test']:.3f}", f"{grown['test']:.3f}", *ratios, cost)
     return f"| {' | '.join(told)} |"
+
+
+def test_the_losses_at_equal_compute_are_those_of_the_files() -> None:
+    rows = []
+    for path in sorted((ROOT / "benchmarks" / "results").glob("growth_curve_*.json")):
+        (pairs,) = json.loads(path.read_text(encoding="utf-8"))["pairs"].values()
+
+        def mean(arm: str, figure: str, pairs: list[dict[str, Any]] = pairs) -> float:
+            return statistics.mean(pair[arm][figure] for pair in pairs)
+
+        over = statistics.mean(pair["grown"]["test"] / pair["longer"]["test"] for pair in pairs)
+        steps, beside = pairs[0]["grown"]["steps"], f"{mean('longer', 'test'):.3f} | {over:.3f}"
+        grown, host = (f"{mean(arm, 'test'):.3f}, {mean(arm, 'gflops'):,.0f}" for arm in ("grown", "twin"))
+        link = f"[{steps:,}](../benchmarks/results/{path.name})"
+        rows.append((steps, f"| {steps:,} | {grown} | {host} | {beside} | {link} |"))
+    assert re.findall(r"^\| [\d,]+ \| .*growth_curve.*$", PAGE, re.MULTILINE) == [row for _, row in sorted(rows)]
 
 
 @pytest.mark.parametrize("name", ["growth_text", "growth_later"])
