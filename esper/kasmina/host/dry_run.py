@@ -17,8 +17,9 @@ from esper.ground.slot_output import part_of
 from esper.ground.temporary_rng import temporary_rng
 from esper.ground.tensors_kept import tensors_kept
 from esper.kasmina.blueprints.precision import autocast_at
+from esper.kasmina.host.causality import Seen, causal_slots
 from esper.kasmina.host.padding_masks import given_mask, is_readable, positional_names
-from esper.kasmina.host.perturbation import Change, is_content, moved, perturbing, unchanged
+from esper.kasmina.host.perturbation import Change, moved, perturbing, unchanged
 from esper.kasmina.host.slot_patterns import Matched, match
 from esper.leyline.slots import Kind, SlotSpec
 from esper.user_code.attributes import different, held_by, path_in_words
@@ -68,9 +69,8 @@ def dry_run(
     parameters, buffers, modes, hooks and attributes, the input and all global random states are restored after each
     forward. The model is not copied, because modules with weight norm cannot be copied.
 
-    Causality is measured in evaluation mode, because dropout would hide a change of the output. A slot counts as causal
-    if no change of the input at one position changed the output at an earlier position. At least one of these changes
-    must have changed the output. Sample independence is measured in both modes, because batch norm mixes samples in
+    Causality (see `causal_slots`) is measured in evaluation mode, because dropout would hide a change of the output.
+    Sample independence is measured in both modes, because batch norm mixes samples in
     training mode only.
 
     Args:
@@ -125,7 +125,15 @@ class _Host:
 
     def run(self, *, training: bool, change: Change = unchanged) -> dict[str, Tensor]:
         """Return the slots' outputs by path. `change` is applied to a copy of each tensor of the input."""
-        seen = self._record(self.key, training, change)
+        seen, _ = self._record(self.key, training, change)
+        return self._only_outputs(seen, training=training)
+
+    def evaluated(self, change: Change = unchanged) -> Seen:
+        """Return the outputs of the slots and of the model in evaluation mode. `change`: see `run`."""
+        seen, results = self._record(self.key, False, change)
+        return Seen(self._only_outputs(seen, training=False), results)
+
+    def _only_outputs(self, seen: Mapping[str, list[object]], *, training: bool) -> dict[str, Tensor]:
         mode = "training" if training else "evaluation"
         outputs = {}
         for path, recorded in seen.items():
@@ -142,14 +150,15 @@ class _Host:
         """
         called: list[set[str]] = []
         for key in range(MOST_KEYS):
-            called.append({path for path, outputs in self._record(key, True, unchanged).items() if outputs})
+            called.append({path for path, outputs in self._record(key, True, unchanged)[0].items() if outputs})
             if len(called[-1]) == len(self.paths):
                 break
             if len(called) == ALIKE and all(paths == called[0] for paths in called):
                 break
         return replace(self, key=max(range(len(called)), key=lambda key: len(called[key])))
 
-    def _record(self, key: int, training: bool, change: Change) -> dict[str, list[object]]:
+    def _record(self, key: int, training: bool, change: Change) -> tuple[dict[str, list[object]], tuple[Tensor, ...]]:
+        """Run one forward. Return the outputs of the slots by path, and the floating tensors in the model's output."""
         seen: dict[str, list[object]] = {path: [] for path in self.paths}
         given = mapped(lambda tensor: change(tensor.clone()), self.batch_input)
         devices = {tensor.device for tensor in (*self.model.parameters(), *self.model.buffers(), *tensors(given))}
@@ -162,8 +171,9 @@ class _Host:
             torch.set_grad_enabled(training),
             refused_as_theirs(doing),
         ):
-            self.call(self.model, given)
-        return seen
+            whole = tensors(self.call(self.model, given))
+            results = (one.detach().clone() for one in whole if one.is_floating_point() and not one.is_nested)
+            return seen, tuple(one for one in results if one.numel())
 
     def run_twice(self, *, training: bool) -> dict[str, Tensor]:
         """Like `run`. Raises: TaskError: the same input and the same random state gave two different outputs."""
@@ -336,7 +346,8 @@ def _specs(
     Raises:
         TaskError: no input changes the output of a slot, or a pattern has no slot left.
     """
-    independent, causal = _independent(host, training, training=True), _causal(host, evaluation)
+    independent = _independent(host, training, training=True)
+    causal = causal_slots(host.evaluated, host.batch_input, host.batch, host.evaluated(), TOLERANCE)
     independent_evaluated = _independent(host, evaluation, training=False)
     host.matched.check()
     return tuple(
@@ -411,28 +422,3 @@ def _unmoved(path: str, host: _Host) -> TaskError:
         f"inputs of {', '.join(map(str, others))} rows cannot be changed by sample; name a module that the others reach"
     )
     return TaskError(f"slot {path}", f"no input with {host.batch} rows, one per sample, moves its output", mend)
-
-
-def _causal(host: _Host, before: Mapping[str, Tensor]) -> set[str]:
-    """Return the NTC slots whose output changed only at or after the changed positions, in evaluation mode.
-
-    Up to five positions are changed, one at a time, in every input whose second dimension is the slot's length. A slot
-    whose output never changed is not in the result.
-    """
-    leaking, alive = set(), set()
-    sequences = {path: before[path] for path in host.paths if before[path].dim() == 3}
-    lengths = {output.shape[1] for output in sequences.values()}
-    for length in sorted(lengths):
-        leading = (host.batch, length)
-        if not any(is_content(tensor, leading) for tensor in tensors(host.batch_input)):
-            continue
-        paths = [path for path, output in sequences.items() if output.shape[1] == length]
-        for t in sorted({1, length // 4, length // 2, 3 * length // 4, length - 1} & set(range(1, length))):
-            after = host.run(training=False, change=perturbing((slice(None), slice(t, t + 1)), leading))
-            for path in [path for path in paths if path in after]:
-                times = moved(before[path], after[path], TOLERANCE)
-                if times[:, :t].any():
-                    leaking.add(path)
-                if times[:, t:].any():
-                    alive.add(path)
-    return alive - leaking

@@ -477,3 +477,49 @@ def test_a_constant_column_keeps_within_its_embedding():
     columns = torch.tensor([[2, 49], [2, 7], [2, 30]])
     assert other_content(columns).tolist() == [[1, 7], [1, 30], [1, 49]]
     assert only(Categories(), columns).samples_independent
+
+
+class Decoder(nn.Module):
+    """An encoder of the source, and a causal decoder that reads its result at each position."""
+
+    def __init__(self, start: bool = False) -> None:
+        super().__init__()
+        self.source, self.target, self.head = nn.Embedding(11, 8), nn.Embedding(11, 8), nn.Linear(8, 11)
+        self.encoder, self.decoder = Attention(8, False), Attention(8, True)
+        self.start = nn.Parameter(torch.randn(8)) if start else None
+        for one in (self.encoder, self.decoder):
+            nn.init.normal_(one.outward.weight)  # a seed's own is zero at birth
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        source, target = self.encoder(self.source(batch[0])), self.target(batch[1])
+        if self.start is not None:
+            target = torch.cat([self.start.expand(len(target), 1, 8), target], dim=1)
+        h = self.decoder(target + source.mean(dim=1, keepdim=True))
+        return self.head(h if self.start is None else h[:, 1:])
+
+
+@pytest.mark.parametrize("source", [TOKENS, TOKENS[:, :9]], ids=["equal lengths", "a shorter source"])
+@pytest.mark.parametrize("start", [False, True], ids=["no start", "a token before the others"])
+def test_a_decoder_is_causal_along_its_targets_though_it_reads_its_whole_source(source: Tensor, start: bool):
+    specs = dry_run(Decoder(start), ["encoder", "decoder"], (source, TOKENS.flip(0)), call)
+    assert [(spec.path, spec.causal) for spec in specs] == [("encoder", False), ("decoder", True)]
+    assert specs[1].shape == (16 + start, 8)
+
+
+def test_a_slot_of_another_length_is_not_causal_if_the_result_of_the_network_has_no_positions():
+    class Classifier(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stage, self.head = nn.Conv1d(8, 8, 3, stride=2), nn.Linear(8, 16)  # as many classes as positions
+
+        def forward(self, x_BTC: Tensor) -> Tensor:
+            return self.head(self.inner(x_BTC).mean(dim=1))
+
+        def inner(self, x_BTC: Tensor) -> Tensor:
+            return self.slot(self.stage(x_BTC.transpose(1, 2)).transpose(1, 2))
+
+    model = Classifier()
+    model.slot = nn.Linear(8, 8)
+    (spec,) = dry_run(model, ["slot"], SEQUENCES, call)
+    assert spec.shape[0] != SEQUENCES.shape[1]
+    assert not spec.causal
