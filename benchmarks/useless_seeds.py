@@ -21,13 +21,13 @@ from esper import Task
 from esper.config.joined import load_config
 from esper.kasmina.blueprints.placebos import PLACEBOS
 from esper.kasmina.judging.statistics import exact_interval
-from esper.setup.null_run import NullTournament
+from esper.setup.null_tournament import NullVerdict
 from esper.setup.null_trial import INTERVAL, NullTrial, null_trial
 from esper.setup.survey import survey_of
 from esper.user_code.process_state import process_state
 
 SIZES = {"train": (2048, 1), "valid": (256, 2), "test": (512, 3), "pick": (512, 4), "gate": (512, 5)}
-SETTINGS = {"run.round_steps": 20, "run.epochs": 4, "run.seed": 1000}
+SETTINGS = {"run.round_steps": 20, "run.epochs": 10, "run.seed": 1000}
 """The run seeds are those after 1000. Smaller ones were used when the limit of the placebos was chosen."""
 MOST = 0.05
 """Limit of the upper end of the interval of the share of runs that accept a useless seed."""
@@ -169,9 +169,9 @@ def measure(repetitions: int) -> Outcome:
 
 def outcome(found: Mapping[str, NullTrial]) -> Outcome:
     """Return the shares over all hosts."""
-    each = [one for trial in found.values() for one in trial.tournaments]
-    runs, accepted = sum(trial.runs for trial in found.values()), sum(one.accepted for one in each)
-    could = sum(one.only_placebos_refuse for one in each)
+    trials = found.values()
+    runs, tournaments = sum(one.runs for one in trials), sum(one.tournaments for one in trials)
+    accepted, could = sum(one.accepted for one in trials), sum(one.only_placebos_refuse for one in trials)
     low, high = exact_interval(accepted, runs)
     rows = [
         Row.judged(
@@ -184,8 +184,9 @@ def outcome(found: Mapping[str, NullTrial]) -> Outcome:
         Row.told("its lower end", low),
         Row.told("share of runs that accept a useless seed", accepted / runs),
         Row.told("runs", runs),
-        *_shares("tournaments", accepted, len(each)),
-        *_shares("tournaments whose first seed met all limits, or all but that of the placebos", accepted, could),
+        Row.told("later looks at refused seeds", sum(len(one.verdicts) - one.tournaments for one in trials)),
+        *_shares("tournaments", accepted, tournaments),
+        *_shares("verdicts whose first seed met all limits, or all but that of the placebos", accepted, could),
     ]
     for name, trial in found.items():
         rows.append(Row.told(f"{name}: runs that accept a useless seed", trial.accepted, trial.runs))
@@ -203,14 +204,14 @@ def _shares(of: str, hits: int, count: int) -> list[Row]:
 
 def _spreads(name: str, trial: NullTrial) -> Iterator[tuple[str, Spread]]:
     """Yield the spread of each figure of G2, of the limit of the placebos, and of the gains of each kind of placebo."""
-    judged = [one.figures for one in trial.tournaments if one.figures]
+    judged = [one.figures for one in trial.verdicts if one.figures]
     told = {
         **{
             f"{check} of the first seed": [one[check]["measured"] for one in judged if check in one] for check in CHECKS
         },
         "limit of the placebos": [one[CHECKS[-1]]["above"] for one in judged if CHECKS[-1] in one],
     }
-    gains = [gain for one in trial.tournaments for gain in one.placebo_gains]
+    gains = [gain for one in trial.verdicts for gain in one.placebo_gains]
     for kind in PLACEBOS:
         told[f"gain of placebos of the kind {kind}"] = [gain for each, gain in gains if each == kind]
     for label, values in told.items():
@@ -218,7 +219,7 @@ def _spreads(name: str, trial: NullTrial) -> Iterator[tuple[str, Spread]]:
             yield f"{name}: {label}", Spread(known)
 
 
-def _tell(name: str, one: NullTournament) -> None:
+def _tell(name: str, one: NullVerdict) -> None:
     print(json.dumps({"host": name, **vars(one)}), file=sys.stderr, flush=True)
 
 

@@ -87,13 +87,15 @@ FULL: Mapping[str, object] = {
     "best_again": 4,
     "replicas": 1,
     "entry": "adopt",
+    "beside": 2,
+    "max_looks": 2,
     "finish": "better",
     "parameter_budget": 6.0,
     "parameter_floor": 20_000,
     "cost_budget": 8.0,
 }
 LEAN: Mapping[str, object] = {
-    **{key: value for key, value in FULL.items() if key != "best_again"},  # there is one tournament
+    **{key: value for key, value in FULL.items() if key not in ("best_again", "beside", "max_looks")},
     "candidates": 12,
     "placebos": 6,
     "rungs": (30, 60),
@@ -108,12 +110,12 @@ PRESET: Literal["none", "lean", "full"] = "full"
 
 def _left_out(key: str, value: object) -> tuple[str, ...]:
     """Return the keys of a preset that a given key would contradict, or whose place it takes."""
-    rungs = ("rungs", "rung_samples")
+    rungs, looks = ("rungs", "rung_samples"), ("beside", "max_looks")
     match key, value:
         case "due_rounds" | "halving_step", _:
             return rungs
         case "probe_steps", _:
-            return rungs if value is None else (*rungs, "entry")
+            return rungs if value is None else (*rungs, "entry", *looks)
         case "rungs" | "judge_samples", _:
             return ("rung_samples",)
         case "first_fence", _:
@@ -125,7 +127,11 @@ def _left_out(key: str, value: object) -> tuple[str, ...]:
         case "twin", False:
             return ("finish",)
         case "isolate_until", "blended" | "fossilized":
-            return ("entry",)
+            return ("entry", *looks)
+        case "entry", "graft":
+            return looks
+        case "beside", 0:
+            return ("max_looks",)
     return ()
 
 
@@ -154,6 +160,11 @@ class GrowthConfig(Settings):
         0,
         description="number of candidates of a refused tournament that train on beside the live host and are judged"
         " again, until the first seed is accepted; needs growth.entry=adopt",
+    )
+    max_looks: Annotated[Count | None, NONE_WORD] = Field(
+        None,
+        description="growth.beside: largest number of times that the candidates of a refused tournament are judged"
+        " again; default: as often as the run allows",
     )
     placebos: Annotated[int, Field(ge=0, le=MOST_PLACEBOS)] = Field(
         0, description="number of useless seeds in each tournament; G2 compares the best candidate with them"
@@ -377,6 +388,7 @@ class GrowthConfig(Settings):
             "rungs": ("due_rounds", "probe_steps", "halving_step") if self.rungs is not None else (),
             f"finish={self.finish}": ("finish_samples",) if self.finish == "live" else (),
             f"max_tournaments={self.max_tournaments}": ("best_again",) if self.max_tournaments == 1 else (),
+            f"beside={self.beside}": () if self.beside else ("max_looks",),
         }
         fields, given = type(self).model_fields, self.model_fields_set
         all_given = all(key in given or getattr(self, key) is None for key in fields)

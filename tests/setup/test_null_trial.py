@@ -18,7 +18,8 @@ from esper.errors import ConfigError
 from esper.kasmina.blueprints.placebos import USELESS, kind_of
 from esper.kasmina.judging.statistics import exact_interval
 from esper.leyline.slots import Kind
-from esper.setup.null_run import NullTournament, distinct
+from esper.setup.null_run import distinct
+from esper.setup.null_tournament import NullVerdict
 from esper.setup.null_trial import NullTrial, null_trial
 from esper.setup.survey import open_data, survey_of
 from esper.tasks.bands import Bands
@@ -36,7 +37,7 @@ def trial(tournaments: int, **settings: Any) -> NullTrial:
 def test_a_useless_seed_that_passes_z_is_refused_by_the_placebos_of_its_tournament() -> None:
     whole = {"growth__rungs": (40,), "growth__rung_samples": (256,), "growth__candidates": 2}
     lenient = {"growth__margin": 1e-9, "growth__false_pass": 0.2, "run__seed": 4}
-    alone, beside = (trial(1, growth__placebos=count, **lenient, **whole).tournaments[0] for count in (0, 6))
+    alone, beside = (trial(1, growth__placebos=count, **lenient, **whole).verdicts[0] for count in (0, 6))
     assert (alone.kind, alone.accepted, alone.reasons) == ("frozen_linear", True, ())
     assert (beside.kind, beside.accepted, beside.reasons) == ("frozen_linear", False, ("within_placebo",))
     assert alone.only_placebos_refuse
@@ -52,8 +53,8 @@ def test_a_useless_seed_that_passes_z_is_refused_by_the_placebos_of_its_tourname
 def test_a_trial_repeats_with_other_seeds_and_gives_the_same_figures_again() -> None:
     first, again = trial(2), trial(2)
     assert first == again
-    assert [one.run_seed for one in first.tournaments] == [1, 2]
-    assert first.tournaments[0].figures != first.tournaments[1].figures
+    assert [one.run_seed for one in first.verdicts] == [1, 2]
+    assert first.verdicts[0].figures != first.verdicts[1].figures
     assert (first.candidates, first.placebos, first.tests) == (5, 6, 1)
     assert not first.own_samples  # this task gives its own shards
 
@@ -91,10 +92,10 @@ def test_a_whole_run_judges_each_of_its_tournaments_by_its_own_placebos() -> Non
     config = tiny_config(**{"run__epochs": 6, **SHORT, "growth__max_tournaments": 2, "growth__best_again": 2})
     train = Bands(2048, key=1)
     found = null_trial(survey_of(tiny_task(train=train, pick=None, gate=None), config), 2, whole=True)
-    assert [(one.run_seed, one.number) for one in found.tournaments] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert [(one.run_seed, one.number) for one in found.verdicts] == [(1, 1), (1, 2), (2, 1), (2, 2)]
     assert (found.runs, found.in_a_run, found.tests, found.accepted) == (2, 2, 2, 0)
     assert found.own_samples
-    first, second = found.tournaments[:2]
+    first, second = found.verdicts[:2]
     assert first.placebo_gains != second.placebo_gains
     for one in (first, second):  # the second is between the best of the first
         gains = [gain for _, gain in one.placebo_gains if gain is not None]
@@ -117,11 +118,20 @@ def test_a_run_without_a_tournament_has_nothing_to_repeat() -> None:
         trial(1, run__epochs=1)
 
 
-def test_whole_runs_with_later_looks_are_refused() -> None:
-    config = tiny_config(**{"run__epochs": 6, **SHORT, "growth__beside": 2})
-    with pytest.raises(ConfigError, match="no later looks") as refused:
-        null_trial(survey_of(tiny_task(), config), 1, whole=True)
-    assert (refused.value.field, refused.value.value) == ("growth.beside", 2)
+@pytest.mark.slow
+@pytest.mark.parametrize(("most", "looks"), [(400, (0, 1, 2, 3)), (8, (0, 1))])
+def test_a_whole_run_judges_its_refused_seeds_again_later(most: int, looks: tuple[int, ...]) -> None:
+    late = {"growth__rungs": (20,), "growth__rung_samples": (256,), "growth__beside": 2, "growth__margin": 0.9}
+    tests = {"growth__tests": "tournaments", "growth__max_tests": most}
+    config = tiny_config(**{"run__epochs": 6, **SHORT, **late, **tests})
+    found = null_trial(survey_of(tiny_task(), config), 1, whole=True)
+    assert found.candidates == 5  # a look judges two
+    assert [(one.number, one.look) for one in found.verdicts] == [(1, look) for look in looks]
+    assert (found.tournaments, found.runs, found.in_a_run, found.looks) == (1, 1, 1, 3)
+    assert found.as_json()["looks"] == len(looks) - 1
+    assert len({one.placebo_gains for one in found.verdicts}) == len(looks)  # each look has its own placebos
+    for one in found.verdicts:  # each test has a quarter of the chance
+        assert one.figures["z"]["above"] == pytest.approx(stats.t.isf(0.05 / 4, df=255))
 
 
 @pytest.mark.parametrize("command", [["plan", "esper.tasks.bands:tiny_task"], ["prove", "no-run"]])
@@ -149,8 +159,8 @@ def test_the_interval_is_that_of_clopper_and_pearson(hits: int, count: int) -> N
 
 
 def test_the_words_have_the_share_the_interval_and_each_tournament() -> None:
-    def one(kind: str | None, *reasons: str) -> NullTournament:
-        return NullTournament(7, accepted=kind is not None and not reasons, kind=kind, reasons=reasons, figures={})
+    def one(kind: str | None, *reasons: str) -> NullVerdict:
+        return NullVerdict(7, accepted=kind is not None and not reasons, kind=kind, reasons=reasons, figures={})
 
     all_of = (one("bias"), one("noise", "no_improvement", "within_placebo"), one(None))
     assert [null_view.line(each) for each in all_of] == [
@@ -161,8 +171,12 @@ def test_the_words_have_the_share_the_interval_and_each_tournament() -> None:
     said = null_view.summary(NullTrial(all_of, candidates=12, placebos=3, tests=1))
     assert said.startswith("1 of 3 tournaments of 12 useless seeds and 3 placebos accepted one: 33.3%")
     assert "95 % interval 0.8% to 90.6%" in said
-    assert "in 1 tournaments; share of these that accepted it: 100.0%" in said
+    assert "in 1 verdict; share of these that accepted it: 100.0%" in said
     assert "runs" not in said
     whole = NullTrial(all_of, candidates=12, placebos=3, tests=1, in_a_run=3)
     assert "1 of 1 runs of up to 3 tournaments accepted one" in null_view.summary(whole)
+    beside = replace(whole, verdicts=(*all_of, replace(all_of[1], look=1)), looks=1)
+    assert null_view.line(beside.verdicts[-1]).startswith("run seed 7, later look 1: noise came first")
+    assert "1 of 3 tournaments" in null_view.summary(beside)
+    assert "1 of 1 runs of up to 3 tournaments with up to 1 later look each accepted one" in null_view.summary(beside)
     assert "judged on the same samples" in null_view.summary(replace(whole, own_samples=False))

@@ -1,12 +1,18 @@
-"""Makes the graft plan of a candidate: builds its module and draws its weights. No host is changed."""
+"""Makes the graft plan of a candidate: builds its module and draws its weights. No host is changed.
+
+Makes the order by which candidates of a refused tournament train on, too.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 from esper.ground.random_streams import stream_key
 from esper.ground.tensors import blob_digest
 from esper.kasmina.blueprints.catalogue import Blueprint
 from esper.kasmina.blueprints.seed_weights import weights_of
 from esper.leyline.commands import BlendSpec, Candidate
+from esper.leyline.incubation import IncubationOrder
 from esper.leyline.reports import GraftPlan
 from esper.leyline.slots import SlotSpec
 
@@ -66,3 +72,30 @@ def plan_seed(
         copies=candidate.copies,
     )
     return plan, weights
+
+
+def later_look(
+    before: IncubationOrder, order_id: str, seed_ids: Collection[str], due_fence: int, last_step: int
+) -> IncubationOrder:
+    """Return the order by which some forks of a refused tournament train on, to be judged again at a later fence. After
+    this look no fork trains on (`keeps` is 0).
+
+    Args:
+        before: The order of the tournament, or the last order by which its forks trained on.
+        seed_ids: The seeds of the forks that train on.
+        last_step: The optimizer step of the fence.
+    """
+    own = [pair for pair in zip(before.plans, before.seed_flops, strict=True) if pair[0].seed_id in seed_ids]
+    later = {
+        "order_id": order_id,
+        "due_fence": due_fence,
+        "last_step": last_step,
+        "halving_step": None,
+        "rungs": (last_step,) if before.rungs else (),
+        "rung_units": before.rung_units[-1:],
+        "plans": tuple(plan for plan, _ in own),
+        "seed_flops": tuple(flops for _, flops in own),
+        "keeps": 0,
+        "goes_on_from": before.last_step,
+    }
+    return before.model_copy(update=later)

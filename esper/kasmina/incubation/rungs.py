@@ -63,32 +63,46 @@ def first_fence_of(limits: GrowthConfig, fence_steps: Sequence[int]) -> int:
 
 
 def tournaments_of(limits: GrowthConfig, fence_steps: Sequence[int]) -> int:
-    """Return the largest number of tournaments that a run can hold, at least 1. Only one can run at a time."""
-    fit = max(1, (len(fence_steps) - 1 - first_fence_of(limits, fence_steps)) // rounds_of(limits, fence_steps))
-    return min(fit, limits.max_tournaments or fit)
+    """Return the largest number of tournaments that a run can hold one after the other, at least 1.
+
+    The last one ends so early that its seed can still be fossilised.
+    """
+    fit = _verdicts_that_fit(limits, fence_steps)
+    return fit if limits.max_tournaments is None else min(fit, limits.max_tournaments)
 
 
-def next_look(limits: GrowthConfig, fence_steps: Sequence[int], fence: int) -> int | None:
+def next_look(limits: GrowthConfig, fence_steps: Sequence[int], began: int, fence: int) -> int | None:
     """Return the fence at which candidates that G2 refused at `fence` are judged again. None: they are not.
 
     The looks are as far apart as the rounds of a tournament. The last look is at `LAST_LOOK` of the run at most, and so
     early that an adopted seed can still be fossilised.
+
+    Args:
+        began: The fence at which their tournament began.
     """
-    if not limits.beside:
-        return None
-    last_step = _share(fence_steps[-1], LAST_LOOK)
-    in_time = len(fence_steps) - 1 - FENCES_OF_WATCH - limits.probation_rounds
-    last = min(in_time, max(place for place, step in enumerate(fence_steps) if step <= last_step))
-    due = min(fence + rounds_of(limits, fence_steps), last)
-    return due if due > fence else None
+    rounds, last_step = rounds_of(limits, fence_steps), _share(fence_steps[-1], LAST_LOOK)
+    due, most = fence + rounds, limits.max_looks
+    late = due > _last_verdict(limits, fence_steps) or fence_steps[due] > last_step
+    enough = most is not None and fence >= began + (1 + most) * rounds
+    return None if late or enough or not limits.beside else due
 
 
 def looks_of(limits: GrowthConfig, fence_steps: Sequence[int]) -> int:
-    """Return the largest number of times that refused candidates of a run are judged again."""
-    count, fence = 0, first_fence_of(limits, fence_steps) + rounds_of(limits, fence_steps)
-    while (due := next_look(limits, fence_steps, fence)) is not None:
-        count, fence = count + 1, due
-    return count
+    """Return the largest number of times that refused candidates of one tournament are judged again."""
+    began = first_fence_of(limits, fence_steps)
+    looks, fence = 0, began + rounds_of(limits, fence_steps)
+    while (due := next_look(limits, fence_steps, began, fence)) is not None:
+        looks, fence = looks + 1, due
+    return looks
+
+
+def verdicts_of(limits: GrowthConfig, fence_steps: Sequence[int]) -> int:
+    """Return the largest number of verdicts of G2 in a run: of tournaments, and of later looks at refused candidates.
+
+    Each takes as many rounds as a tournament, and only one can run at a time.
+    """
+    fit, most = _verdicts_that_fit(limits, fence_steps), limits.max_tournaments
+    return fit if most is None else min(fit, most * (1 + looks_of(limits, fence_steps)))
 
 
 def candidates_of(limits: GrowthConfig, fence_steps: Sequence[int], seeds: int) -> int:
@@ -97,16 +111,14 @@ def candidates_of(limits: GrowthConfig, fence_steps: Sequence[int], seeds: int) 
     Args:
         seeds: Number of candidates in each tournament, and at each repeated look.
     """
-    return seeds * (tournaments_of(limits, fence_steps) + looks_of(limits, fence_steps))
+    return seeds * verdicts_of(limits, fence_steps)
 
 
 def number_of_tests(limits: GrowthConfig, fence_steps: Sequence[int]) -> int:
     """Return the number of tests among which G2 divides the chance of a false pass; see `growth.tests`. A repeated look
     at refused candidates is a test of its own.
     """
-    if limits.tests == "candidates":
-        return limits.max_tests
-    return tournaments_of(limits, fence_steps) + looks_of(limits, fence_steps)
+    return limits.max_tests if limits.tests == "candidates" else verdicts_of(limits, fence_steps)
 
 
 def course(limits: GrowthConfig, fence_steps: Sequence[int], fence: int, seeds: int) -> Course:
@@ -160,3 +172,14 @@ def field_sizes(seeds: int, rungs: int, *, within: bool = False) -> Iterator[int
 
 def _share(whole: int, of: tuple[int, int]) -> int:
     return whole * of[0] // of[1]
+
+
+def _last_verdict(limits: GrowthConfig, fence_steps: Sequence[int]) -> int:
+    """Return the last fence at which a seed can pass G2 and still be fossilised."""
+    return len(fence_steps) - 1 - FENCES_OF_WATCH - limits.probation_rounds
+
+
+def _verdicts_that_fit(limits: GrowthConfig, fence_steps: Sequence[int]) -> int:
+    """Return the number of verdicts, one after the other, for which a run has enough rounds. At least 1."""
+    rounds = _last_verdict(limits, fence_steps) - first_fence_of(limits, fence_steps)
+    return max(1, rounds // rounds_of(limits, fence_steps))

@@ -9,7 +9,7 @@ from typing import TypedDict
 from esper.errors import EvidenceMissing
 from esper.kasmina.blueprints.catalogue import Blueprint
 from esper.kasmina.host.blending import next_confidence
-from esper.kasmina.incubation.planning import plan_seed
+from esper.kasmina.incubation.planning import later_look, plan_seed
 from esper.kasmina.incubation.rungs import course, next_look
 from esper.kasmina.registry.roster import Roster
 from esper.kasmina.registry.run_facts import RunFacts
@@ -99,7 +99,7 @@ def make_order(
         seed_flops=tuple(roster[plan.seed_id].flops for plan in plans),
         placebos=tuple(placebos),
         placebo_flops=tuple(placebo_flops),
-        keeps=_keeps(fence + found.rounds, roster, facts, limits),
+        keeps=_keeps(fence, fence + found.rounds, roster, facts, limits),
     )
 
 
@@ -118,29 +118,17 @@ def order_to_go_on(
         command: The command with which G2 refused the first seed.
         seed_ids: The seeds of the forks that train on.
     """
-    due = next_look(limits, facts.fence_steps, before.due_fence)
+    due = next_look(limits, facts.fence_steps, before.fence, before.due_fence)
     if due is None:
         return None
-    own = [pair for pair in zip(before.plans, before.seed_flops, strict=True) if pair[0].seed_id in seed_ids]
-    last_step = facts.fence_steps[due]
-    later = {
-        "order_id": command.command_id,
-        "due_fence": due,
-        "last_step": last_step,
-        "halving_step": None,
-        "rungs": (last_step,) if before.rungs else (),
-        "rung_units": before.rung_units[-1:],
-        "plans": tuple(plan for plan, _ in own),
-        "seed_flops": tuple(flops for _, flops in own),
-        "keeps": _keeps(due, roster, facts, limits),
-        "goes_on_from": before.last_step,
-    }
-    return in_generation(before.model_copy(update=later), facts.generation)
+    later = later_look(before, command.command_id, seed_ids, due, facts.fence_steps[due])
+    later = later.model_copy(update={"keeps": _keeps(before.fence, due, roster, facts, limits)})
+    return in_generation(later, facts.generation)
 
 
-def _keeps(due_fence: int, roster: Roster, facts: RunFacts, limits: GrowthConfig) -> int:
-    """Return the number of forks that may train on after a tournament that ends at `due_fence`."""
-    again = next_look(limits, facts.fence_steps, due_fence) is not None and not roster.has_grafted()
+def _keeps(began: int, due_fence: int, roster: Roster, facts: RunFacts, limits: GrowthConfig) -> int:
+    """Return the number of forks that may train on after a tournament, or a look, that ends at `due_fence`."""
+    again = next_look(limits, facts.fence_steps, began, due_fence) is not None and not roster.has_grafted()
     return limits.beside if again else 0
 
 

@@ -90,13 +90,10 @@ def _order_to_go_on(
 ) -> IncubationOrder | None:
     """Return the order by which a refused seed trains on in its fork, with some others of its tournament. None: they do
     not train on.
-
-    After a placebo diverged, no later look can accept a seed of this tournament.
     """
     before, seed_ids = records.book.order_of(seed), {seed.seed_id, *(one.seed_id for one in others)}
     spent = records.tests_used + len(seed_ids) > records.limits.max_tests
-    diverged = not all(map(math.isfinite, records.placebo_gains))
-    if not before.keeps or spent or diverged or not set(report.reasons) <= TOO_SMALL:
+    if not before.keeps or spent or not deserves_a_look(report, records.placebo_gains):
         return None
     return order_to_go_on(before, command, seed_ids, records.roster, records.facts, records.limits)
 
@@ -117,6 +114,14 @@ def _plan(records: RunRecords, command: Command, seed: SeedRecord, fence: int) -
     assert result is not None, "G2 judged it"
     assert drawn.ordinal == records.roster.next_ordinal(seed.slot), "no seed enters a slot during a tournament"
     return adopt_plan(drawn, result, command, fence, records.facts)
+
+
+def deserves_a_look(report: GateReport, placebo_gains: Sequence[float]) -> bool:
+    """Return whether a seed that G2 refused may be judged again later.
+
+    After a placebo diverged, no later look can accept a seed of its tournament.
+    """
+    return set(report.reasons) <= TOO_SMALL and all(map(math.isfinite, placebo_gains))
 
 
 def gains_of(result: IncubationResult) -> tuple[float, ...]:

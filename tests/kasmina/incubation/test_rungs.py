@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from esper.errors import ConfigError
 from esper.kasmina.incubation.rungs import (
+    candidates_of,
     course,
     field_sizes,
     first_fence_of,
@@ -73,10 +74,12 @@ def test_rungs_ascend_end_at_a_fence_and_leave_most_of_a_run(
 @pytest.mark.parametrize(
     ("settings", "total", "count"),
     [
-        ({}, 600, 29),  # fences 1 to 30, one round each
-        ({"growth__due_rounds": 4}, 600, 7),
+        ({}, 600, 25),  # from fence 1, one round each; a seed is watched for the last 4 of the 30 rounds
+        ({"growth__due_rounds": 4}, 600, 6),
         ({**RECIPE}, 600, 4),  # 6 rounds each
         ({**RECIPE, "growth__max_tournaments": 3}, 600, 3),
+        ({**RECIPE}, 320, 1),  # a second one would end at fence 13, and a seed is watched from fence 12 on
+        ({**RECIPE}, 340, 2),
         ({"growth__due_rounds": 4}, 60, 1),
     ],
 )
@@ -88,27 +91,49 @@ def test_a_run_is_tested_as_often_as_it_can_hold_tournaments(settings: dict[str,
 
 
 @pytest.mark.parametrize(
-    ("total", "looks"),
+    ("total", "most", "looks"),
     [
-        (600, [280, 400, 480]),
-        (150, [110]),
-        (60, []),
-    ],  # the first verdict is at step 160, 100 and 60; of 150 steps, 40 are left to watch
+        (600, None, [280, 400]),  # the first verdict is at step 160
+        (600, 1, [280]),
+        (3000, 2, [280, 400]),
+        (150, None, []),  # the first verdict is at step 100, and of 150 steps 40 are left to watch
+    ],
 )
 def test_refused_candidates_are_looked_at_again_up_to_four_fifths_of_a_run_and_each_look_is_paid_for(
-    total: int, looks: list[int]
+    total: int, most: int | None, looks: list[int]
 ) -> None:
     steps = fences(total, 10)
     beside = {**RECIPE, "growth__entry": "adopt", "growth__beside": 2, "growth__first_step": 40}
-    config = limits(growth__tests="tournaments", growth__max_tournaments=3, **beside)
-    fence, found = first_fence_of(config, steps) + rounds_of(config, steps), []
-    while (due := next_look(config, steps, fence)) is not None:
+    config = limits(growth__tests="tournaments", growth__max_tournaments=3, growth__max_looks=most, **beside)
+    began = first_fence_of(config, steps)
+    fence, found = began + rounds_of(config, steps), []
+    while (due := next_look(config, steps, began, fence)) is not None:
         found.append(steps[due])
         fence = due
     assert found == looks
     assert looks_of(config, steps) == len(looks)
-    assert number_of_tests(config, steps) == tournaments_of(config, steps) + len(looks)
-    assert next_look(config.model_copy(update={"beside": 0}), steps, 1) is None
+    assert next_look(config.model_copy(update={"beside": 0}), steps, began, began + rounds_of(config, steps)) is None
+
+
+@pytest.mark.parametrize(
+    ("total", "tournaments", "most", "tests"),
+    [
+        (600, 1, 2, 3),
+        (600, 2, 2, 4),  # a tournament up to step 520 after looks at steps 280 and 400
+        (580, 2, 2, 3),
+        (3000, 2, 2, 6),
+        (3000, 2, 0, 2),
+        (3000, None, 1, 24),  # as many as fit
+    ],
+)
+def test_each_tournament_and_each_look_that_a_run_can_hold_is_a_test(
+    total: int, tournaments: int | None, most: int, tests: int
+) -> None:
+    beside = {**RECIPE, "growth__entry": "adopt", "growth__beside": 2, "growth__first_step": 40}
+    more = {"growth__max_tournaments": tournaments, "growth__max_looks": most, "growth__probation_rounds": 2}
+    config = limits(growth__tests="tournaments", **beside, **more)
+    assert number_of_tests(config, fences(total, 20)) == tests
+    assert candidates_of(config, fences(total, 20), 7) == 7 * tests
 
 
 @given(count=st.integers(0, 40), rung=st.integers(0, 5), within=st.booleans())
