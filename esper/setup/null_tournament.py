@@ -135,11 +135,12 @@ class NullTournament:
         survey, fence = self._survey, self.result.fence
         growth = survey.config.growth
         changes = 0 if growth.entry == "adopt" else None
-        gains, total = None, None
+        gains, total, look = None, None, self._order.goes_on_from is not None
         if growth.placebos:
             gains = gains_of(self.result)
-            total = candidates_of(survey.resolved.growth, survey.fence_steps, self._size)
-        evidence = stability_evidence(None, first, None, fence, changes, gains, survey.g2_tests, total)
+            total = candidates_of(survey.resolved.growth, survey.fence_steps, self._size, look=look)
+        tests = survey.g2_tests_of_looks if look else survey.g2_tests
+        evidence = stability_evidence(None, first, None, fence, changes, gains, tests, total)
         return stability_gate(evidence, growth, first.seed_id, fence)
 
 

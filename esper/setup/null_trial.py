@@ -34,7 +34,7 @@ class NullTrial:
     """Number of useless seeds in each first tournament of a run."""
     placebos: int
     tests: int
-    """Number of tests among which G2 divided the chance of a false pass for z."""
+    """Number of tests among which G2 divided the chance of a false pass for z, at the end of a tournament."""
     in_a_run: int = 1
     """Largest number of tournaments in each run."""
     looks: int = 0

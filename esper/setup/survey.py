@@ -203,8 +203,13 @@ class Survey:
 
     @property
     def g2_tests(self) -> int:
-        """Number of tests among which G2 divides the chance of a false pass."""
-        return number_of_tests(self.resolved.growth, self.fence_steps)
+        """Number of tests among which G2 divides the chance of a false pass, at the end of a tournament."""
+        return number_of_tests(self.resolved.growth, self.fence_steps, look=False)
+
+    @property
+    def g2_tests_of_looks(self) -> int:
+        """As `g2_tests`, at a later look at refused candidates."""
+        return number_of_tests(self.resolved.growth, self.fence_steps, look=True)
 
     @property
     def judged_units(self) -> int:

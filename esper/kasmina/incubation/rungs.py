@@ -20,6 +20,8 @@ FEW = 3
 """Number of forks that continue after the second and each later rung."""
 FENCES_OF_WATCH = 2
 """Fences between the adoption of a seed and its probation."""
+LOOKS_AS_TOURNAMENT = 10
+"""Number of later looks that together have the chance of a false pass of one tournament (docs/adr/0013-placebos.md)."""
 NEAR = 3.0
 """The best fork of a rung counts as not better than the placebos up to this number of times the spread of their gains
 above their mean. This limit drops no seed, so no chance of an error is computed for it."""
@@ -96,29 +98,30 @@ def looks_of(limits: GrowthConfig, fence_steps: Sequence[int]) -> int:
     return looks
 
 
-def verdicts_of(limits: GrowthConfig, fence_steps: Sequence[int]) -> int:
-    """Return the largest number of verdicts of G2 in a run: of tournaments, and of later looks at refused candidates.
-
-    Each takes as many rounds as a tournament, and only one can run at a time.
-    """
-    fit, most = _verdicts_that_fit(limits, fence_steps), limits.max_tournaments
-    return fit if most is None else min(fit, most * (1 + looks_of(limits, fence_steps)))
-
-
-def candidates_of(limits: GrowthConfig, fence_steps: Sequence[int], seeds: int) -> int:
-    """Return the number of candidates that a run can judge beside placebos.
+def candidates_of(limits: GrowthConfig, fence_steps: Sequence[int], seeds: int, *, look: bool) -> int:
+    """Return the number of candidates among which the chance of a false pass is divided, for the limit of the placebos.
 
     Args:
-        seeds: Number of candidates in each tournament, and at each repeated look.
+        seeds: Number of candidates in each tournament. A later look counts as many, because its candidates were chosen
+            among all of these.
+        look: See `number_of_tests`.
     """
-    return seeds * verdicts_of(limits, fence_steps)
+    return _divided(seeds * _shares(limits, fence_steps), look=look)
 
 
-def number_of_tests(limits: GrowthConfig, fence_steps: Sequence[int]) -> int:
-    """Return the number of tests among which G2 divides the chance of a false pass; see `growth.tests`. A repeated look
-    at refused candidates is a test of its own.
+def number_of_tests(limits: GrowthConfig, fence_steps: Sequence[int], *, look: bool) -> int:
+    """Return the number of tests among which G2 divides the chance of a false pass, for one verdict; see
+    `growth.tests`.
+
+    A tournament has the chance of `LOOKS_AS_TOURNAMENT` later looks, so that later looks hardly make the verdicts of
+    tournaments stricter. The chances of all verdicts that a run can hold add up to `growth.false_pass` or less.
+
+    Args:
+        look: True: for a later look at refused candidates. False: for the end of a tournament.
     """
-    return limits.max_tests if limits.tests == "candidates" else verdicts_of(limits, fence_steps)
+    if limits.tests == "candidates":
+        return limits.max_tests
+    return _divided(_shares(limits, fence_steps), look=look)
 
 
 def course(limits: GrowthConfig, fence_steps: Sequence[int], fence: int, seeds: int) -> Course:
@@ -172,6 +175,20 @@ def field_sizes(seeds: int, rungs: int, *, within: bool = False) -> Iterator[int
 
 def _share(whole: int, of: tuple[int, int]) -> int:
     return whole * of[0] // of[1]
+
+
+def _shares(limits: GrowthConfig, fence_steps: Sequence[int]) -> int:
+    """Return the largest number of shares of the chance that a run can use: one for each later look,
+    `LOOKS_AS_TOURNAMENT` for each tournament. Only one tournament or look can run at a time.
+    """
+    tournaments = tournaments_of(limits, fence_steps)
+    left = _verdicts_that_fit(limits, fence_steps) - tournaments
+    return LOOKS_AS_TOURNAMENT * tournaments + min(left, tournaments * looks_of(limits, fence_steps))
+
+
+def _divided(shares: int, *, look: bool) -> int:
+    """Return the number of equal parts, so that each part is at most the chance of a look, or of a tournament."""
+    return shares if look else -(-shares // LOOKS_AS_TOURNAMENT)
 
 
 def _last_verdict(limits: GrowthConfig, fence_steps: Sequence[int]) -> int:

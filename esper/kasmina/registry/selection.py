@@ -150,23 +150,25 @@ def _judge(records: RunRecords, command: Command | None, seed: SeedRecord, fence
     winner = records.roster[seed.replica_of] if seed.replica_of is not None else None
     changes = records.book.plans_since(seed.command_id) if records.limits.entry == "adopt" else None
     gains = records.placebo_gains if records.limits.placebos else None
-    tests = number_of_tests(records.limits, records.facts.fence_steps)
-    evidence = stability_evidence(command, seed.result, winner, fence, changes, gains, tests, _candidates(records))
+    look = records.book.order_of(seed).goes_on_from is not None
+    tests = number_of_tests(records.limits, records.facts.fence_steps, look=look)
+    total = _candidates(records, look=look)
+    evidence = stability_evidence(command, seed.result, winner, fence, changes, gains, tests, total)
     return gates.stability_gate(evidence, records.limits, seed.seed_id, fence)
 
 
-def _candidates(records: RunRecords) -> int | None:
-    """Return the number of candidates that the run can judge, if each tournament and look has as many as the largest
-    tournament so far. None: the run has no placebos.
+def _candidates(records: RunRecords, *, look: bool) -> int | None:
+    """Return the number of candidates that count for the limit of the placebos, if each tournament has as many as the
+    largest so far. None: the run has no placebos.
 
-    A later tournament between the best candidates of the first counts as many as the first, and a later look as many as
-    its tournament, because their candidates were chosen among all of these.
+    A later tournament between the best candidates of the first counts as many as the first, because its candidates were
+    chosen among all of these.
     """
     if not records.limits.placebos:
         return None
     answers = filter(None, map(records.book.answer, records.roster.commands()))
     largest = max(len(answer.order.plans) for answer in answers if answer.order is not None)
-    return candidates_of(records.limits, records.facts.fence_steps, largest)
+    return candidates_of(records.limits, records.facts.fence_steps, largest, look=look)
 
 
 def _cull(records: RunRecords, seed: SeedRecord, report: GateReport, fence: int) -> Answer:

@@ -86,8 +86,9 @@ def test_rungs_ascend_end_at_a_fence_and_leave_most_of_a_run(
 def test_a_run_is_tested_as_often_as_it_can_hold_tournaments(settings: dict[str, Any], total: int, count: int) -> None:
     steps = fences(total, 20)
     by_tournaments = limits(growth__tests="tournaments", **settings)
-    assert tournaments_of(by_tournaments, steps) == number_of_tests(by_tournaments, steps) == count
-    assert number_of_tests(limits(growth__max_tests=77, **settings), steps) == 77
+    assert tournaments_of(by_tournaments, steps) == number_of_tests(by_tournaments, steps, look=False) == count
+    for look in (False, True):
+        assert number_of_tests(limits(growth__max_tests=77, **settings), steps, look=look) == 77
 
 
 @pytest.mark.parametrize(
@@ -116,24 +117,26 @@ def test_refused_candidates_are_looked_at_again_up_to_four_fifths_of_a_run_and_e
 
 
 @pytest.mark.parametrize(
-    ("total", "tournaments", "most", "tests"),
+    ("total", "tournaments", "most", "shares"),
     [
-        (600, 1, 2, 3),
-        (600, 2, 2, 4),  # a tournament up to step 520 after looks at steps 280 and 400
-        (580, 2, 2, 3),
-        (3000, 2, 2, 6),
-        (3000, 2, 0, 2),
-        (3000, None, 1, 24),  # as many as fit
+        (600, 1, 2, 12),
+        (600, 2, 2, 22),  # a tournament up to step 520 after looks at steps 280 and 400
+        (580, 2, 2, 21),
+        (3000, 2, 2, 24),
+        (3000, 2, 0, 20),
+        (3000, None, 1, 240),  # 24 tournaments fit; a look takes the time of a tournament
     ],
 )
-def test_each_tournament_and_each_look_that_a_run_can_hold_is_a_test(
-    total: int, tournaments: int | None, most: int, tests: int
+def test_a_tournament_has_the_chance_of_ten_looks_and_a_run_no_more_than_asked(
+    total: int, tournaments: int | None, most: int, shares: int
 ) -> None:
     beside = {**RECIPE, "growth__entry": "adopt", "growth__beside": 2, "growth__first_step": 40}
     more = {"growth__max_tournaments": tournaments, "growth__max_looks": most, "growth__probation_rounds": 2}
-    config = limits(growth__tests="tournaments", **beside, **more)
-    assert number_of_tests(config, fences(total, 20)) == tests
-    assert candidates_of(config, fences(total, 20), 7) == 7 * tests
+    config, steps = limits(growth__tests="tournaments", **beside, **more), fences(total, 20)
+    assert number_of_tests(config, steps, look=True) == shares
+    assert number_of_tests(config, steps, look=False) == math.ceil(shares / 10)
+    assert candidates_of(config, steps, 7, look=True) == 7 * shares
+    assert candidates_of(config, steps, 7, look=False) == math.ceil(7 * shares / 10)
 
 
 @given(count=st.integers(0, 40), rung=st.integers(0, 5), within=st.booleans())

@@ -843,9 +843,9 @@ def test_a_later_look_has_the_limit_of_all_candidates_of_its_tournament(begin):
         judged = life.advance(fence, "a")
         order = judged.order
         limits += [check.placebos for check in judged.gates[0].checks if check.placebos is not None]
-    assert limits[0].tests == limits[1].tests
-    assert limits[0].tests % 3 == 0
-    assert limits[0] == limits[1]  # of the same gains
+    assert limits[1].tests % 3 == 0
+    assert limits[0].tests == math.ceil(limits[1].tests / 10)  # a look has a tenth of the chance
+    assert limits[0].factor < limits[1].factor
 
 
 def test_after_a_placebo_diverged_no_refused_seed_trains_on(begin):
