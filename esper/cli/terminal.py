@@ -277,14 +277,14 @@ def heading(survey: Survey, path: Path | None) -> list[str]:
         f"  {len(survey.options)} candidates{of_copies(growth.copies)}; a seed must beat its control by"
         f" {percent(growth.margin)} of the loss{beside_placebos(growth.placebos)}"
         f" and z > {survey.g2_limit():.2f} on {survey.judged_units} {units} (strict, because a run may"
-        f" {tests_in_words(growth.tests, survey.g2_tests)}{' or later looks' if growth.beside else ''})",
+        f" {tests_in_words(growth.tests, survey.g2_tests)})",
         *over_budgets(left_out_by_budgets(survey)),
         "  stages of a seed: incubation > BLENDING (alpha rises) > SHADOWING (compared with the twin) > PROBATIONARY >"
         " FOSSILIZED (stays)",
         *(f"  {line}" for line in out_of_preset(growth.preset_left_out)),
         *(f"  {line}" for line in no_effect(growth.without_effect)),
         *_ends(growth.entry, growth.finish),
-        *_beside(growth.beside),
+        *_beside(survey),
         *_limit(growth.max_cost),
     ]
 
@@ -303,9 +303,11 @@ def _limit(max_cost: float | None) -> list[str]:
     return [f"  no tournament begins with which the run could exceed {number(max_cost, 2)} GFLOP (growth.max_cost)"]
 
 
-def _beside(count: int) -> list[str]:
+def _beside(survey: Survey) -> list[str]:
     """Return a line about refused candidates that train on. Empty: there are none."""
-    return [f"  the best {count} of a refused tournament train on and are judged again"] if count else []
+    looks, best = survey.looks, survey.config.growth.beside
+    times = "once" if looks == 1 else f"up to {looks} times"
+    return [f"  the best {best} of a refused tournament train on and are judged again {times}"] if looks else []
 
 
 def of_copies(copies: int) -> str:
@@ -320,7 +322,7 @@ def beside_placebos(count: int) -> str:
 
 def tests_in_words(tests: str, count: int) -> str:
     """Return words for the number of tests among which G2 divides the chance of a false pass."""
-    return f"test {count} candidates" if tests == "candidates" else f"hold {count} tournament{'s' if count > 1 else ''}"
+    return f"test {count} candidates" if tests == "candidates" else f"make {count} test{'s' if count > 1 else ''}"
 
 
 def over_budgets(candidates: Mapping[str, Sequence[str]]) -> list[str]:

@@ -51,6 +51,7 @@ def forecast(survey: Survey) -> dict[str, Any]:
         "g2_tests": survey.g2_tests if growth.enabled else None,
         "g2_tests_of": growth.tests if growth.enabled else None,
         "g2_tests_of_looks": survey.g2_tests_of_looks if growth.enabled and growth.beside else None,
+        "later_looks": survey.looks if survey.can_grow else 0,
         "g2_units": survey.judged_units if growth.enabled else None,
         "germinates_at_fences": [survey.first_fence, survey.last_germination] if survey.can_grow else None,
         "first_snapshot_step": survey.fence_steps[survey.first_fence] if survey.can_grow else None,

@@ -14,7 +14,7 @@ from typing import Any
 
 from esper.errors import ConfigError
 from esper.ground.temporary_rng import temporary_rng
-from esper.kasmina.incubation.rungs import looks_of, tournaments_of
+from esper.kasmina.incubation.rungs import tournaments_of
 from esper.kasmina.judging.statistics import exact_interval
 from esper.setup.null_run import candidates, null_run
 from esper.setup.null_tournament import NullVerdict
@@ -144,7 +144,7 @@ def null_trial(
         with temporary_rng(0):
             found += null_run(_reseeded(survey, run_seed, task_of), size, told, whole=whole)
     own = task_of is not None or all(survey.data.shards[name].samples is survey.task.train for name in ("pick", "gate"))
-    most, looks = (tournaments_of(growth, fences), looks_of(growth, fences)) if whole else (1, 0)
+    most, looks = (tournaments_of(growth, fences), survey.looks) if whole else (1, 0)
     return NullTrial(tuple(found), size, growth.placebos, survey.g2_tests, most, looks, own)
 
 

@@ -24,7 +24,7 @@ from esper.kasmina.host.dry_run import dry_run
 from esper.kasmina.host.host_editor import SeedEditor
 from esper.kasmina.host.rebuilt import structure_digest
 from esper.kasmina.incubation.choices import chosen
-from esper.kasmina.incubation.rungs import first_fence_of, number_of_tests, rounds_of
+from esper.kasmina.incubation.rungs import first_fence_of, looks_of, number_of_tests, rounds_of
 from esper.kasmina.judging.statistics import z_limit
 from esper.leyline.decisions import Pair
 from esper.leyline.slots import SlotSpec
@@ -205,6 +205,11 @@ class Survey:
     def g2_tests(self) -> int:
         """Number of tests among which G2 divides the chance of a false pass, at the end of a tournament."""
         return number_of_tests(self.resolved.growth, self.fence_steps, look=False)
+
+    @property
+    def looks(self) -> int:
+        """Largest number of times that the refused candidates of one tournament are judged again."""
+        return looks_of(self.resolved.growth, self.fence_steps)
 
     @property
     def g2_tests_of_looks(self) -> int:

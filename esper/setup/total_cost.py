@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from esper.kasmina.incubation.rungs import looks_of
 from esper.leyline.decisions import Pair
 from esper.leyline.stages import IN_HOST
 from esper.leyline.state import RoundState
@@ -42,7 +41,7 @@ def _looks(survey: Survey, fork: int, placebos: Sequence[int]) -> float:
         placebos: FLOPs of one optimizer step of each placebo.
     """
     growth, batch = survey.config.growth, survey.data.batch_size
-    looks = looks_of(survey.resolved.growth, survey.fence_steps)
+    looks = survey.looks
     if not looks:
         return 0.0
     units = last_units(survey, growth.beside)
