@@ -38,6 +38,7 @@ from _growth_arms import (
     train,
 )
 from _growth_hosts import FRESH, TUNED, Case
+from _growth_hosts_held_out import HELD_OUT
 from _growth_hosts_later import LATER
 from torch import nn
 
@@ -49,7 +50,7 @@ TUNING_SEED = 100
 DRAWS = 3
 """Random pairs that are tried for each run seed. The arm `random` is their mean."""
 ARMS = ("small", "static", "random", "plain", "longer", "longer_static", "halving")
-HOSTS = TUNED | FRESH | LATER
+HOSTS = TUNED | FRESH | LATER | HELD_OUT
 
 
 def main() -> None:
