@@ -164,8 +164,13 @@ def _compute(found: Mapping[str, Any]) -> str:
     return (
         f"modelled: host {number(found['host_gflops'], 2)} GFLOP, twin {number(found['twin_gflops'], 2)} GFLOP, first"
         f" tournament {_between(*ends)} GFLOP and {number(found['tournament_bytes'] / 2**20, 2)}"
-        " MiB of weights, gradients and moments"
+        " MiB of weights, gradients and moments" + _of_looks(found["looks_gflops_most"])
     )
+
+
+def _of_looks(most: float) -> str:
+    """Return words for the compute of later looks, in GFLOP. The text is empty if there are none."""
+    return f"; if it is refused, its later looks take up to {number(most, 2)} GFLOP (growth.beside)" if most else ""
 
 
 def _limit(found: Mapping[str, Any]) -> list[str]:

@@ -22,7 +22,7 @@ from esper.leyline.reports import GraftPlan, Weights
 from esper.setup.assembly import RunKey, make_fork_factory, make_incubator, make_kasmina, make_tamiyo, make_trainer
 from esper.setup.candidates import candidate_rows, first_state, first_tournament, left_out_by_budgets, why_nothing_grows
 from esper.setup.survey import Survey
-from esper.setup.total_cost import run_flops
+from esper.setup.total_cost import looks_flops, run_flops
 from esper.setup.tournament_cost import Heat, heats_of, last_units, placebos_of, tournament_flops
 
 DRAWS = 50
@@ -70,6 +70,7 @@ def forecast(survey: Survey) -> dict[str, Any]:
         "tournament_gflops": (least + most) / 2e9,
         "tournament_gflops_least": least / 1e9,
         "tournament_gflops_most": most / 1e9,
+        "looks_gflops_most": looks_flops(survey, tried, step) / 1e9 if tried else 0.0,
         "rungs": _rungs(survey, len(tried)),
         "total_gflops_most": _total_flops(survey, tried) / 1e9 if tried else None,
         "max_cost_gflops": growth.max_cost,

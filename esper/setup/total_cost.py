@@ -28,17 +28,17 @@ def run_flops(survey: Survey, state: RoundState, pairs: Sequence[Pair], *, repli
     left = survey.total_steps - state.training.step
     tournament = largest_flops(survey, pairs, step, placebos=not replica)
     if not replica and all(seed.ordinal is None for seed in state.seeds):
-        tournament += _looks(survey, fork, placebo_forks(survey, pairs, step))
+        tournament += looks_flops(survey, pairs, step)
     return state.spent_flops + left * fork + tournament + _of_twin(survey, fork)
 
 
-def _looks(survey: Survey, fork: int, placebos: Sequence[int]) -> float:
-    """Return the FLOPs of refused candidates that train on with the control and the placebos. After a seed was grafted,
-    none trains on.
+def looks_flops(survey: Survey, pairs: Sequence[Pair], step: int) -> float:
+    """Return the largest FLOPs of refused candidates that train on with the control and the placebos, in all later
+    looks of one tournament. After a seed was grafted, none trains on.
 
     Args:
-        fork: FLOPs of one optimizer step of the most expensive fork. Control and placebos count as much at least.
-        placebos: FLOPs of one optimizer step of each placebo.
+        pairs: The candidates of the tournament, one or more. Each fork counts as much as the most expensive one.
+        step: FLOPs of one optimizer step of the control.
     """
     growth, batch = survey.config.growth, survey.data.batch_size
     looks = survey.looks
@@ -47,7 +47,9 @@ def _looks(survey: Survey, fork: int, placebos: Sequence[int]) -> float:
     units = last_units(survey, growth.beside)
     judged = sum(samples_of(survey, shard, units) for shard in ("pick", "gate"))
     passes = survey.due_rounds * survey.fence_steps[1] + judged / batch / 3
-    return looks * passes * (fork * (1 + growth.beside) + sum(max(fork, one) for one in placebos))
+    fork = step + max(pair.flops for pair in pairs)
+    placebos = sum(max(fork, one) for one in placebo_forks(survey, pairs, step))
+    return looks * passes * (fork * (1 + growth.beside) + placebos)
 
 
 def _of_twin(survey: Survey, fork: int) -> float:

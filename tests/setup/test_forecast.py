@@ -303,6 +303,10 @@ def test_a_run_keeps_the_limit_of_its_compute_and_says_why_it_tries_nothing(tmp_
     settings = {"growth__entry": "adopt", "growth__finish": "better", "growth__placebos": 2, "growth__beside": 1}
     before = plan(**settings)
     most, little = before["total_gflops_most"], 1.5 * before["host_gflops"]  # less than live host and twin
+    without = plan(**settings | {"growth__beside": 0})
+    assert without["total_gflops_most"] + before["looks_gflops_most"] == pytest.approx(most)
+    assert any("; if it is refused, its later looks take up to" in line for line in plan_view.lines(before))
+    assert not any("later looks" in line for line in plan_view.lines(without))
     run_of = partial(tiny_config, **settings)
     kept = run(tiny_task(), run_of(run__dir=str(tmp_path / "kept"), growth__max_cost=most))
     assert kept.growth.tournaments > 1  # after an accepted seed, without later looks, replicas fit
