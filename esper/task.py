@@ -37,8 +37,8 @@ class Task:
             for the live network, its twin and each fork, in each process. Two calls must share no object.
         slots: Paths of modules that may grow, or patterns of paths: `*`, `?` and `[...]` match within a part between
             two dots, and `"*"` alone matches every module. A forward calls a slot at most once. Its output is one
-            floating-point tensor: [B, C, H, W], [B, T, C] or [B, C]. A module that cannot be a slot is refused if it is
-            named. It is left out if only a pattern matches it.
+            floating-point tensor: [B, C, H, W], [B, T, C], [B, C, T] or [B, C]. A module that cannot be a slot is
+            refused if it is named. It is left out if only a pattern matches it.
         train: Map-style data set: `len(train)`, and `train[i]` -> (input, target). Random numbers must come from the
             seeded global generators.
         valid: As `train`. Its loss is measured at the end of a run. No decision depends on it.

@@ -277,6 +277,8 @@ ALLOWED: dict[str, str] = {
     "tests/zoo/test_zoo.py : ignores warnings": "torch's own, at what users write",
     "tests/zoo/test_padding.py : pytest.mark.filterwarnings": "torch's own, at what users write",
     "tests/zoo/test_padding.py : ignores warnings": "torch's own, at what users write",
+    "tests/kasmina/host/test_layouts.py test_compiled_layers_tell_their_layout_and_nothing_is_compiled_for_that: pytest.mark.filterwarnings": "torch's own, as it compiles",
+    "tests/kasmina/host/test_layouts.py test_compiled_layers_tell_their_layout_and_nothing_is_compiled_for_that: ignores warnings": "torch's own, as it compiles",
     "tests/kasmina/host/test_padded_hosts.py test_a_compiled_host_gives_its_seeds_the_same_padding_in_one_graph: pytest.mark.filterwarnings": "torch's own, as it compiles",
     "tests/kasmina/host/test_padded_hosts.py test_a_compiled_host_gives_its_seeds_the_same_padding_in_one_graph: ignores warnings": "torch's own, as it compiles",
     "tests/kasmina/host/test_padded_hosts.py test_in_every_mode_and_form_the_seeds_of_torchs_encoder_see_the_same_padding: pytest.mark.filterwarnings": "torch's own, of its encoder",

@@ -100,7 +100,7 @@ def _settings(values: Mapping[str, Any]) -> str:
 def padding(found: Mapping[str, Any]) -> list[str]:
     """Return a warning about slots whose length differs between batches, because their seeds treat padding as
     content."""
-    padded = [slot["path"] for slot in found["slots"] if slot["varies"] and slot["kind"] == Kind.NTC]
+    padded = [slot["path"] for slot in found["slots"] if slot["varies"] and Kind(slot["kind"]).time is not None]
     if not padded:
         return []
     where = f"{', '.join(padded)}: the length differs between batches"

@@ -26,7 +26,6 @@ from esper.ground.suggest import listed
 from esper.leyline.decisions import Hold
 from esper.leyline.incubation import Answer, IncubationOrder
 from esper.leyline.reports import Check, GateReport, Transition
-from esper.leyline.slots import Kind
 from esper.leyline.stages import IN_HOST, LIVE, Stage
 from esper.leyline.state import RoundState, SeedState
 from esper.setup.candidates import left_out_by_budgets
@@ -265,7 +264,7 @@ def heading(survey: Survey, path: Path | None) -> list[str]:
     declared = survey.config.failure_policy.declared()
     lines += [f"  failure_policy.{error} = {answer}" for error, answer in declared.items()]
     for spec in survey.specs:
-        causal = {True: ", causal", False: ", not causal"}[spec.causal] if spec.kind is Kind.NTC else ""
+        causal = {True: ", causal", False: ", not causal"}[spec.causal] if spec.kind.time is not None else ""
         mixed = "" if spec.samples_independent else ", mixes samples"
         lines.append(f"  slot {spec.path}: {spec.kind} {spec.shape}{causal}{mixed}")
     lines += left_out(survey.left_out)

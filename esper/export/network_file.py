@@ -105,9 +105,13 @@ def _call(wanted: Definitions, blueprint: Blueprint, spec: SlotSpec) -> str:
     """Return the expression that makes a seed's module. Add the definitions that it needs to `wanted`."""
     factory = blueprint.factory
     if isinstance(factory, Called):
-        function, arguments = factory.call(spec)
+        (function, arguments), around = factory.call(spec), factory.around(spec)
         wanted.add(function.__module__, function.__name__)
-        return f"{function.__name__}({', '.join(map(ascii, arguments))})"
+        call = f"{function.__name__}({', '.join(map(ascii, arguments))})"
+        if around is None:
+            return call
+        wanted.add(around.__module__, around.__name__)
+        return f"{around.__name__}({call})"
     if not _is_function(blueprint):
         raise CannotBeWritten(f"{factory!r} is no function at the top of a module; make it one")
     wanted.add(factory.__module__, factory.__name__)

@@ -9,11 +9,24 @@ from esper.leyline.base import GrownMessage, PublicMessage
 
 
 class Kind(StrEnum):
-    """Layout of a slot's output. B batch, C channels, H height, W width, T time or position."""
+    """Layout of a slot's output: one letter for each dimension. N batch, C channels, H height, W width, T time or
+    position.
+    """
 
     NCHW = "NCHW"
     NTC = "NTC"
+    NCT = "NCT"
     NC = "NC"
+
+    @property
+    def channel(self) -> int:
+        """Index of the channels in the shape of one sample."""
+        return self.index("C") - 1
+
+    @property
+    def time(self) -> int | None:
+        """Index of the time in the shape of one sample. None: the kind has no time."""
+        return self.index("T") - 1 if "T" in self else None
 
 
 class SlotSpec(PublicMessage, GrownMessage):
@@ -24,11 +37,11 @@ class SlotSpec(PublicMessage, GrownMessage):
     path: str
     kind: Kind
     shape: tuple[int, ...]
-    """Shape of one sample's output, without the batch: (C, H, W), (T, C) or (C,)."""
+    """Shape of one sample's output, without the batch: (C, H, W), (T, C), (C, T) or (C,)."""
     dtype: str
     device: str
     causal: bool
-    """True if the input at position t changes no output before t. False for every kind except NTC."""
+    """True if the input at position t changes no output before t. False for every kind without time."""
     samples_independent: bool
     """True if, in training mode, no sample changes the output of another."""
     samples_independent_evaluated: bool = False
@@ -42,12 +55,12 @@ class SlotSpec(PublicMessage, GrownMessage):
     @property
     def channels(self) -> int:
         """Number of channels of the slot's output."""
-        return self.shape[self._channel]
+        return self.shape[self.kind.channel]
 
     @property
-    def _channel(self) -> int:
-        """Index of the channels in the shape of one sample's output."""
-        return 0 if self.kind is Kind.NCHW else -1
+    def per_channel(self) -> tuple[int, ...]:
+        """Shape of a value per channel that broadcasts over one sample's output: (C, 1, 1), (C, 1) or (C,)."""
+        return (self.channels, *[1] * len(self.shape[self.kind.channel + 1 :]))
 
     def expected(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape that one sample's output should have. It has the layout and the number of channels of the
@@ -60,7 +73,7 @@ class SlotSpec(PublicMessage, GrownMessage):
         if len(shape) != len(self.shape):
             return self.shape
         sizes = list(shape)
-        sizes[self._channel] = self.channels
+        sizes[self.kind.channel] = self.channels
         return tuple(sizes)
 
     def fits(self, shape: tuple[int, ...]) -> bool:

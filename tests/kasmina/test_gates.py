@@ -22,6 +22,7 @@ from esper.errors import DependencyViolationError, EvidenceMissing, StateNotKept
 from esper.kasmina.blueprints.catalogue import Blueprint
 from esper.kasmina.blueprints.nc import mlp
 from esper.kasmina.blueprints.placebos import Frozen
+from esper.kasmina.blueprints.seed_modules import zeroed
 from esper.leyline.commands import Candidate, Command
 from esper.leyline.evidence import HostObservation
 from esper.leyline.incubation import CandidateProbe, IncubationResult
@@ -83,14 +84,15 @@ class Rows(Bands):
 
 
 class Two(Host):
-    """[B, 4, 2] -> [B, 4], with a further slot "time" [B, 4, 2], which is causal."""
+    """[B, 4, 2] -> [B, 4], with two further slots, which are causal: "time" [B, 4, 2], and "signal" [B, 2, 4]."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.time = nn.Linear(2, 2)
+        self.time, self.signal = nn.Linear(2, 2), nn.Conv1d(2, 2, 1)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        return super().forward(self.time(x_BTC).flatten(1))
+        h_BCT = self.signal(self.time(x_BTC).transpose(1, 2))
+        return super().forward(h_BCT.transpose(1, 2).flatten(1))
 
 
 def in_double(_layer: Layer, h: Tensor) -> Tensor:
@@ -192,6 +194,14 @@ def mixes(_seed: Seed, h: Tensor, s: Tensor) -> Tensor:
 
 def looks_ahead(_seed: Seed, h: Tensor, s: Tensor) -> Tensor:
     return s + h.flip(1)
+
+
+def pointwise() -> nn.Module:
+    return nn.Sequential(nn.Conv1d(2, 8, 1), nn.ReLU(), zeroed(nn.Conv1d(8, 2, 1)))
+
+
+def looks_ahead_in_a_signal(_seed: Seed, h_BCT: Tensor, s_BCT: Tensor) -> Tensor:
+    return s_BCT + h_BCT.flip(2)
 
 
 def tells_elsewhere(_seed: Seed, _h: Tensor, s: Tensor) -> Tensor:
@@ -344,6 +354,11 @@ UNSOUND = [
     (Gate.G0, "shape_mismatch", made("double", doubles)),
     (Gate.G0, "samples_mixed", made("mixing", mixes)),
     (Gate.G0, "causality_broken", made("looking ahead", looks_ahead, kind=Kind.NTC)),
+    (
+        Gate.G0,
+        "causality_broken",
+        made("looking ahead in a signal", looks_ahead_in_a_signal, kind=Kind.NCT, work=lambda _: pointwise()),
+    ),
     (Gate.G0, "budget_exceeded", made("huge", work=lambda channels: mlp(channels, 400))),
     (Gate.G0, "unknown_blueprint", made("of another kind", kind=Kind.NCHW)),
     (Gate.G0, "fallback_used", made("telling at birth", after=lambda module: fell_back(module, "built small"))),
@@ -362,21 +377,22 @@ UNSOUND = [
 
 
 def test_seeds_that_no_gate_should_pass(live: Live) -> None:
-    """G0, G1 and the losers' G2: one tournament of sound and unsound candidates in two slots."""
+    """G0, G1 and the losers' G2: one tournament of sound and unsound candidates in three slots."""
 
     sound = [SOUND, made("square", work=lambda _: Squares()), made("wider", work=lambda channels: mlp(channels, 5))]
     rows = made("rows", kind=Kind.NTC)  # the survey tries each slot with a sound seed
+    signals = made("signals", kind=Kind.NCT, work=lambda _: pointwise())
     named = [made.name for _, _, made in UNSOUND] + [made.name for made in sound]
 
     def commanded(_command: Command, place: int) -> dict[str, Any]:
-        slots = dict.fromkeys(named, "body") | {"looking ahead": "time"}
+        slots = dict.fromkeys(named, "body") | {"looking ahead": "time", "looking ahead in a signal": "signal"}
         every = [Candidate(slot=slots[name], blueprint_id=name, seed_id=name) for name in named]
         return {"candidates": tuple(every)} if place == 0 else {}
 
     lived = live(
-        task(Two, of=Rows, slots=["body", "time"]),
+        task(Two, of=Rows, slots=["body", "time", "signal"]),
         config(len(named)),
-        blueprints=(*(one for _, _, one in UNSOUND), *sound, rows),
+        blueprints=(*(one for _, _, one in UNSOUND), *sound, rows, signals),
         commanded=commanded,
         stop=3,
     )

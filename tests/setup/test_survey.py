@@ -171,7 +171,7 @@ def padded(samples: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch
 
 
 class Convolved(torch.nn.Module):
-    """[B, T] -> [B, 4]; `mix` works on [B, C, T], where what stands last is no channel."""
+    """[B, T] -> [B, 4]; `mix` works on [B, C, T]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -185,9 +185,27 @@ class Convolved(torch.nn.Module):
         return scores
 
 
-def of_words(*slots: str) -> dict[str, Any]:
+class Compared(torch.nn.Module):
+    """[B, T] -> [B, 4]; `mix` gives [B, T, T], and has no channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.mix, self.head = torch.nn.Embedding(11, 8), Products(), torch.nn.Linear(8, 4)
+
+    def forward(self, words_BT: torch.Tensor) -> torch.Tensor:
+        h = self.embed(words_BT)
+        scores: torch.Tensor = self.head((self.mix(h) @ h).mean(dim=1))
+        return scores
+
+
+class Products(torch.nn.Module):
+    def forward(self, h_BTC: torch.Tensor) -> torch.Tensor:
+        return h_BTC @ h_BTC.transpose(1, 2)
+
+
+def of_words(*slots: str, model: type[torch.nn.Module] = Compared) -> dict[str, Any]:
     data = {name: Words() for name in ("train", "valid", "test", "pick", "gate")}
-    return {**data, "model": Convolved, "slots": slots, "collate": padded, "batch_size": 4, "round_steps": None}
+    return {**data, "model": model, "slots": slots, "collate": padded, "batch_size": 4, "round_steps": None}
 
 
 def test_a_slot_of_a_pattern_that_fails_in_the_trial_is_left_out_and_a_named_one_refused() -> None:
@@ -198,6 +216,13 @@ def test_a_slot_of_a_pattern_that_fails_in_the_trial_is_left_out_and_a_named_one
     assert "in a later batch" in found.left_out["mix"]
     with pytest.raises(TaskError, check=telling(field="slot mix")):
         survey(of_words("*", "mix"), **judging)
+
+
+def test_a_convolution_over_time_is_a_slot_in_batches_of_several_lengths() -> None:
+    found = survey(of_words("mix", model=Convolved), growth__judge_samples=128, run__epochs=1)
+    assert [(spec.kind, spec.channels) for spec in found.specs] == [("NCT", 8)]
+    assert found.varying == ("mix",)
+    assert {pair.blueprint_id for pair in found.options} >= {"norm", "conv_mlp_3"}
 
 
 SMALL = {"train": Bands(40, key=1), "pick": None, "gate": None, "batch_size": 8}

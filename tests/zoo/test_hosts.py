@@ -1,4 +1,4 @@
-"""Twelve hosts of four kinds, none built for esper: seeds of every blend grow in them, and leave no trace."""
+"""Thirteen hosts of four kinds, none built for esper: seeds of every blend grow in them, and leave no trace."""
 
 from __future__ import annotations
 
@@ -47,7 +47,10 @@ from esper.user_code.task_reference import load_task
 ZOO = runpy.run_path(str(Path(__file__).parent / "zoo.py"))
 RUNNING, config = ZOO["RUNNING"], ZOO["config"]
 
-CONVOLUTIONS = ("resnet", "residual_with_groups", "segmentation_with_a_skip")
+CONVOLUTIONS = (
+    *("resnet", "residual_with_groups", "segmentation_with_a_skip"),
+    "convolutions_over_time_with_pooling",
+)
 ATTENTION = ("transformer_with_a_padding_mask", "patches_with_attention", "language_model_with_tied_words")
 RECURRENT = ("an_lstm_and_attention_that_return_tuples", "tagging_with_an_lstm", "classifying_with_a_gru")
 ROWS = ("batch_norm_and_dropout", "recomputed_in_the_backward_pass", "autocast_around_the_forward")

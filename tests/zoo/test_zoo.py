@@ -22,6 +22,7 @@ RUNNING, REFUSED, config = ZOO["RUNNING"], ZOO["REFUSED"], ZOO["config"]
 QUICK = (
     *("class_weights", "regression", "output_in_a_dict", "old_weight_norm", "autocast_inside_the_forward"),
     *("lengths_that_differ", "tagging_with_an_lstm", "batch_norm", "segmentation_with_a_skip"),
+    "convolutions_over_time_with_pooling",
 )
 """Those of `make test`; all others are marked slow."""
 GAINING = ("regression", "segmentation_with_a_skip")

@@ -29,10 +29,11 @@ from esper.ground.random_streams import stream_key
 from esper.ground.suggest import existing_names
 from esper.ground.temporary_rng import temporary_rng
 from esper.kasmina.blueprints import nc, nchw, ntc
+from esper.kasmina.blueprints.channels_first import ChannelsFirst
 from esper.kasmina.blueprints.fallbacks import heard_while_built
 from esper.kasmina.blueprints.flops import flop_counter
 from esper.kasmina.blueprints.padded import seed_output
-from esper.kasmina.blueprints.placebos import PREFIX, USELESS, kind_of
+from esper.kasmina.blueprints.placebos import PREFIX, USELESS, kind_of, useless_seed
 from esper.kasmina.blueprints.precision import parameter_dtype
 from esper.kasmina.blueprints.seed_copies import SeedCopies
 from esper.leyline.slots import Kind, SlotSpec
@@ -188,7 +189,7 @@ class BlueprintRegistry:
         """Return a blueprint or a placebo by name. Raises: ConfigError: the name is not registered."""
         kind = kind_of(name)
         if kind is not None and kind in USELESS:
-            return Blueprint(name, tuple(Kind), 0.0, USELESS[kind])
+            return Blueprint(name, tuple(Kind), 0.0, partial(useless_seed, kind))
         if name not in self:
             raise ConfigError("blueprint", name, self.absent(name))
         return self._blueprints[name]
@@ -247,7 +248,10 @@ def _place(factory: Factory) -> tuple[str, str] | None:
 
 @dataclass(frozen=True)
 class Called:
-    """A factory that calls a known function with known arguments, so that `esper export` can write the call as code."""
+    """A factory that calls a known function with known arguments, so that `esper export` can write the call as code.
+
+    The function makes seeds for [B, T, C]. In a slot [B, C, T] they act on the transposed activation.
+    """
 
     call: Callable[[SlotSpec], tuple[Callable[..., nn.Module], tuple[int, ...]]]
     """Slot -> (top-level function of a Python module, its arguments). The arguments are numbers and flags."""
@@ -255,22 +259,28 @@ class Called:
     def __call__(self, spec: SlotSpec) -> nn.Module:
         """Return a new module for the slot."""
         function, arguments = self.call(spec)
-        return function(*arguments)
+        seed, around = function(*arguments), self.around(spec)
+        return seed if around is None else around(seed)
+
+    def around(self, spec: SlotSpec) -> type[nn.Module] | None:
+        """Return the class of the module around the module that the function makes. None: nothing is around it."""
+        return ChannelsFirst if spec.kind is Kind.NCT else None
 
 
 def _on_channels(make: Callable[..., nn.Module], *more: int) -> Called:
-    return Called(lambda spec: (make, (spec.shape[0] if spec.kind is Kind.NCHW else spec.shape[-1], *more)))
+    return Called(lambda spec: (make, (spec.channels, *more)))
 
 
 def _over_time(make: Callable[..., nn.Module], *more: int) -> Called:
-    return Called(lambda spec: (make, (spec.shape[-1], *more, spec.causal)))
+    return Called(lambda spec: (make, (spec.channels, *more, spec.causal)))
 
 
 def _norm(spec: SlotSpec) -> tuple[Callable[..., nn.Module], tuple[int, ...]]:
     return _on_channels(nchw.scaled_group_norm if spec.kind is Kind.NCHW else nc.scaled_layer_norm).call(spec)
 
 
-_ROWS = (Kind.NTC, Kind.NC)
+_TIME = (Kind.NTC, Kind.NCT)
+_ROWS = (*_TIME, Kind.NC)
 
 for _name, _kinds, _risk, _factory in (
     ("norm", tuple(Kind), 0.05, Called(_norm)),
@@ -284,13 +294,13 @@ for _name, _kinds, _risk, _factory in (
     ("mlp", _ROWS, 0.15, _on_channels(nc.mlp)),
     ("gated_mlp", _ROWS, 0.2, _on_channels(nc.GatedMLP)),
     ("wide_mlp", _ROWS, 0.3, _on_channels(nc.mlp, 8)),
-    ("conv_mlp_3", (Kind.NTC,), 0.2, _over_time(ntc.conv_mlp, 3)),
-    ("conv_mlp_7", (Kind.NTC,), 0.2, _over_time(ntc.conv_mlp, 7)),
-    ("conv_mlp_15", (Kind.NTC,), 0.2, _over_time(ntc.conv_mlp, 15)),
-    ("gated_conv", (Kind.NTC,), 0.25, _over_time(ntc.GatedConv)),
-    ("token_shift", (Kind.NTC,), 0.2, _on_channels(ntc.token_shift)),
-    ("attention", (Kind.NTC,), 0.35, _over_time(ntc.Attention)),
-    ("block", (Kind.NTC,), 0.5, _over_time(ntc.Block)),
+    ("conv_mlp_3", _TIME, 0.2, _over_time(ntc.conv_mlp, 3)),
+    ("conv_mlp_7", _TIME, 0.2, _over_time(ntc.conv_mlp, 7)),
+    ("conv_mlp_15", _TIME, 0.2, _over_time(ntc.conv_mlp, 15)),
+    ("gated_conv", _TIME, 0.25, _over_time(ntc.GatedConv)),
+    ("token_shift", _TIME, 0.2, _on_channels(ntc.token_shift)),
+    ("attention", _TIME, 0.35, _over_time(ntc.Attention)),
+    ("block", _TIME, 0.5, _over_time(ntc.Block)),
 ):
     BLUEPRINTS.add(Blueprint(_name, _kinds, _risk, _factory))
 

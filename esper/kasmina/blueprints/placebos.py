@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from esper.kasmina.blueprints.channels_first import ChannelsFirst
 from esper.kasmina.blueprints.seed_modules import SquaredReLU, zeroed
 from esper.leyline.slots import Kind, SlotSpec
 
@@ -25,22 +26,12 @@ WIDTH = 4
 
 def mlp(spec: SlotSpec) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
     """Return the layers of W2 relu(W1 norm(h))^2, which acts on the channels of each position. All are random."""
-    channels = channels_of(spec)
+    channels = spec.channels
     hidden = WIDTH * channels
     if spec.kind is Kind.NCHW:
         wide, narrow = nn.Conv2d(channels, hidden, 1), nn.Conv2d(hidden, channels, 1)
         return nn.GroupNorm(1, channels), wide, SquaredReLU(), narrow
     return nn.LayerNorm(channels), nn.Linear(channels, hidden), SquaredReLU(), nn.Linear(hidden, channels)
-
-
-def channels_of(spec: SlotSpec) -> int:
-    """Return the number of channels of the slot's output."""
-    return spec.shape[0] if spec.kind is Kind.NCHW else spec.shape[-1]
-
-
-def of_channels(spec: SlotSpec) -> tuple[int, ...]:
-    """Return the shape of a value per channel that broadcasts over the positions of a sample: [C], or [C, 1, 1]."""
-    return (spec.shape[0], 1, 1) if spec.kind is Kind.NCHW else (spec.shape[-1],)
 
 
 class OtherRows(nn.Module):
@@ -68,7 +59,7 @@ class Constant(nn.Module):
         super().__init__()
         _, *layers, last = mlp(spec)  # no norm: the vector is fixed, and one channel cannot be normalised
         self.inner = nn.Sequential(*layers, zeroed(last))
-        self.register_buffer("vector", torch.randn(1, *of_channels(spec)))
+        self.register_buffer("vector", torch.randn(1, *spec.per_channel))
 
     def forward(self, h: Tensor) -> Tensor:
         """Return a correction of the shape of `h`, [B, ...]."""
@@ -81,7 +72,7 @@ class Bias(nn.Module):
 
     def __init__(self, spec: SlotSpec) -> None:
         super().__init__()
-        self.bias = nn.Parameter(torch.zeros(of_channels(spec)))
+        self.bias = nn.Parameter(torch.zeros(spec.per_channel))
 
     def forward(self, h: Tensor) -> Tensor:
         """Return a correction of the shape of `h`, [B, ...]."""
@@ -107,7 +98,7 @@ class FrozenLinear(nn.Module):
 
     def __init__(self, spec: SlotSpec) -> None:
         super().__init__()
-        channels = channels_of(spec)
+        channels = spec.channels
         layer = nn.Conv2d(channels, channels, 1) if spec.kind is Kind.NCHW else nn.Linear(channels, channels)
         self.inner = layer.requires_grad_(False)
         self.scale = nn.Parameter(torch.zeros(()))
@@ -161,6 +152,14 @@ USELESS: Mapping[str, Callable[[SlotSpec], nn.Module]] = {
     "dead": Dead,
 }
 """Kind of useless seed -> its factory. The trial of the gates (`esper plan --null`) uses them as candidates."""
+
+
+def useless_seed(kind: str, spec: SlotSpec) -> nn.Module:
+    """Return a new useless seed of a kind. In a slot [B, C, T] it acts on the transposed activation."""
+    if spec.kind is not Kind.NCT:
+        return USELESS[kind](spec)
+    channels_last = spec.model_copy(update={"kind": Kind.NTC, "shape": spec.shape[::-1]})
+    return ChannelsFirst(USELESS[kind](channels_last))
 
 
 def useless_name(kind: str, number: int) -> str:

@@ -19,7 +19,7 @@ from esper.kasmina.blueprints.precision import dtype_of
 from esper.kasmina.host.formulas import convex, residual
 from esper.kasmina.host.schedules import SCHEDULES, alpha_at, sigmoid
 from esper.leyline.commands import MAX_CHANNELS, BlendMode, BlendSpec
-from esper.leyline.slots import Kind, SlotSpec
+from esper.leyline.slots import SlotSpec
 
 HYSTERESIS = 0.02
 """Changes of a seed's confidence (0..1) up to this size are not applied to the live host."""
@@ -89,10 +89,9 @@ class ChannelBlend(Blend):
                 yield "channels of another length", f"{length} for the {wanted} {what} of slot {slot.path}"
 
     def vector(self, blend: BlendSpec, slot: SlotSpec) -> Tensor:
-        """Return the vector with one entry per channel: [C, 1, 1] for NCHW, else [C]; in the slot's dtype."""
+        """Return the vector with one entry per channel, in the shape `SlotSpec.per_channel` and in the slot's dtype."""
         each = torch.tensor(blend.channels, dtype=torch.float64).repeat_interleave(slot.channels // len(blend.channels))
-        vector = each.to(device=slot.device, dtype=dtype_of(slot))
-        return vector[:, None, None] if slot.kind is Kind.NCHW else vector
+        return each.to(device=slot.device, dtype=dtype_of(slot)).view(slot.per_channel)
 
 
 class ConfidenceBlend(Blend):

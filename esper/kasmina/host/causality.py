@@ -12,8 +12,8 @@ from torch import Tensor
 from esper.ground.nested import tensors
 from esper.kasmina.host.perturbation import Change, is_content, moved, perturbing
 
-POSITIONS = 5
-"""Largest number of positions of an input that are changed, one at a time."""
+PARTS = 4
+"""Positions are changed at each of these parts of the length, at the second position and at the last, one at a time."""
 
 
 @dataclass(frozen=True)
@@ -21,95 +21,136 @@ class Seen:
     """The outputs of one forward."""
 
     slots: Mapping[str, Tensor]
-    """Path of a slot -> its output."""
+    """Path of a slot that has positions -> its output [B, T, ...]."""
     results: Sequence[Tensor]
-    """The tensors in the output of the whole network, such as logits [B, T, V]."""
+    """The floating tensors in the output of the whole network, such as logits [B, T, V] or [B, V, T]."""
 
 
 Run = Callable[[Change], Seen]
+Sources = Mapping[int, int]
+"""Place of a tensor in the input -> its dimension that has the positions."""
 
 
-def causal_slots(run: Run, batch_input: Any, batch: int, before: Seen, tolerance: float) -> set[str]:  # Any: see `run`
-    """Return the slots [B, T, C] that are causal along at least one input: a change of this input at a position changes
-    no earlier position of the slot, but changes the slot.
+def causal_slots(run: Run, batch_input: Any, batch: int, tolerance: float) -> set[str]:  # Any: see `run`
+    """Return the slots that are causal: if the input changes at a position, no earlier position of the slot changes.
 
-    One input is enough. A decoder with cross attention reads its whole source at each position, but its targets only up
-    to the position. A seed that reads later positions of the decoder would read later targets, which are the answers.
+    It is enough that the slot is causal along one tensor of the input. A decoder with cross attention reads its whole
+    source at each position, but its targets only up to the position. A seed that reads later positions of the decoder
+    would read later targets, which are the answers. But a tensor that reaches only its own position tells nothing about
+    time, so along one of several tensors a change must reach a later position, too: in the slot or in the result.
 
-    The positions of a slot can be compared with those of an input only if both have the same length. A slot of another
-    length, such as one after a token that the model puts before the others, is causal if the input changes it, and if
-    the result of the network is causal along this input and has its length.
+    The positions of a slot can be compared with those of a tensor only if both have the same length. A slot of another
+    length, such as one after a token that the model puts before the others, is causal if the tensor changes it, and if
+    the result of the network has the tensor's length, is causal along it, and is changed at later positions.
 
     Args:
         run: Applies a change to each tensor of the input, and runs one forward in evaluation mode.
         batch_input: The input that `run` changes: nested tensors.
         batch: Number of samples in the input.
-        before: The outputs without a change.
         tolerance: Changes up to this size count as rounding, relative to the largest entry of an output.
     """
-    slots = {path for path, output in before.slots.items() if output.dim() == 3}
-    lengths = {before.slots[path].shape[1] for path in slots}
-    lengths |= {one.shape[1] for one in before.results if one.dim() > 1} if slots else set()
-    found = set[str]()
+    before, found = run(lambda tensor: tensor), set[str]()
+    lengths = {output.shape[1] for output in before.slots.values()}
+    lengths |= {size for one in before.results for size in one.shape[1:]} if before.slots else set()
     for length in sorted(lengths):
-        inputs = tensors(batch_input)
-        places = [place for place, tensor in enumerate(inputs) if is_content(tensor, (batch, length))]
-        for group in [places, *([place] for place in places)] if len(places) > 1 else [places]:
-            if group and found != slots:
-                found |= _Along(run, group, (batch, length), before, tolerance).causal() & slots
+        sources = _sources(batch_input, batch, length)
+        first = [{place: axis for place, axis in sources if axis == which} for which in (1, 2)]
+        together = first[0] or first[1]
+        alone = [{place: axis} for place, axis in sources] if len(sources) > 1 else []
+        for group in (together, *alone):
+            undecided = before.slots.keys() - found
+            if group and undecided:
+                seen = _Along(run, group, (batch, length), before, tolerance, undecided)
+                found |= seen.causal(reaches_later=group is not together) & undecided
     return found
 
 
+def _sources(batch_input: Any, batch: int, length: int) -> list[tuple[int, int]]:  # Any: see `causal_slots`
+    """Return place and dimension of the positions, of each tensor of numbers [B, T, ...] or [B, C, T]."""
+    inputs = list(enumerate(tensors(batch_input)))
+    found = [(place, 1) for place, tensor in inputs if is_content(tensor, (batch, length))]
+    turned = [(place, tensor.transpose(1, 2)) for place, tensor in inputs if tensor.dim() == 3]
+    return found + [(place, 2) for place, tensor in turned if is_content(tensor, (batch, length))]
+
+
 class _Along:
-    """The effect of some tensors of the input, which have the same length, on slots and results.
+    """The effect of changes of some tensors of the input on slots and results. All are changed together.
 
     Args:
-        places: The places of the tensors in the order of `tensors`. They are changed together.
-        leading: Number of samples, and length.
+        leading: Number of samples, and length of the tensors.
+        undecided: The slots of interest.
     """
 
     def __init__(
-        self, run: Run, places: Sequence[int], leading: tuple[int, int], before: Seen, tolerance: float
+        self,
+        run: Run,
+        sources: Sources,
+        leading: tuple[int, int],
+        before: Seen,
+        tolerance: float,
+        undecided: set[str],
     ) -> None:
-        self._before, self._leading, self._tolerance = before, leading, tolerance
-        self._moved, self._leaking = set[str | int](), set[str | int]()
+        self._before, self._leading, self._tolerance = _by_key(before, leading[1]), leading, tolerance
+        self._moved, self._leaking, self._later = set[str | int](), set[str | int](), set[str | int]()
         length = leading[1]
-        steps = {1, *(length * part // (POSITIONS - 1) for part in range(1, POSITIONS - 1)), length - 1}
-        for t in sorted(steps & set(range(1, length))):
-            change = perturbing((slice(None), slice(t, t + 1)), leading)
-            self._compare(t, run(_only(places, change)))
+        steps = {1, *(length * part // PARTS for part in range(1, PARTS)), length - 1}
+        for t in sorted(steps & set(range(1, length)), reverse=True):
+            self._compare(t, _by_key(run(_changing(sources, t, leading)), length))
+            if undecided <= self._leaking:
+                break
 
-    def _compare(self, t: int, after: Seen) -> None:
+    def _compare(self, t: int, after: Mapping[str | int, Tensor]) -> None:
         """Add the slots and results that a change at position t has moved."""
-        results = zip(self._before.results, after.results, strict=False)
-        pairs: dict[str | int, tuple[Tensor, Tensor]] = dict(enumerate(results))
-        pairs |= {path: (one, after.slots[path]) for path, one in self._before.slots.items() if path in after.slots}
-        for key, (one, other) in pairs.items():
-            if one.shape != other.shape:
+        for key, one in self._before.items():
+            if key not in after or one.shape != after[key].shape:
                 self._leaking.add(key)
                 continue
-            changed = moved(one, other, self._tolerance)
+            changed = moved(one, after[key], self._tolerance)
             if changed.any():
                 self._moved.add(key)
             if self._has_length(one) and changed[:, :t].any():
                 self._leaking.add(key)
+            if self._has_length(one) and changed[:, t + 1 :].any():
+                self._later.add(key)
 
     def _has_length(self, output: Tensor) -> bool:
         return tuple(output.shape[:2]) == self._leading
 
-    def causal(self) -> set[str]:
-        """Return the causal slots."""
-        ours = {place for place, one in enumerate(self._before.results) if self._has_length(one)}
-        network = bool(ours & self._moved) and not ours & self._leaking
-        reached = self._moved - self._leaking
+    def causal(self, *, reaches_later: bool) -> set[str]:
+        """Return the causal slots.
+
+        Args:
+            reaches_later: Whether a change must reach a later position of the slot or of the result.
+        """
+        results = {key for key, one in self._before.items() if isinstance(key, int) and self._has_length(one)}
+        network = bool(results & self._later) and not results & self._leaking
         return {
-            path
-            for path, output in self._before.slots.items()
-            if path in reached and (network or self._has_length(output))
+            key
+            for key in self._moved - self._leaking
+            if isinstance(key, str)
+            and (network or (self._has_length(self._before[key]) and (key in self._later or not reaches_later)))
         }
 
 
-def _only(places: Sequence[int], change: Change) -> Change:
-    """Return a function that changes only the tensors at some places. It is for the tensors of one input, in order."""
-    order = count()
-    return lambda tensor: change(tensor) if next(order) in places else tensor
+def _by_key(seen: Seen, length: int) -> dict[str | int, Tensor]:
+    """Return the outputs of the slots by path, and the results by number. Results [B, V, T] are turned to [B, T, V].
+    Their entries that are not finite are 0, because a model may exclude words by -inf.
+    """
+    found = dict[str | int, Tensor](seen.slots.items())
+    for number, result in enumerate(seen.results):
+        finite = result.nan_to_num(0.0, 0.0, 0.0)
+        last = result.dim() > 2 and result.shape[1] != length and result.shape[-1] == length
+        found[number] = finite.movedim(-1, 1) if last else finite
+    return found
+
+
+def _changing(sources: Sources, t: int, leading: tuple[int, int]) -> Change:
+    """Return a function that changes position t of some tensors. It is for the tensors of one input, in order."""
+    order, change = count(), perturbing((slice(None), slice(t, t + 1)), leading)
+
+    def at(tensor: Tensor) -> Tensor:
+        if (place := next(order)) in sources:
+            change(tensor.movedim(sources[place], 1))
+        return tensor
+
+    return at

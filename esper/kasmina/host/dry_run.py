@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from esper.ground.temporary_rng import temporary_rng
 from esper.ground.tensors_kept import tensors_kept
 from esper.kasmina.blueprints.precision import autocast_at
 from esper.kasmina.host.causality import Seen, causal_slots
+from esper.kasmina.host.layouts import layouts_noted
 from esper.kasmina.host.padding_masks import given_mask, is_readable, positional_names
 from esper.kasmina.host.perturbation import Change, moved, perturbing, unchanged
 from esper.kasmina.host.slot_patterns import Matched, match
@@ -93,10 +95,10 @@ def dry_run(
     matched = match(model, slots)
     host = _Host(model, matched, batch_input, call, _rows(batch_input, samples)).with_most_calls()
     training, evaluation = host.run_twice(training=True), host.run_twice(training=False)
-    kinds = {}
+    kinds = host.kinds(training)
     for path in host.paths:
         with matched.trying(path):
-            kinds[path] = _kind(path, training[path], evaluation[path], host.batch, samples)
+            _check_layout(path, kinds, training[path], evaluation[path], host.batch, samples)
     _leave_out_repeated(matched, training, evaluation)
     specs = _specs(host, kinds, training, evaluation)
     return Found(specs, matched.left_out, frozenset(matched.paths) - matched.named)
@@ -128,10 +130,14 @@ class _Host:
         seen, _ = self._record(self.key, training, change)
         return self._only_outputs(seen, training=training)
 
-    def evaluated(self, change: Change = unchanged) -> Seen:
-        """Return the outputs of the slots and of the model in evaluation mode. `change`: see `run`."""
+    def evaluated(self, kinds: Mapping[str, Kind], change: Change) -> Seen:
+        """Return the outputs of the model and of the slots with positions, in evaluation mode. `change`: see `run`."""
         seen, results = self._record(self.key, False, change)
-        return Seen(self._only_outputs(seen, training=False), results)
+        outputs = self._only_outputs(seen, training=False)
+        times = {path: 1 + time for path in outputs if (time := kinds[path].time) is not None}
+        found = (one.detach().clone() for one in results if one.is_floating_point() and not one.is_nested)
+        slots = {path: outputs[path].movedim(time, 1) for path, time in times.items()}
+        return Seen(slots, tuple(one for one in found if one.numel()))
 
     def _only_outputs(self, seen: Mapping[str, list[object]], *, training: bool) -> dict[str, Tensor]:
         mode = "training" if training else "evaluation"
@@ -157,23 +163,38 @@ class _Host:
                 break
         return replace(self, key=max(range(len(called)), key=lambda key: len(called[key])))
 
+    def kinds(self, outputs: Mapping[str, Tensor]) -> dict[str, Kind]:
+        """Return the kinds of slots with these outputs. An output of another number of dimensions has no kind.
+
+        One more forward shows the layout of outputs with three dimensions; see `layouts`.
+        """
+        kinds = {path: _KINDS[outputs[path].dim()] for path in self.paths if outputs[path].dim() in _KINDS}
+        if any(kind is Kind.NTC for kind in kinds.values()):
+            self._forward(self.key, True, unchanged, layouts_noted(self.model, kinds))
+        return kinds
+
     def _record(self, key: int, training: bool, change: Change) -> tuple[dict[str, list[object]], tuple[Tensor, ...]]:
-        """Run one forward. Return the outputs of the slots by path, and the floating tensors in the model's output."""
+        """Run one forward. Return the outputs of the slots by path, and the tensors in the model's output."""
         seen: dict[str, list[object]] = {path: [] for path in self.paths}
+        watching = recording(self.model, seen, self.autocast, self.masks, gradients=training)
+        return seen, self._forward(key, training, change, watching)
+
+    def _forward(
+        self, key: int, training: bool, change: Change, watching: AbstractContextManager[None]
+    ) -> tuple[Tensor, ...]:
+        """Run one forward, and return the tensors in the model's output."""
         given = mapped(lambda tensor: change(tensor.clone()), self.batch_input)
         devices = {tensor.device for tensor in (*self.model.parameters(), *self.model.buffers(), *tensors(given))}
         doing = "" if change is unchanged else "with a part of its input changed, to measure the effect"
         with (
             extra_states_kept(self.model),
             kept_as_it_is(self.model, training=training),
-            recording(self.model, seen, self.autocast, self.masks, gradients=training),
+            watching,
             temporary_rng(key, devices),
             torch.set_grad_enabled(training),
             refused_as_theirs(doing),
         ):
-            whole = tensors(self.call(self.model, given))
-            results = (one.detach().clone() for one in whole if one.is_floating_point() and not one.is_nested)
-            return seen, tuple(one for one in results if one.numel())
+            return tuple(tensors(self.call(self.model, given)))
 
     def run_twice(self, *, training: bool) -> dict[str, Tensor]:
         """Like `run`. Raises: TaskError: the same input and the same random state gave two different outputs."""
@@ -309,8 +330,10 @@ def _only_output(path: str, outputs: list[object], mode: str) -> Tensor:
     return output
 
 
-def _kind(path: str, training: Tensor, evaluation: Tensor, batch: int, samples: int | None) -> Kind:
-    """Return the slot's kind.
+def _check_layout(
+    path: str, kinds: Mapping[str, Kind], training: Tensor, evaluation: Tensor, batch: int, samples: int | None
+) -> None:
+    """Refuse a slot whose output has no known layout, or not the same one in both modes.
 
     Args:
         batch: Number of rows that count as samples; see `_rows`.
@@ -320,8 +343,9 @@ def _kind(path: str, training: Tensor, evaluation: Tensor, batch: int, samples: 
         TaskError: the layout of the output fits no kind of slot, or the layout or dtype differs between the modes.
     """
     field, shape = f"slot {path}", tuple(training.shape)
-    if training.dim() not in _KINDS:
-        raise TaskError(field, f"output of shape {shape}", "name a module that returns [B,C,H,W], [B,T,C] or [B,C]")
+    if path not in kinds:
+        mend = "name a module that returns [B,C,H,W], [B,T,C], [B,C,T] or [B,C]"
+        raise TaskError(field, f"output of shape {shape}", mend)
     if shape[0] != batch:
         mend = "name a module with one row per sample, not per node or other part of a sample"
         if samples not in (None, batch):
@@ -330,12 +354,11 @@ def _kind(path: str, training: Tensor, evaluation: Tensor, batch: int, samples: 
                 " name a module with that many rows, or let task.collate add an input with one row per sample"
             )
         raise TaskError(field, f"output of shape {shape} for {batch} samples", mend)
-    channel = 1 if training.dim() == 4 else -1
+    channel = 1 + kinds[path].channel
     same = training.dim() == evaluation.dim() and shape[channel] == evaluation.shape[channel]
     if not same or training.dtype != evaluation.dtype:
         other = f"{shape} {training.dtype} in training, {tuple(evaluation.shape)} {evaluation.dtype} in evaluation"
         raise TaskError(field, f"output of {other}", "name a module that returns the same in both modes")
-    return _KINDS[training.dim()]
 
 
 def _specs(
@@ -347,7 +370,7 @@ def _specs(
         TaskError: no input changes the output of a slot, or a pattern has no slot left.
     """
     independent = _independent(host, training, training=True)
-    causal = causal_slots(host.evaluated, host.batch_input, host.batch, host.evaluated(), TOLERANCE)
+    causal = causal_slots(partial(host.evaluated, kinds), host.batch_input, host.batch, TOLERANCE)
     independent_evaluated = _independent(host, evaluation, training=False)
     host.matched.check()
     return tuple(
@@ -361,7 +384,7 @@ def _specs(
             samples_independent=path in independent,
             samples_independent_evaluated=path in independent_evaluated,
             autocast=host.autocast.get(path),
-            padding=host.masks.get(path),
+            padding=host.masks.get(path) if kinds[path] is Kind.NTC else None,
         )
         for path, output in training.items()
         if path in host.paths

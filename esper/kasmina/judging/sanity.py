@@ -92,7 +92,9 @@ def _probe(module: nn.Module, spec: SlotSpec, h: Tensor) -> SeedSanity:
     if shape == slot_shape:
         moved, masked = _with_random_parameters(module), (False, True) if takes_padding(module) else (False,)
         cases = [(training, _forward(moved, training, padded=padded)) for training in MODES for padded in masked]
-        causality = max(causality_leak(run, h[0].double()) for _, run in cases) if spec.causal else None
+        if spec.causal and (time := spec.kind.time) is not None:
+            x_TC = h[0].double().movedim(time, 0)
+            causality = max(causality_leak(_by_time(run, time), x_TC) for _, run in cases)
         unmixed = [run for training, run in cases if _must_keep_samples_apart(spec, training)]
         sample = max((sample_leak(run, h[:SAMPLES].double()) for run in unmixed), default=None)
     return SeedSanity(
@@ -166,6 +168,11 @@ def _forward(
             return as_slot(output, h)
 
     return forward
+
+
+def _by_time(forward: Forward, time: int) -> Forward:
+    """Return `forward` as a function of [B, T, C]. `time` is the index of the time in one sample of its input."""
+    return lambda x_BTC: forward(x_BTC.movedim(1, time + 1).contiguous()).movedim(time + 1, 1)
 
 
 def _every_third(h_BTC: Tensor) -> Tensor:

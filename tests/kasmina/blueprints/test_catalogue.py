@@ -18,8 +18,8 @@ from esper.kasmina.blueprints.padded import seed_output
 from esper.leyline.slots import Kind, SlotSpec
 from esper.testing import telling
 
-SHAPES = {Kind.NCHW: (8, 6, 5), Kind.NTC: (11, 8), Kind.NC: (8,)}
-SMALLEST = {Kind.NCHW: (1, 1, 1), Kind.NTC: (1, 1), Kind.NC: (1,)}
+SHAPES = {Kind.NCHW: (8, 6, 5), Kind.NTC: (11, 8), Kind.NCT: (8, 11), Kind.NC: (8,)}
+SMALLEST = {Kind.NCHW: (1, 1, 1), Kind.NTC: (1, 1), Kind.NCT: (1, 1), Kind.NC: (1,)}
 BUILT_IN = [(kind, one.name) for kind in Kind for one in BLUEPRINTS.for_kind(kind)]
 
 
@@ -51,6 +51,8 @@ def test_the_built_in_set_of_each_kind_comes_in_the_order_of_names():
         Kind.NCHW: "bottleneck conv3 conv_block depthwise_separable inverted_bottleneck norm squeeze_excite",
         Kind.NTC: "attention block conv_mlp_15 conv_mlp_3 conv_mlp_7 gated_conv gated_mlp low_rank masked_attention mlp"
         " norm token_shift wide_mlp",
+        Kind.NCT: "attention block conv_mlp_15 conv_mlp_3 conv_mlp_7 gated_conv gated_mlp low_rank mlp norm token_shift"
+        " wide_mlp",
     }
 
 
@@ -58,7 +60,7 @@ def test_the_built_in_set_of_each_kind_comes_in_the_order_of_names():
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "acausal"])
 def test_a_newborn_seed_is_exactly_zero_and_can_learn(built_in, shapes, causal):
     kind, one = built_in
-    spec = make_spec(kind, shapes[kind], causal and kind is Kind.NTC)
+    spec = make_spec(kind, shapes[kind], causal and kind.time is not None)
     seed = one.build(spec, seed_key=3)
     h = torch.randn(4, *spec.shape)
     correction = seed_output(seed, h, None)
@@ -68,6 +70,23 @@ def test_a_newborn_seed_is_exactly_zero_and_can_learn(built_in, shapes, causal):
     (correction * torch.randn_like(h)).sum().backward()
     gradients = [p.grad for p in seed.parameters() if p.grad is not None]
     assert any(gradient.count_nonzero() for gradient in gradients)
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "acausal"])
+def test_a_seed_with_channels_first_is_the_same_seed_on_the_transposed_activation(causal):
+    first, last = (make_spec(kind, causal=causal) for kind in (Kind.NCT, Kind.NTC))
+    h = torch.randn(4, *first.shape)
+    for one in BLUEPRINTS.for_kind(Kind.NCT):
+        seed, known = one.build(first, seed_key=3), one.build(last, seed_key=3)
+        for parameter, same in zip(seed.parameters(), known.parameters(), strict=True):
+            assert torch.equal(parameter, same)
+            nn.init.uniform_(parameter, -1, 1)
+            same.data.copy_(parameter)
+        correction = seed(h)
+        assert torch.equal(correction, known(h.transpose(1, 2).contiguous()).transpose(1, 2)), one.name
+        assert correction.count_nonzero()
+        assert correction.is_contiguous(), "the host may call view"
+        assert one.flops(first, 4) == one.flops(last, 4)
 
 
 def test_a_seed_of_three_copies_is_three_seeds_in_a_row_each_with_its_own_weights(built_in):

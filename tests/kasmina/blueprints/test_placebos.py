@@ -15,6 +15,7 @@ from esper.leyline.slots import Kind, SlotSpec
 SPECS = {
     Kind.NC: slot("a", Kind.NC, (8,)),
     Kind.NTC: slot("b", Kind.NTC, (5, 8)),
+    Kind.NCT: slot("e", Kind.NCT, (8, 5)),
     Kind.NCHW: slot("c", Kind.NCHW, (8, 4, 3)),
 }
 ONE_CHANNEL = slot("d", Kind.NCHW, (1, 4, 3))

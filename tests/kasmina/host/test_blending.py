@@ -26,7 +26,7 @@ from esper.leyline.commands import BlendMode, BlendSchedule, BlendSpec
 from esper.leyline.slots import Kind, SlotSpec
 from esper.leyline.state import BlendReport
 
-SHAPES = {Kind.NCHW: (4, 2, 3), Kind.NTC: (3, 4), Kind.NC: (4,)}
+SHAPES = {Kind.NCHW: (4, 2, 3), Kind.NTC: (3, 4), Kind.NCT: (4, 3), Kind.NC: (4,)}
 """Shape of one sample, with 4 channels each."""
 
 
@@ -69,7 +69,7 @@ def by_hand(blend: BlendSpec, kind: Kind, alpha: float, confidence: float | None
         assert confidence is not None
         alpha = sorted((blend.low, alpha * confidence, blend.high))[1]
     if blend.mode == "CHANNEL":
-        inner = math.prod(SHAPES[kind][1:]) if kind is Kind.NCHW else 1
+        inner = math.prod(SHAPES[kind][1:]) if kind in (Kind.NCHW, Kind.NCT) else 1
         alpha *= blend.channels[at // inner % 4 * len(blend.channels) // 4]
     return (1 - alpha) * h + alpha * s
 

@@ -523,3 +523,33 @@ def test_a_slot_of_another_length_is_not_causal_if_the_result_of_the_network_has
     (spec,) = dry_run(model, ["slot"], SEQUENCES, call)
     assert spec.shape[0] != SEQUENCES.shape[1]
     assert not spec.causal
+
+
+@pytest.mark.parametrize("shown", ["masked words", "words before positions"])
+def test_the_form_of_the_logits_does_not_hide_that_a_network_is_causal(shown: str):
+    class Shown(Decoder):
+        def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+            scores = super().forward(batch)
+            return scores.transpose(1, 2) if shown != "masked words" else scores.index_fill(2, WORD, float("-inf"))
+
+    (spec,) = dry_run(Shown(start=True), ["decoder"], (TOKENS, TOKENS.flip(0)), call)
+    assert spec.causal
+
+
+WORD = torch.tensor([3])
+
+
+def test_an_input_of_the_same_length_that_acts_on_its_own_position_makes_no_slot_causal():
+    class Marked(nn.Module):
+        """Attention over all positions, then marks that are added to their positions."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.encoder, self.after = nn.Embedding(11, 8), Attention(8, False), nn.Linear(8, 8)
+            nn.init.normal_(self.encoder.outward.weight)
+
+        def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+            return self.after(self.encoder(self.embed(batch[0])) + batch[1][..., None])
+
+    specs = dry_run(Marked(), ["encoder", "after"], (TOKENS, torch.randn(4, 16)), call)
+    assert [spec.causal for spec in specs] == [False, False]

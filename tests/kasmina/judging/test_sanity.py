@@ -18,12 +18,12 @@ from esper.kasmina.judging.sanity import SeedSanity, probe_seed
 from esper.leyline.slots import Kind, SlotSpec
 from esper.testing import telling
 
-SHAPES = {Kind.NCHW: (8, 6, 5), Kind.NTC: (9, 8), Kind.NC: (8,)}
+SHAPES = {Kind.NCHW: (8, 6, 5), Kind.NTC: (9, 8), Kind.NCT: (8, 9), Kind.NC: (8,)}
 BUILT_IN = [
     (kind, one.name, causal)
     for kind in Kind
     for one in BLUEPRINTS.for_kind(kind)
-    for causal in ((True, False) if kind is Kind.NTC else (False,))
+    for causal in ((True, False) if kind.time is not None else (False,))
 ]
 CLEAN = 1e-9
 
@@ -89,6 +89,13 @@ def test_a_seed_that_looks_ahead_is_seen_though_its_last_layer_is_zero(see):
     assert probe(cheat(see), make_spec(Kind.NTC, causal=True)).causality_leak > 1e-3
 
 
+@pytest.mark.parametrize(("padding", "leaks"), [((1, 1), True), ((2, 0), False)], ids=["same-padded", "left-padded"])
+def test_a_convolution_that_looks_ahead_is_seen_where_time_is_the_last_dimension(padding, leaks):
+    seed = nn.Sequential(nn.ConstantPad1d(padding, 0.0), nn.Conv1d(8, 8, 3), zeroed(nn.Conv1d(8, 8, 1)))
+    leak = probe(seed, make_spec(Kind.NCT, causal=True)).causality_leak
+    assert leak > 1e-3 if leaks else leak <= CLEAN
+
+
 def test_a_seed_that_looks_ahead_beyond_the_first_chunk_of_positions_is_seen():
     spec = make_spec(Kind.NTC, causal=True, shape=(70, 8))
     assert probe(cheat(OnlyAt(68)), spec).causality_leak > 1e-3
@@ -120,12 +127,21 @@ def test_a_leak_in_one_mode_alone_is_seen(training):
         (Kind.NC, lambda x: x.flip(0)),
         (Kind.NC, nn.BatchNorm1d(8)),
         (Kind.NTC, lambda x: x - x.mean(dim=(0, 1))),
+        (Kind.NCT, nn.BatchNorm1d(8)),
         (Kind.NCHW, nn.BatchNorm2d(8)),
     ],
-    ids=["batch mean", "other sample", "batch norm", "batch mean over time", "batch norm over images"],
+    ids=[
+        "batch mean",
+        "other sample",
+        "batch norm",
+        "batch mean over time",
+        "batch norm over time",
+        "batch norm over images",
+    ],
 )
 def test_a_seed_that_mixes_samples_is_seen_though_its_last_layer_is_zero(kind, see):
-    last = zeroed(nn.Conv2d(8, 8, 1)) if kind is Kind.NCHW else None
+    pointwise = {Kind.NCHW: nn.Conv2d(8, 8, 1), Kind.NCT: nn.Conv1d(8, 8, 1)}
+    last = zeroed(pointwise[kind]) if kind in pointwise else None
     assert probe(cheat(see, last), make_spec(kind)).sample_leak > 1e-3
 
 

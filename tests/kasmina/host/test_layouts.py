@@ -1,0 +1,182 @@
+"""Whether a slot is [B, C, T] or [B, T, C]: what a user would say of hosts that mix layers of both layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from growing import Look
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from esper.kasmina.host.dry_run import dry_run
+from esper.kasmina.host.layouts import layouts_noted
+from esper.leyline.slots import Kind, SlotSpec
+
+CHANNELS = 8
+
+
+def slots_of(host: nn.Module, given: Tensor, *paths: str) -> tuple[SlotSpec, ...]:
+    return dry_run(host, paths, given, lambda model, x: model(x)).specs
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+class Turned(nn.Module):
+    """Runs a module on the transposed activation, and transposes its output back."""
+
+    def __init__(self, inner: nn.Module, skip: bool = False) -> None:
+        super().__init__()
+        self.inner, self.skip = inner, skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inner(x.transpose(1, 2)).transpose(1, 2).contiguous()
+        return x + y if self.skip else y
+
+
+class BatchNormOfRows(nn.BatchNorm1d):
+    """[B, T, C], though torch's is for [B, C, T]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
+class PaddedLeft(nn.Conv1d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(pad(x, (2, 0)))
+
+
+class Gated(nn.Module):
+    """[B, C, T], with a factor for each channel from linear layers that never see the time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.gate = conv(), nn.Linear(CHANNELS, CHANNELS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return y * self.gate(y.mean(2)).sigmoid()[:, :, None]
+
+
+def conv(channels: int = CHANNELS, out: int = CHANNELS) -> nn.Conv1d:
+    return nn.Conv1d(channels, out, 3, padding=1)
+
+
+def perceptron() -> nn.Module:
+    return nn.Sequential(nn.LayerNorm(CHANNELS), nn.Linear(CHANNELS, CHANNELS), nn.GELU())
+
+
+class Attended(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(CHANNELS, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.attention(x, x, x)[0]
+        return y
+
+
+def stage() -> nn.Module:
+    return nn.Sequential(conv(), nn.BatchNorm1d(CHANNELS), nn.ReLU(), nn.MaxPool1d(2))
+
+
+FIRST: dict[str, Callable[[int], nn.Module]] = {
+    "stage": lambda _: stage(),
+    "own convolution": lambda _: PaddedLeft(CHANNELS, CHANNELS, 3),
+    "halved by a gate": lambda _: nn.Sequential(conv(out=2 * CHANNELS), nn.GLU(dim=1)),
+    "gate of linear layers": lambda _: Gated(),
+    "next block": lambda _: nn.Sequential(nn.Conv1d(8, 8, 7, padding=3, groups=8), Turned(perceptron(), skip=True)),
+    "own function": lambda _: Look(lambda x: x.tanh()),
+    "own pooling": lambda _: Look(lambda x: x[:, :, ::2]),
+    "attention over time": lambda _: Turned(Attended(), skip=True),
+}
+"""Modules in a host [B, C, T], made for a length."""
+
+LAST: dict[str, Callable[[int], nn.Module]] = {
+    "perceptron": lambda _: perceptron(),
+    "recurrent": lambda _: nn.GRU(CHANNELS, CHANNELS, batch_first=True),
+    "convolution": lambda _: Turned(conv()),
+    "batch norm": lambda _: Turned(stage()),
+    "own batch norm": lambda _: BatchNormOfRows(CHANNELS),
+    "residual": lambda _: nn.Sequential(perceptron(), Turned(conv(), skip=True)),
+    "mixing of positions": lambda length: Turned(nn.Linear(length, length), skip=True),
+    "own function": lambda _: Look(lambda x: x.tanh()),
+}
+"""Modules in a host [B, T, C], made for a length."""
+
+
+@pytest.mark.parametrize("length", [CHANNELS, 12], ids=["C equals T", "C differs from T"])
+@pytest.mark.parametrize("name", FIRST)
+def test_modules_of_a_convolutional_host_have_the_channels_first(name: str, length: int) -> None:
+    torch.manual_seed(0)
+    host = nn.Sequential(conv(3), nn.BatchNorm1d(CHANNELS), FIRST[name](length))
+    (spec,) = slots_of(host, noise(4, 3, length), "2")
+    assert (spec.kind, spec.channels, spec.samples_independent) == (Kind.NCT, CHANNELS, False)
+
+
+@pytest.mark.parametrize("length", [CHANNELS, 12], ids=["C equals T", "C differs from T"])
+@pytest.mark.parametrize("name", LAST)
+def test_modules_of_a_host_of_rows_over_time_have_the_channels_last(name: str, length: int) -> None:
+    torch.manual_seed(0)
+    (spec,) = slots_of(nn.Sequential(nn.Linear(3, CHANNELS), LAST[name](length)), noise(4, length, 3), "1")
+    assert (spec.kind, spec.channels) == (Kind.NTC, CHANNELS)
+
+
+@pytest.mark.parametrize("length", [CHANNELS, 12], ids=["C equals T", "C differs from T"])
+def test_a_transposed_convolution_alone_tells_that_the_channels_are_last(length: int) -> None:
+    torch.manual_seed(0)
+    host = nn.Sequential(Turned(conv(CHANNELS)), nn.Dropout(0.1), nn.LayerNorm(CHANNELS), Look(lambda x: x * 2))
+    specs = slots_of(host, noise(4, length, CHANNELS), "0", "1", "2", "3")
+    assert [spec.kind for spec in specs] == [Kind.NTC] * 4
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, as it compiles
+def test_compiled_layers_tell_their_layout_and_nothing_is_compiled_for_that() -> None:
+    graphs = list[object]()
+
+    def backend(graph: torch.fx.GraphModule, _inputs: list[Tensor]) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    host = Turned(nn.Sequential(conv(3), nn.ReLU(), nn.Linear(12, 12)))
+    found = {"inner.1": Kind.NTC, "inner.2": Kind.NCT}
+    host.compile(backend=backend)
+    host(noise(4, 12, 3))
+    with layouts_noted(host, found):
+        host(noise(4, 12, 3))
+    assert (found, len(graphs)) == ({"inner.1": Kind.NCT, "inner.2": Kind.NTC}, 1)
+
+
+@pytest.mark.parametrize(("padding", "causal"), [((2, 0), True), ((1, 1), False)], ids=["left-padded", "same-padded"])
+@pytest.mark.parametrize("shape", [(4, 3, 12), (4, 12, 12), (4, 12, 3)], ids=["CT", "as many C as T", "TC"])
+def test_the_causality_of_a_convolution_is_measured_along_the_last_dimension(
+    shape: tuple[int, ...], padding: tuple[int, int], causal: bool
+) -> None:
+    """The input has its channels first, or last; then the host transposes it."""
+    given, last = noise(*shape), shape[2] == 3
+    before = Look(lambda x: pad(x.transpose(1, 2) if last else x, padding))
+    host = nn.Sequential(before, nn.Conv1d(12 if shape[1] == shape[2] else 3, CHANNELS, 3), nn.ReLU())
+    assert [(spec.kind, spec.causal) for spec in slots_of(host, given, "1", "2")] == [(Kind.NCT, causal)] * 2
+
+
+def test_a_padding_mask_is_not_read_where_the_channels_are_first() -> None:
+    class Masked(nn.Conv1d):
+        def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+            assert padding_mask is not None
+            return super().forward(x * ~padding_mask[:, None])
+
+    host, hidden = nn.ModuleDict({"body": Masked(3, CHANNELS, 1)}), torch.zeros(4, CHANNELS, dtype=torch.bool)
+    found = dry_run(host, ["body"], noise(4, 3, CHANNELS), lambda model, x: model["body"](x, padding_mask=hidden))
+    assert [(spec.kind, spec.padding) for spec in found.specs] == [(Kind.NCT, None)]
+
+
+def test_words_under_a_convolution_have_positions_in_their_second_dimension() -> None:
+    host = nn.Sequential(nn.Embedding(9, CHANNELS), Look(lambda x: pad(x.transpose(1, 2), (2, 0))), nn.Conv1d(8, 8, 3))
+    words = torch.randint(9, (4, 12), generator=torch.Generator().manual_seed(0))
+    (spec,) = slots_of(host, words, "2")
+    assert (spec.kind, spec.shape, spec.causal) == (Kind.NCT, (8, 12), True)
+    assert spec.fits((8, 5))
+    assert not spec.fits((5, 8))
