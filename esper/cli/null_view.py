@@ -23,7 +23,7 @@ def summary(found: NullTrial) -> str:
     lines = [
         f"{found.accepted} of {count} tournaments of {found.candidates} useless seeds and {found.placebos} placebos"
         f" accepted one: {_share(found.accepted / count, found.interval)};"
-        f" z was for {found.tests} test{'s' if found.tests > 1 else ''}"
+        f" z was for {found.tests:g} test{'s' if found.tests > 1 else ''}"
     ]
     if found.in_a_run > 1 or found.looks:
         looks = f" with up to {_counted(found.looks, 'later look')} each" if found.looks else ""

@@ -276,7 +276,7 @@ def heading(survey: Survey, path: Path | None) -> list[str]:
         f"  {len(survey.options)} candidates{of_copies(growth.copies)}; a seed must beat its control by"
         f" {percent(growth.margin)} of the loss{beside_placebos(growth.placebos)}"
         f" and z > {survey.g2_limit():.2f} on {survey.judged_units} {units} (strict, because a run may"
-        f" {tests_in_words(growth.tests, survey.g2_tests)})",
+        f" {_tests(survey)})",
         *over_budgets(left_out_by_budgets(survey)),
         "  stages of a seed: incubation > BLENDING (alpha rises) > SHADOWING (compared with the twin) > PROBATIONARY >"
         " FOSSILIZED (stays)",
@@ -306,7 +306,8 @@ def _beside(survey: Survey) -> list[str]:
     """Return a line about refused candidates that train on. Empty: there are none."""
     looks, best = survey.looks, survey.config.growth.beside
     times = "once" if looks == 1 else f"up to {looks} times"
-    return [f"  the best {best} of a refused tournament train on and are judged again {times}"] if looks else []
+    said = f"  the best {best} of a refused tournament train on and are judged again {times}, with z"
+    return [f"{said} > {survey.g2_limit(look=True):.2f}"] if looks else []
 
 
 def of_copies(copies: int) -> str:
@@ -319,9 +320,13 @@ def beside_placebos(count: int) -> str:
     return f", and clearly more than {count} useless seeds gain (docs/growth.md#placebos)," if count else ""
 
 
-def tests_in_words(tests: str, count: int) -> str:
-    """Return words for the number of tests among which G2 divides the chance of a false pass."""
-    return f"test {count} candidates" if tests == "candidates" else f"make {count} test{'s' if count > 1 else ''}"
+def _tests(survey: Survey) -> str:
+    """Return words for the tests among which G2 divides the chance of a false pass."""
+    growth = survey.config.growth
+    if growth.tests == "candidates":
+        return f"test {growth.max_tests} candidates"
+    count = survey.tournaments
+    return f"hold {count} tournament{'s' if count > 1 else ''}{' and later looks' if survey.looks else ''}"
 
 
 def over_budgets(candidates: Mapping[str, Sequence[str]]) -> list[str]:

@@ -216,7 +216,7 @@ class GrowthConfig(Settings):
     tests: Literal["candidates", "tournaments"] = Field(
         "candidates",
         description="G2: number of tests among which false_pass is divided: candidates (max_tests), or the tournaments"
-        " that the run can hold, because each tournament tests only its first",
+        " that the run can hold, because each tournament tests only its first; a later look counts as a tenth",
     )
     max_tournaments: Annotated[PositiveInt | None, NONE_WORD] = Field(
         None, description="largest number of tournaments in a run, without those of replicas; default: all that fit"
@@ -389,6 +389,7 @@ class GrowthConfig(Settings):
             f"finish={self.finish}": ("finish_samples",) if self.finish == "live" else (),
             f"max_tournaments={self.max_tournaments}": ("best_again",) if self.max_tournaments == 1 else (),
             f"beside={self.beside}": () if self.beside else ("max_looks",),
+            f"max_looks={self.max_looks}": ("beside",) if self.max_looks == 0 else (),
         }
         fields, given = type(self).model_fields, self.model_fields_set
         all_given = all(key in given or getattr(self, key) is None for key in fields)

@@ -167,8 +167,9 @@ class StabilityEvidence(Message):
     placebo that diverged has an infinite gain. None: the run has no placebos."""
     candidates: int | None = None
     """Number of candidates that the tournaments of the run can judge. None: the run has no placebos."""
-    tests: int | None = None
-    """Number of tests among which the chance of a false pass is divided. None: `growth.max_tests`."""
+    tests: float | None = None
+    """Number of tests among which the chance of a false pass is divided. None: `growth.max_tests`. It is not always
+    whole, because a later look counts as a part of a tournament."""
 
 
 class SeedObservation(Message):

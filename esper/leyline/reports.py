@@ -244,6 +244,10 @@ class Outcome(StrEnum):
     ABORTED = "ABORTED"
 
 
+TOO_SMALL = frozenset({"no_improvement", "within_placebo"})
+"""Reasons of G2 after which a seed may be judged again: it gained too little. Each other reason ends a seed."""
+
+
 class FieldReport(PublicMessage, GrownMessage):
     """Result of a command for one seed. Later decisions of the policy use it."""
 

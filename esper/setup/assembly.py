@@ -89,7 +89,9 @@ def make_tamiyo(survey: Survey, key: RunKey, clock: Clock, policy: Policy | None
     config, growth = survey.config, survey.config.growth
     ramp = growth.entry_ramp_steps
     return Tamiyo(
-        policy if policy is not None else HeuristicPolicy(growth.candidates, growth.replicas, ramp, growth.best_again),
+        policy
+        if policy is not None
+        else HeuristicPolicy(growth.candidates, growth.replicas, ramp, growth.best_again, survey.looks),
         CommandBuilder(key.secret, clock, ramp),
         survey.growth_window(ramp if policy is None else 1),
         config.risk,

@@ -8,9 +8,9 @@ from itertools import count, islice
 from esper.errors import ConfigError
 from esper.ground.temporary_rng import temporary_rng
 from esper.kasmina.blueprints.placebos import USELESS, useless_name
-from esper.kasmina.incubation.rungs import tournaments_of
 from esper.leyline.decisions import Hold
 from esper.leyline.incubation import IncubationResult
+from esper.leyline.reports import TOO_SMALL
 from esper.leyline.slots import SlotSpec
 from esper.setup.candidates import first_tournament
 from esper.setup.null_tournament import KEY, Named, NullTournament, NullVerdict
@@ -26,7 +26,8 @@ def null_run(survey: Survey, size: int, told: Callable[[NullVerdict], None], *, 
     """Train the host, hold tournaments of useless seeds one after the other, and judge the first seed of each by G2.
 
     The run ends with the first verdict that accepts a seed. Refused seeds are judged again later; see `growth.beside`.
-    Later tournaments are between the best seeds of the first; see `growth.best_again`.
+    Later tournaments are between the best seeds of the first; see `growth.best_again`. As with the default policy, none
+    is held if later looks refused these seeds, too.
 
     Args:
         size: Number of candidates in the first tournament.
@@ -36,15 +37,14 @@ def null_run(survey: Survey, size: int, told: Callable[[NullVerdict], None], *, 
     growth, found = survey.config.growth, list[NullVerdict]()
     trainer = survey.trainer(KEY.run_id, KEY.generation, "tolaria", never)
     named, fence, left = distinct(survey.specs, size), survey.first_fence, growth.max_tests
-    for number in range(1, 1 + (tournaments_of(survey.resolved.growth, survey.fence_steps) if whole else 1)):
+    for number in range(1, 1 + (survey.tournaments if whole else 1)):
         named = named[:left]
         if not named or fence > survey.last_germination:
             break
         with temporary_rng(0):
             trainer.train_to(survey.fence_steps[fence])
             held = NullTournament(survey, fence, named, trainer.snapshot(), size)
-        later = _best(named, held.result, growth.best_again) if number == 1 else named
-        left -= len(named)
+        left, ended = left - len(named), held.result
         for look in count():
             found.append(held.verdict(number, look))
             told(found[-1])
@@ -53,7 +53,10 @@ def null_run(survey: Survey, size: int, told: Callable[[NullVerdict], None], *, 
             if not (went_on := held.go_on(left) if whole else 0):
                 break
             left -= went_on
-        named, fence = later, held.due_fence
+        if growth.best_again is not None and survey.looks and set(found[-1].reasons) <= TOO_SMALL:
+            break
+        named = _best(named, ended, growth.best_again) if number == 1 else named
+        fence = held.due_fence
     return found
 
 
@@ -93,9 +96,10 @@ def _best(named: Sequence[Named], result: IncubationResult, most: int | None) ->
         most: Largest number of candidates. None: all of them.
     """
 
-    def place(at: int) -> tuple[int, float]:
+    def place(at: int) -> tuple[bool, float]:
         fork = result.forks[at]
-        return -fork.steps, -(fork.pick.relative_gain if fork.pick is not None else 0.0)
+        dropped = fork.steps < fork.required_steps
+        return dropped, -(fork.pick.relative_gain if fork.pick is not None else 0.0)
 
     ordered = [(named[at][0].path, named[at][1]) for at in sorted(range(len(named)), key=place)]
     by_name = {(spec.path, name): (spec, name) for spec, name in named}

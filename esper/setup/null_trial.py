@@ -14,7 +14,6 @@ from typing import Any
 
 from esper.errors import ConfigError
 from esper.ground.temporary_rng import temporary_rng
-from esper.kasmina.incubation.rungs import tournaments_of
 from esper.kasmina.judging.statistics import exact_interval
 from esper.setup.null_run import candidates, null_run
 from esper.setup.null_tournament import NullVerdict
@@ -33,7 +32,7 @@ class NullTrial:
     candidates: int
     """Number of useless seeds in each first tournament of a run."""
     placebos: int
-    tests: int
+    tests: float
     """Number of tests among which G2 divided the chance of a false pass for z, at the end of a tournament."""
     in_a_run: int = 1
     """Largest number of tournaments in each run."""
@@ -137,14 +136,14 @@ def null_trial(
     if not survey.can_grow:
         mend = "no seed can germinate in this run, so there is no tournament to repeat; see `esper plan`"
         raise ConfigError("--null", runs, mend)
-    growth, fences, found = survey.resolved.growth, survey.fence_steps, list[NullVerdict]()
+    growth, found = survey.config.growth, list[NullVerdict]()
     with temporary_rng(0):
         size = candidates(survey, runs)
     for run_seed in range(survey.config.run.seed + 1, survey.config.run.seed + 1 + runs):
         with temporary_rng(0):
             found += null_run(_reseeded(survey, run_seed, task_of), size, told, whole=whole)
     own = task_of is not None or all(survey.data.shards[name].samples is survey.task.train for name in ("pick", "gate"))
-    most, looks = (tournaments_of(growth, fences), survey.looks) if whole else (1, 0)
+    most, looks = (survey.tournaments, survey.looks) if whole else (1, 0)
     return NullTrial(tuple(found), size, growth.placebos, survey.g2_tests, most, looks, own)
 
 

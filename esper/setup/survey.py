@@ -24,7 +24,7 @@ from esper.kasmina.host.dry_run import dry_run
 from esper.kasmina.host.host_editor import SeedEditor
 from esper.kasmina.host.rebuilt import structure_digest
 from esper.kasmina.incubation.choices import chosen
-from esper.kasmina.incubation.rungs import first_fence_of, looks_of, number_of_tests, rounds_of
+from esper.kasmina.incubation.rungs import first_fence_of, looks_of, number_of_tests, rounds_of, tournaments_of
 from esper.kasmina.judging.statistics import z_limit
 from esper.leyline.decisions import Pair
 from esper.leyline.slots import SlotSpec
@@ -197,14 +197,26 @@ class Survey:
         )
         return Trainer(self.task, settings, self.data, self.editor, halted)
 
-    def g2_limit(self) -> float:
-        """Limit that the z of a seed must exceed at G2. z is measured on one slice of the gate shard."""
-        return z_limit(self.config.growth.false_pass, self.g2_tests, self.judged_units)
+    def g2_limit(self, *, look: bool = False) -> float:
+        """Limit that the z of a seed must exceed at G2. z is measured on one slice of the gate shard.
+
+        Args:
+            look: True: at a later look. False: at the end of a tournament.
+        """
+        tests = self.g2_tests_of_looks if look else self.g2_tests
+        return z_limit(self.config.growth.false_pass, tests, self.judged_units)
 
     @property
-    def g2_tests(self) -> int:
-        """Number of tests among which G2 divides the chance of a false pass, at the end of a tournament."""
+    def g2_tests(self) -> float:
+        """Number of tests among which G2 divides the chance of a false pass, at the end of a tournament. It is not
+        always whole, because a later look counts as a part of a tournament.
+        """
         return number_of_tests(self.resolved.growth, self.fence_steps, look=False)
+
+    @property
+    def tournaments(self) -> int:
+        """Largest number of tournaments of the run, without those of replicas."""
+        return tournaments_of(self.resolved.growth, self.fence_steps)
 
     @property
     def looks(self) -> int:
@@ -212,7 +224,7 @@ class Survey:
         return looks_of(self.resolved.growth, self.fence_steps)
 
     @property
-    def g2_tests_of_looks(self) -> int:
+    def g2_tests_of_looks(self) -> float:
         """As `g2_tests`, at a later look at refused candidates."""
         return number_of_tests(self.resolved.growth, self.fence_steps, look=True)
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from esper.leyline.commands import BlendMode, BlendSpec
 from esper.leyline.decisions import Decision, Pair
-from esper.leyline.reports import FieldReport
+from esper.leyline.reports import TOO_SMALL, FieldReport
 from esper.leyline.stages import IN_HOST
 from esper.leyline.state import RoundState, SeedState
 from esper.policies import make_decision
@@ -37,13 +37,17 @@ class HeuristicPolicy:
             not rest.
         replicas: Largest number of seeds of a winning pair in the host, the winner included.
         ramp_steps: Optimizer steps over which the alpha of a grafted seed rises. A replica gets the winner's blend.
+        looks: Number of times that refused seeds of a tournament are judged again (`growth.beside`). If there are such
+            looks and they refuse the best seed, too, its pairs are not tried once more by `best_again`.
     """
 
     name = "heuristic"
     version = "heuristic-1"
 
-    def __init__(self, candidates: int, replicas: int, ramp_steps: int, best_again: int | None = None) -> None:
-        self._candidates, self._replicas, self._best_again = candidates, replicas, best_again
+    def __init__(
+        self, candidates: int, replicas: int, ramp_steps: int, best_again: int | None = None, looks: int = 0
+    ) -> None:
+        self._candidates, self._replicas, self._best_again, self._looks = candidates, replicas, best_again, looks
         self._blend = BlendSpec(mode=BlendMode.RESIDUAL, ramp_steps=ramp_steps)
 
     def decide(self, state: RoundState, eligible: Sequence[Pair], past: Sequence[FieldReport]) -> Decision:
@@ -68,6 +72,8 @@ class HeuristicPolicy:
 
     def _again(self, state: RoundState, eligible: Sequence[Pair], past: Sequence[FieldReport], count: int) -> Decision:
         """Return a tournament of the best eligible pairs of the first tournament, those of different slots first."""
+        if self._looks and _gained_too_little(state, past):
+            return make_decision(self, state, hold="the later looks refused the best pairs, too")
         open_pairs = {(pair.slot, pair.blueprint_id): pair for pair in eligible}
         best = in_turn([pair for pair in best_of_first(state, past) if pair in open_pairs])
         chosen = [open_pairs[pair] for pair in best[: min(count, state.tests_allowed - state.tests_used)]]
@@ -89,6 +95,13 @@ class HeuristicPolicy:
         family = [s for s in state.seeds if s.seed_id == winner.seed_id or s.replica_of == winner.seed_id]
         in_host = sum(s.stage in IN_HOST for s in family)
         return in_host < self._replicas and in_host == len(family)  # no replica if one of the family failed
+
+
+def _gained_too_little(state: RoundState, past: Sequence[FieldReport]) -> bool:
+    """Return whether the best seed of the first tournament was refused only because it gained too little."""
+    first = {seed.seed_id for seed in state.seeds if seed.command_id == state.seeds[0].command_id}
+    reasons = [set(report.reasons) for report in past if report.seed_id in first]
+    return any(one and one <= TOO_SMALL for one in reasons)
 
 
 def best_of_first(state: RoundState, past: Sequence[FieldReport]) -> list[tuple[str, str]]:

@@ -80,6 +80,28 @@ def test_later_tournaments_are_between_the_best_pairs_of_the_first(count: int, s
     assert (closed.pairs, closed.hold) == ((), "none of the best pairs of the first tournament is open")
 
 
+@pytest.mark.parametrize(
+    ("looks", "reasons", "again"),
+    [
+        (2, ("within_placebo",), False),
+        (2, ("no_improvement", "within_placebo"), False),
+        (2, ("unstable", "within_placebo"), True),  # so it was not judged again
+        (0, ("within_placebo",), True),
+    ],
+)
+def test_pairs_that_later_looks_refused_are_not_tried_once_more(
+    looks: int, reasons: tuple[str, ...], again: bool
+) -> None:
+    seeds, reports, options = first_field()
+    state = make_state(seeds=tuple(seed.model_copy(update={"stage": Stage.CULLED}) for seed in seeds), options=options)
+    first = make_report(seed_id=seeds[0].seed_id, slot="a", pick_gain=0.5, reasons=reasons)
+    decision = HeuristicPolicy(18, 1, ramp_steps=30, best_again=4, looks=looks).decide(
+        state, options, (first, *reports)
+    )
+    assert bool(decision.pairs) == again
+    assert (decision.hold is None) == again
+
+
 def test_a_winner_is_repeated_alone() -> None:
     decision = decide(make_state(seeds=(make_seed("winner", stage=Stage.BLENDING),)))
 

@@ -106,12 +106,13 @@ def candidates_of(limits: GrowthConfig, fence_steps: Sequence[int], seeds: int, 
             among all of these.
         look: See `number_of_tests`.
     """
-    return _divided(seeds * _shares(limits, fence_steps), look=look)
+    shares = seeds * _shares(limits, fence_steps)
+    return shares if look else math.ceil(shares / LOOKS_AS_TOURNAMENT)
 
 
-def number_of_tests(limits: GrowthConfig, fence_steps: Sequence[int], *, look: bool) -> int:
+def number_of_tests(limits: GrowthConfig, fence_steps: Sequence[int], *, look: bool) -> float:
     """Return the number of tests among which G2 divides the chance of a false pass, for one verdict; see
-    `growth.tests`.
+    `growth.tests`. It is not always whole.
 
     A tournament has the chance of `LOOKS_AS_TOURNAMENT` later looks, so that later looks hardly make the verdicts of
     tournaments stricter. The chances of all verdicts that a run can hold add up to `growth.false_pass` or less.
@@ -121,7 +122,8 @@ def number_of_tests(limits: GrowthConfig, fence_steps: Sequence[int], *, look: b
     """
     if limits.tests == "candidates":
         return limits.max_tests
-    return _divided(_shares(limits, fence_steps), look=look)
+    shares = _shares(limits, fence_steps)
+    return shares if look else shares / LOOKS_AS_TOURNAMENT
 
 
 def course(limits: GrowthConfig, fence_steps: Sequence[int], fence: int, seeds: int) -> Course:
@@ -184,11 +186,6 @@ def _shares(limits: GrowthConfig, fence_steps: Sequence[int]) -> int:
     tournaments = tournaments_of(limits, fence_steps)
     left = _verdicts_that_fit(limits, fence_steps) - tournaments
     return LOOKS_AS_TOURNAMENT * tournaments + min(left, tournaments * looks_of(limits, fence_steps))
-
-
-def _divided(shares: int, *, look: bool) -> int:
-    """Return the number of equal parts, so that each part is at most the chance of a look, or of a tournament."""
-    return shares if look else -(-shares // LOOKS_AS_TOURNAMENT)
 
 
 def _last_verdict(limits: GrowthConfig, fence_steps: Sequence[int]) -> int:

@@ -317,7 +317,7 @@ def _beats_placebos(pairs: PairedLosses, limits: GrowthConfig, evidence: Stabili
     ]
 
 
-def _improves(pairs: PairedLosses, limits: GrowthConfig, tests: int) -> list[Check]:
+def _improves(pairs: PairedLosses, limits: GrowthConfig, tests: float) -> list[Check]:
     z = z_limit(limits.false_pass, tests, pairs.count)
     gain = pairs.relative_gain
     return [

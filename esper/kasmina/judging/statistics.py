@@ -48,7 +48,7 @@ def paired(control: SampleLosses, seeded: SampleLosses) -> PairedLosses:
     )
 
 
-def z_limit(false_pass: float, tests: int, count: int) -> float:
+def z_limit(false_pass: float, tests: float, count: int) -> float:
     """Return the limit that z must exceed. A useless seed passes with a chance of at most `false_pass / tests`.
 
     The limit is Student's t quantile of `1 - false_pass / tests` with `count - 1` degrees of freedom, because the
@@ -105,7 +105,7 @@ def placebo_limit(gains: Sequence[float], false_pass: float, candidates: int) ->
     Args:
         gains: Gains of useless seeds over their controls, two or more. One that is not finite makes the limit infinite.
         false_pass: Between 0 and 1.
-        candidates: Number of candidates that the tournaments of the run can judge, 1 or more.
+        candidates: Number of candidates that count, 1 or more: those of all tournaments and, as a part, of later looks.
 
     Raises:
         EvidenceMissing: there are fewer than two gains.

@@ -60,7 +60,7 @@ def stability_evidence(
     fence: int,
     host_changes: int | None = None,
     placebo_gains: tuple[float, ...] | None = None,
-    tests: int | None = None,
+    tests: float | None = None,
     candidates: int | None = None,
 ) -> StabilityEvidence:
     """Return the evidence for G2: a fork compared with its control. For a replica, the winner's evidence is added.

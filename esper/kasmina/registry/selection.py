@@ -14,11 +14,8 @@ from esper.kasmina.registry.run_records import RunRecords
 from esper.kasmina.registry.seed_record import SeedRecord
 from esper.leyline.commands import Command
 from esper.leyline.incubation import Answer, IncubationOrder, IncubationResult
-from esper.leyline.reports import AdoptPlan, Gate, GateReport, GraftPlan, Outcome
+from esper.leyline.reports import TOO_SMALL, AdoptPlan, Gate, GateReport, GraftPlan, Outcome
 from esper.leyline.stages import Stage
-
-TOO_SMALL = frozenset({"no_improvement", "within_placebo"})
-"""Reasons of G2 after which a seed may be judged again. Each other reason ends a seed."""
 
 
 def conclude(records: RunRecords, result: IncubationResult, fence: int) -> Answer:
