@@ -118,6 +118,8 @@ def _call(wanted: Definitions, blueprint: Blueprint, spec: SlotSpec) -> str:
     wanted.import_name("types", "SimpleNamespace")
     told = spec.model_copy(update={"device": "cpu"}).model_dump(mode="json") | {
         "shape": spec.shape,
+        "channels": spec.channels,
+        "per_channel": spec.per_channel,
         "padding": spec.padding,
     }
     fields = {field: ascii(value) for field, value in told.items()}

@@ -54,8 +54,7 @@ def causal_slots(run: Run, batch_input: Any, batch: int, tolerance: float) -> se
     lengths |= {size for one in before.results for size in one.shape[1:]} if before.slots else set()
     for length in sorted(lengths):
         sources = _sources(batch_input, batch, length)
-        first = [{place: axis for place, axis in sources if axis == which} for which in (1, 2)]
-        together = first[0] or first[1]
+        together = dict(sorted(sources, reverse=True))  # of two dimensions of a tensor the first
         alone = [{place: axis} for place, axis in sources] if len(sources) > 1 else []
         for group in (together, *alone):
             undecided = before.slots.keys() - found
@@ -124,12 +123,11 @@ class _Along:
         """
         results = {key for key, one in self._before.items() if isinstance(key, int) and self._has_length(one)}
         network = bool(results & self._later) and not results & self._leaking
-        return {
-            key
-            for key in self._moved - self._leaking
-            if isinstance(key, str)
-            and (network or (self._has_length(self._before[key]) and (key in self._later or not reaches_later)))
-        }
+        own = self._later if reaches_later else self._moved
+        slots = {key: one for key, one in self._before.items() if isinstance(key, str)}
+        direct = {key for key, one in slots.items() if self._has_length(one) and (key in own or network)}
+        others = {key for key, one in slots.items() if network and self._leading[1] not in one.shape[1:]}
+        return (direct | others) & (self._moved - self._leaking)
 
 
 def _by_key(seen: Seen, length: int) -> dict[str | int, Tensor]:
@@ -139,8 +137,8 @@ def _by_key(seen: Seen, length: int) -> dict[str | int, Tensor]:
     found = dict[str | int, Tensor](seen.slots.items())
     for number, result in enumerate(seen.results):
         finite = result.nan_to_num(0.0, 0.0, 0.0)
-        last = result.dim() > 2 and result.shape[1] != length and result.shape[-1] == length
-        found[number] = finite.movedim(-1, 1) if last else finite
+        last = result.dim() == 3 and result.shape[1] != length and result.shape[2] == length
+        found[number] = finite.transpose(1, 2) if last else finite
     return found
 
 

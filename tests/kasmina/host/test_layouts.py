@@ -180,3 +180,60 @@ def test_words_under_a_convolution_have_positions_in_their_second_dimension() ->
     assert (spec.kind, spec.shape, spec.causal) == (Kind.NCT, (8, 12), True)
     assert spec.fits((8, 5))
     assert not spec.fits((5, 8))
+
+
+class NormOfChannels(nn.LayerNorm):
+    """[B, C, T], though torch's is for [B, T, C]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
+class Words(nn.Module):
+    """Characters [B, W * K] -> words [B, W, C]: convolutions over the characters of each word."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.first, self.second = nn.Embedding(9, 6), conv(6, 16), conv(16, 32)
+        self.after = nn.Dropout(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.second(self.first(self.embed(x.reshape(len(x) * 16, -1)).transpose(1, 2)).relu())
+        y: Tensor = self.after(h.amax(dim=2).view(len(x), 16, 32))
+        return y
+
+
+def stem() -> nn.Module:
+    """A signal [B, 3, 512] -> tokens [B, 64, 256], after outputs (64, 256), (128, 128) and (256, 64)."""
+    widths = ((3, 64), (64, 128), (128, 256))
+    convolutions = [nn.Conv1d(inner, outer, 4, stride=2, padding=1) for inner, outer in widths]
+    return nn.Sequential(*convolutions, Look(lambda x: x.transpose(1, 2).contiguous()), nn.Dropout(0.1))
+
+
+HOSTS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str, Kind]] = {
+    "whole tokens dropped": (lambda: nn.Sequential(nn.Linear(3, 8), nn.Dropout1d(0.1)), (4, 12, 3), "1", Kind.NTC),
+    "largest of two features": (lambda: nn.Sequential(nn.Linear(3, 16), nn.MaxPool1d(2)), (4, 12, 3), "1", Kind.NTC),
+    "stem of tokens": (stem, (4, 3, 512), "4", Kind.NTC),
+    "norm of channels": (lambda: nn.Sequential(conv(3), NormOfChannels(8), nn.ELU()), (4, 3, 12), "2", Kind.NCT),
+    "norm of both": (lambda: nn.Sequential(conv(3), nn.LayerNorm([8, 12]), nn.ELU()), (4, 3, 12), "2", Kind.NCT),
+    "convolution over positions": (
+        lambda: nn.Sequential(nn.Linear(3, 8), nn.Sequential(nn.LayerNorm(8), nn.Conv1d(12, 12, 1))),
+        (4, 12, 3),
+        "1",
+        Kind.NTC,
+    ),
+    "time mixed first": (lambda: nn.Sequential(Turned(nn.Linear(12, 12)), nn.Linear(5, 5)), (4, 12, 5), "0", Kind.NTC),
+}
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_layers_that_mix_positions_or_fix_no_layout_do_not_mislead(name: str) -> None:
+    torch.manual_seed(0)
+    make, shape, path, kind = HOSTS[name]
+    assert slots_of(make(), noise(*shape), path)[0].kind is kind
+
+
+def test_layers_over_another_batch_tell_nothing() -> None:
+    torch.manual_seed(0)
+    (spec,) = slots_of(Words(), torch.randint(9, (4, 80)), "after")
+    assert (spec.kind, spec.channels) == (Kind.NTC, 32)
