@@ -30,8 +30,8 @@ DIFFERENCES: dict[str, Draw] = {
     "1 - Exp(1)": lambda rng, shape: 1 - rng.standard_exponential(shape),
 }
 SAMPLES = (128, 14)
-PLACEBOS = tuple((count, *size) for count in (3, 6, 8) for size in ((12, 1.0), (24, 2.2)))
-"""Number of placebos, of candidates in a tournament, and of tournaments in a run. A later look counts as 0.1."""
+PLACEBOS = tuple((count, *size) for count in (3, 6, 8) for size in ((12, 1), (24, 2)))
+"""Number of placebos, of candidates in a tournament, and of tournaments in a run."""
 USEFUL, HARM = 10.0, 2.0
 
 
@@ -51,7 +51,7 @@ def measure(tests: int) -> Outcome:
     return Outcome([*rows, *(row for case in PLACEBOS for row in beside_placebos(tests, *case))], {})
 
 
-def beside_placebos(tests: int, placebos: int, candidates: int, tournaments: float) -> list[Row]:
+def beside_placebos(tests: int, placebos: int, candidates: int, tournaments: int) -> list[Row]:
     """Return the share of first tournaments that accept a useless candidate, by limit, and of those that accept one
     with a gain of `USEFUL` times the spread of the useless ones."""
     rng = np.random.default_rng(0)
@@ -60,18 +60,17 @@ def beside_placebos(tests: int, placebos: int, candidates: int, tournaments: flo
     useful = np.maximum(USEFUL + rng.standard_normal(len(best)), best)
     pairs = np.repeat(rng.standard_normal((len(best), -(-placebos // 2))), 2, axis=1)[:, :placebos]
     narrow = beside * np.where(np.arange(placebos) % 2, 1.0, 0.1)
-    counted = math.ceil(candidates * tournaments)
-    factor = placebo_limit([0.0] * placebos, ASKED, counted).factor
-    limit, alone = (limits(beside, count) for count in (counted, math.ceil(tournaments)))
-    harmed = limits(beside - HARM, counted)
-    case = f"{placebos} placebos, {candidates} candidates, {tournaments:g} tournaments in a run"
+    factor = placebo_limit([0.0] * placebos, ASKED, candidates * tournaments).factor
+    limit, alone = (limits(beside, count) for count in (candidates * tournaments, tournaments))
+    harmed = limits(beside - HARM, candidates * tournaments)
+    case = f"{placebos} placebos, {candidates} candidates, {tournaments} tournaments in a run"
     return [
         Row.told(f"{case}: factor on the spread of the placebos", factor),
         Row.told(f"{case}: share of first tournaments that accept a useless seed", float((best > limit).mean())),
         Row.told(f"{case}: the same, if one candidate counted", float((best > alone).mean())),
         Row.told(f"{case}: the same, if the placebos harm by {HARM:g} spreads", float((best > harmed).mean())),
         *(
-            Row.told(f"{case}: the same, if {what}", float((best > limits(gains, counted)).mean()))
+            Row.told(f"{case}: the same, if {what}", float((best > limits(gains, candidates * tournaments)).mean()))
             for what, gains in (
                 ("the placebos are equal in pairs", pairs),
                 ("every second placebo has a tenth of the spread", narrow),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
+from types import MappingProxyType
 
 import torch
 from _common import Outcome, Row, Spread, main
@@ -153,18 +154,23 @@ def task(name: str, run_seed: int) -> Task:
     )
 
 
-def runs_on(name: str, runs: int) -> NullTrial:
+def runs_on(name: str, runs: int, settings: Mapping[str, object]) -> NullTrial:
     """Hold runs on one host, in a process of one thread."""
-    config = load_config(None, SETTINGS)
+    config = load_config(None, settings)
     with process_state(1):
         own = partial(task, name)
         return null_trial(survey_of(own(0), config), runs, partial(_tell, name), whole=True, task_of=own)
 
 
-def measure(repetitions: int) -> Outcome:
-    """Hold `repetitions` runs on each host, each host in a process of its own."""
+def measure(repetitions: int, more: Mapping[str, object] = MappingProxyType({})) -> Outcome:
+    """Hold `repetitions` runs on each host, each host in a process of its own.
+
+    Args:
+        more: Further config keys of the runs.
+    """
+    each = partial(runs_on, runs=repetitions, settings={**SETTINGS, **more})
     with ProcessPoolExecutor(len(HOSTS), mp_context=get_context("spawn")) as pool:
-        return outcome(dict(zip(HOSTS, pool.map(partial(runs_on, runs=repetitions), HOSTS), strict=True)))
+        return outcome(dict(zip(HOSTS, pool.map(each, HOSTS), strict=True)))
 
 
 def outcome(found: Mapping[str, NullTrial]) -> Outcome:

@@ -87,15 +87,13 @@ FULL: Mapping[str, object] = {
     "best_again": 4,
     "replicas": 1,
     "entry": "adopt",
-    "beside": 2,
-    "max_looks": 2,
     "finish": "better",
     "parameter_budget": 6.0,
     "parameter_floor": 20_000,
     "cost_budget": 8.0,
 }
 LEAN: Mapping[str, object] = {
-    **{key: value for key, value in FULL.items() if key not in ("best_again", "beside", "max_looks")},
+    **{key: value for key, value in FULL.items() if key != "best_again"},  # there is one tournament
     "candidates": 12,
     "placebos": 6,
     "rungs": (30, 60),
@@ -110,12 +108,12 @@ PRESET: Literal["none", "lean", "full"] = "full"
 
 def _left_out(key: str, value: object) -> tuple[str, ...]:
     """Return the keys of a preset that a given key would contradict, or whose place it takes."""
-    rungs, looks = ("rungs", "rung_samples"), ("beside", "max_looks")
+    rungs = ("rungs", "rung_samples")
     match key, value:
         case "due_rounds" | "halving_step", _:
             return rungs
         case "probe_steps", _:
-            return rungs if value is None else (*rungs, "entry", *looks)
+            return rungs if value is None else (*rungs, "entry")
         case "rungs" | "judge_samples", _:
             return ("rung_samples",)
         case "first_fence", _:
@@ -127,11 +125,7 @@ def _left_out(key: str, value: object) -> tuple[str, ...]:
         case "twin", False:
             return ("finish",)
         case "isolate_until", "blended" | "fossilized":
-            return ("entry", *looks)
-        case "entry", "graft":
-            return looks
-        case "beside", 0:
-            return ("max_looks",)
+            return ("entry",)
     return ()
 
 

@@ -79,21 +79,17 @@ def test_the_plan_names_given_keys_without_effect(tmp_path: Path) -> None:
 
 def test_plan_and_start_name_the_keys_of_the_preset_that_a_given_key_leaves_out() -> None:
     survey = survey_of(tiny_task(), RunConfig(**{"growth.probe_steps": 40, "run.epochs": 1}))
-    gone = ("rungs", "rung_samples", "entry", "beside", "max_looks")
-    left_out = {"probe_steps": {key: PRESETS["full"][key] for key in gone}}
+    left_out = {"probe_steps": {key: PRESETS["full"][key] for key in ("rungs", "rung_samples", "entry")}}
     assert forecast(survey)["preset_left_out"] == left_out
     said = "growth.probe_steps leaves out of the preset: rungs=[30, 60, 120], rung_samples=[128, 256, 512], entry=adopt"
-    said += ", beside=2, max_looks=2"
     assert plan_view.lines(forecast(survey))[2] == said
     assert f"  {said}" in heading(survey, None)
     both = load_config(None, {"growth.probe_steps": 40, "growth.entry": "graft"}).growth
-    assert both.preset_left_out["probe_steps"].keys() == {"rungs", "rung_samples", "beside", "max_looks"}
-    assert both.preset_left_out["entry"].keys() == {"beside", "max_looks"}
-    assert (both.beside, both.max_looks) == (0, None)
-    alone = load_config(None, {"growth.beside": 0}).growth
-    assert alone.preset_left_out == {"beside": {"max_looks": 2}}
-    assert load_config(None, {"growth.preset": "lean", "growth.max_looks": 1}).growth.without_effect == {
-        "max_looks": "growth.beside=0"
+    assert both.preset_left_out["probe_steps"].keys() == {"rungs", "rung_samples"}
+    alone = load_config(None, {"growth.max_looks": 1}).growth
+    assert alone.without_effect == {"max_looks": "growth.beside=0"}
+    assert load_config(None, {"growth.beside": 2, "growth.max_looks": 0}).growth.without_effect == {
+        "beside": "growth.max_looks=0"
     }
     judged = load_config(None, {"growth.judge_samples": 64}).growth  # rungs of the preset leave nothing out
     assert judged.preset_left_out == {"judge_samples": {"rung_samples": PRESETS["full"]["rung_samples"]}}
