@@ -71,16 +71,12 @@ def lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def preset(found: Mapping[str, Any]) -> list[str]:
-    """Return lines about the values of [growth] that the preset has set, the values that replace the preset's, the
-    given keys that leave keys of the preset out, and those that have no effect.
+    """Return lines about the values of [growth] that the preset has set, and the values that replace the preset's. The
+    heading of a run has the keys that are left out or have no effect.
     """
     told = [f"growth.preset={found['preset']} sets {_settings(found['preset_sets'])}"] if found["preset_sets"] else []
-    return [
-        *told,
-        *([f"instead of the preset's: {_settings(others)}"] if (others := found["preset_overridden"]) else []),
-        *out_of_preset(found["preset_left_out"]),
-        *no_effect(found["without_effect"]),
-    ]
+    others = found["preset_overridden"]
+    return [*told, *([f"instead of the preset's: {_settings(others)}"] if others else [])]
 
 
 def out_of_preset(left_out: Mapping[str, Mapping[str, object]]) -> list[str]:

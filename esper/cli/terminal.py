@@ -265,19 +265,19 @@ def heading(survey: Survey, path: Path | None) -> list[str]:
     lines += [f"  failure_policy.{error} = {answer}" for error, answer in declared.items()]
     for spec in survey.specs:
         causal = {True: ", causal", False: ", not causal"}[spec.causal] if spec.kind.time is not None else ""
-        mixed = "" if spec.samples_independent else ", mixes samples"
+        mixed = "" if spec.samples_independent else ", a sample depends on others of its batch"
         lines.append(f"  slot {spec.path}: {spec.kind} {spec.shape}{causal}{mixed}")
     lines += left_out(survey.left_out)
     if not growth.enabled:
         return [*lines, "  no growth: the network trains alone"]
     units = "samples" if survey.data.slice("gate", 0).groups is None else "groups"
+    excluded = left_out_by_budgets(survey)
     return [
         *lines,
-        f"  {len(survey.options)} candidates{of_copies(growth.copies)}; a seed must beat its control by"
-        f" {percent(growth.margin)} of the loss{beside_placebos(growth.placebos)}"
-        f" and z > {survey.g2_limit():.2f} on {survey.judged_units} {units} (strict, because a run may"
-        f" {_tests(survey)})",
-        *over_budgets(left_out_by_budgets(survey)),
+        f"  {len(survey.options) - len(set().union(*excluded.values()))} candidates{of_copies(growth.copies)}; a seed"
+        f" must beat its control by {percent(growth.margin)} of the loss{beside_placebos(growth.placebos)}"
+        f" and z > {survey.g2_limit():.2f} on {survey.judged_units} {units}{_tests(survey)}",
+        *over_budgets(excluded),
         "  stages of a seed: incubation > BLENDING (alpha rises) > SHADOWING (compared with the twin) > PROBATIONARY >"
         " FOSSILIZED (stays)",
         *(f"  {line}" for line in out_of_preset(growth.preset_left_out)),
@@ -303,11 +303,16 @@ def _limit(max_cost: float | None) -> list[str]:
 
 
 def _beside(survey: Survey) -> list[str]:
-    """Return a line about refused candidates that train on. Empty: there are none."""
-    looks, best = survey.looks, survey.config.growth.beside
+    """Return a line about refused candidates that train on. Empty: the settings ask for none."""
+    looks, best, most = survey.looks, survey.config.growth.beside, survey.config.growth.max_looks
+    if not best or most == 0:
+        return []
+    if not looks:
+        return ["  no refused candidate trains on: the run is too short for a later look (growth.beside)"]
     times = "once" if looks == 1 else f"up to {looks} times"
     said = f"  the best {best} of a refused tournament train on and are judged again {times}, with z"
-    return [f"{said} > {survey.g2_limit(look=True):.2f}"] if looks else []
+    fewer = "" if most is None or looks == most else f"; the run is too short for growth.max_looks = {most}"
+    return [f"{said} > {survey.g2_limit(look=True):.2f}{fewer}"]
 
 
 def of_copies(copies: int) -> str:
@@ -321,12 +326,14 @@ def beside_placebos(count: int) -> str:
 
 
 def _tests(survey: Survey) -> str:
-    """Return words for the tests among which G2 divides the chance of a false pass."""
-    growth = survey.config.growth
+    """Return words for the tests among which G2 divides the chance of a false pass. The text is empty for one test."""
+    growth, why = survey.config.growth, " (strict, because a run may"
     if growth.tests == "candidates":
-        return f"test {growth.max_tests} candidates"
+        return f"{why} test {growth.max_tests} candidates)" if growth.max_tests > 1 else ""
     count = survey.tournaments
-    return f"hold {count} tournament{'s' if count > 1 else ''}{' and later looks' if survey.looks else ''}"
+    held = f"{why} hold {count} tournament{'s' if count > 1 else ''}"
+    looks = " and later looks" if survey.looks else ""
+    return f"{held}{looks})" if count > 1 or looks else ""
 
 
 def over_budgets(candidates: Mapping[str, Sequence[str]]) -> list[str]:

@@ -37,7 +37,7 @@ def looks_flops(survey: Survey, pairs: Sequence[Pair], step: int) -> float:
     looks of one tournament. After a seed was grafted, none trains on.
 
     Args:
-        pairs: The candidates of the tournament, one or more. Each fork counts as much as the most expensive one.
+        pairs: The candidates of the tournament, one or more. Each that trains on counts as the most expensive one.
         step: FLOPs of one optimizer step of the control.
     """
     growth, batch = survey.config.growth, survey.data.batch_size
@@ -47,9 +47,8 @@ def looks_flops(survey: Survey, pairs: Sequence[Pair], step: int) -> float:
     units = last_units(survey, growth.beside)
     judged = sum(samples_of(survey, shard, units) for shard in ("pick", "gate"))
     passes = survey.due_rounds * survey.fence_steps[1] + judged / batch / 3
-    fork = step + max(pair.flops for pair in pairs)
-    placebos = sum(max(fork, one) for one in placebo_forks(survey, pairs, step))
-    return looks * passes * (fork * (1 + growth.beside) + placebos)
+    dearest = step + max(pair.flops for pair in pairs)
+    return looks * passes * (step + growth.beside * dearest + sum(placebo_forks(survey, pairs, step)))
 
 
 def _of_twin(survey: Survey, fork: int) -> float:

@@ -62,13 +62,18 @@ def figures(verdict: Verdict) -> str:
     gain, *limits = percent_apart(verdict.gain, verdict.margin, *([] if beside is None else [beside]))
     margin, *of_placebos = limits
     z, z_limit = apart(verdict.z, verdict.z_limit)
-    told = "".join(f", limit of {verdict.placebos} placebos {limit}" for limit in of_placebos)
+    told = "".join(f", limit of {verdict.placebos} placebos {limit}{_beyond(beside)}" for limit in of_placebos)
     whose = "" if verdict.own_z is None else "its winner's "
     own = ""
     if verdict.own_z is not None and verdict.own_z_limit is not None:
         mine, least = apart(verdict.own_z, verdict.own_z_limit)
         own = f", own z {mine} (at least {least})"
     return f"{whose}gain {gain} (margin {margin}{told}), z {z} (limit {z_limit}){own}"
+
+
+def _beyond(limit: float | None) -> str:
+    """Return words for a limit of the gain that no loss of 0 or more can exceed. The text is empty for other limits."""
+    return ": no seed can pass, unless the loss can be negative" if limit is not None and limit >= 1 else ""
 
 
 def in_words(verdict: Verdict) -> str:

@@ -16,6 +16,7 @@ from rich.console import Console
 from esper import InProcess, run
 from esper.archive.recovery_record import Lost, Stopwatch
 from esper.cli.terminal import COLOURS, Terminal, heading, results, standing
+from esper.config.joined import RunConfig
 from esper.errors import PolicyFailed, TrainerRankLost
 from esper.flow.progress import Quiet
 from esper.flow.result import Result
@@ -184,6 +185,33 @@ def test_the_heading_says_what_will_be_run_and_how_strict_it_is() -> None:
     ):
         assert word in text
     assert "causal" not in text  # it has no meaning where there are no positions
+    assert "train on" not in text
+
+
+def test_the_heading_counts_the_candidates_that_a_run_can_try() -> None:
+    config = tiny_config(growth__cost_budget=2.0, growth__memory_budget=2.0, **THREE)
+    text = "\n".join(heading(survey_of(tiny_task(), config), None))
+    assert "\n  2 candidates; a seed must" in text  # one of the three exceeds two budgets
+    assert "\n  left out, over growth.cost_budget: mlp at body" in text
+
+
+@pytest.mark.parametrize(
+    ("epochs", "max_looks", "said"),
+    [
+        (10, 2, "  no refused candidate trains on: the run is too short for a later look (growth.beside)"),
+        (11, 2, "are judged again once, with z > {z}; the run is too short for growth.max_looks = 2"),
+        (20, 2, "are judged again up to 2 times, with z > {z}"),
+        (20, 0, None),
+    ],
+)
+def test_the_heading_says_how_often_refused_candidates_are_judged_again(
+    epochs: int, max_looks: int, said: str | None
+) -> None:
+    settings = {"growth.beside": 2, "growth.max_looks": max_looks, "run.epochs": epochs, "run.round_steps": 20}
+    survey = survey_of(tiny_task(), RunConfig(**settings))
+    told = [line for line in heading(survey, None) if "train on" in line or "trains on" in line]
+    assert len(told) == (said is not None)
+    assert not told or told[0].endswith((said or "").format(z=f"{survey.g2_limit(look=True):.2f}"))
 
 
 @pytest.mark.parametrize("width", [80, 140])
@@ -302,6 +330,12 @@ def test_g2_is_told_with_all_its_figures_and_a_refusal_with_all_its_reasons() ->
     )
     log = GrowthLog().judged(of_g2(0.01, 2.5, unstable))
     assert [one.reason for one in log.refusals] == ["unstable", "within_placebo"]
+    beyond = PlaceboBasis(count=8, mean=-0.2, rms=0.3, factor=5.0, tests=48)
+    check = Check(name="gain_over_placebos", reason="within_placebo", measured=0.6, above=beyond.limit, placebos=beyond)
+    others = [one for one in of_g2(0.6, 2.5).checks if one.name != check.name]
+    spread = verdict_of(report(Gate.G2, *others, check))
+    assert spread is not None
+    assert "limit of 8 placebos 150.00%: no seed can pass, unless the loss can be negative)" in in_words(spread)
     replica = verdict_of(of_g2(0.03, 2.5, Check(name="own_z", reason="harmful", measured=-3.5, at_least=-3)))
     assert replica is not None
     assert in_words(replica).startswith("not accepted, harmful: its winner's gain 3.00% (")

@@ -82,8 +82,8 @@ def test_plan_and_start_name_the_keys_of_the_preset_that_a_given_key_leaves_out(
     left_out = {"probe_steps": {key: PRESETS["full"][key] for key in ("rungs", "rung_samples", "entry")}}
     assert forecast(survey)["preset_left_out"] == left_out
     said = "growth.probe_steps leaves out of the preset: rungs=[30, 60, 120], rung_samples=[128, 256, 512], entry=adopt"
-    assert plan_view.lines(forecast(survey))[2] == said
-    assert f"  {said}" in heading(survey, None)
+    assert f"  {said}" in heading(survey, None)  # `esper plan` prints it once, in the heading
+    assert not any("leaves out" in line for line in plan_view.lines(forecast(survey)))
     both = load_config(None, {"growth.probe_steps": 40, "growth.entry": "graft"}).growth
     assert both.preset_left_out["probe_steps"].keys() == {"rungs", "rung_samples"}
     alone = load_config(None, {"growth.max_looks": 1}).growth
