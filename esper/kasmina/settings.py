@@ -395,6 +395,13 @@ class GrowthConfig(Settings):
         }
 
     @property
+    def culls_behind_twin(self) -> bool:
+        """True if G4 removes a seed with which the host is worse than its twin. With `finish=better` a worse host costs
+        nothing, because the run ends with the twin.
+        """
+        return self.entry == "graft" and self.finish == "live"
+
+    @property
     def ramp_key(self) -> str:
         """Name of the setting with the ramp of the policy heuristic's seeds. With entry=adopt, the ramp begins in the
         fork."""

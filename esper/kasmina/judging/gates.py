@@ -191,8 +191,9 @@ def impact_gate(evidence: ImpactEvidence, limits: GrowthConfig, seed_id: str, fe
     """Judge G4: does the seed run as planned, isolated and within its budgets, and is the host as good as its twin?
 
     Without a twin (`twin_kept` False) there is no causal evidence. In this case the gate judges all other evidence, and
-    the report has a note. If forks are adopted, the comparison with the twin is a note, too: it culls nothing, because
-    a cull in the middle of a run harms more than it helps (docs/adr/0012-adoption.md).
+    the report has a note. If forks are adopted, or the run ends with the better of host and twin, the comparison is a
+    note, too: it culls nothing, because a cull in the middle of a run harms more than it helps
+    (docs/adr/0012-adoption.md).
 
     Raises:
         EvidenceMissing: the performance was not measured, or a twin exists, and the host was not compared with the
@@ -220,7 +221,7 @@ def impact_gate(evidence: ImpactEvidence, limits: GrowthConfig, seed_id: str, fe
     zs = _need("G4", "comparison with the twin", evidence.twin_zs)
     if not zs:
         raise EvidenceMissing("G4", "fences compared with the twin", 0, 1)
-    if limits.entry == "adopt":
+    if not limits.culls_behind_twin:
         told = f"z against the twin {stouffer(zs):.3g} over {len(zs)} fences: shown, not judged"
         return _report(Gate.G4, seed_id, fence, checks, told)
     checks.append(Check(name="twin_z", reason="worse_than_twin", measured=stouffer(zs), at_least=limits.harm_z))

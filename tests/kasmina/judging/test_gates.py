@@ -419,3 +419,15 @@ def test_a_seed_that_was_not_called_has_no_performance(unseen):
         ),
     ):
         gates.performance_status(seen(calls=0, **unseen), 0.1, 1.0)
+
+
+@pytest.mark.parametrize("entry", ["graft", "adopt"])
+@pytest.mark.parametrize("finish", ["live", "better"])
+def test_g4_removes_a_seed_behind_the_twin_only_if_it_was_grafted_and_the_run_cannot_end_with_the_twin(
+    entry: str, finish: str
+) -> None:
+    limits = LIMITS.model_copy(update={"entry": entry, "finish": finish})
+    behind = gates.impact_gate(SOUND[Gate.G4].model_copy(update={"twin_zs": (-9.0,)}), limits, "seed-1", 3)
+    judged = (entry, finish) == ("graft", "live")
+    assert behind.reasons == (("worse_than_twin",) if judged else ())
+    assert behind.notes == (() if judged else ("z against the twin -9 over 1 fences: shown, not judged",))
