@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from _common import Outcome, Row, Spread, main
@@ -131,46 +132,57 @@ class Recurrent(nn.Module):
         return scores
 
 
-HOSTS: dict[str, tuple[Callable[[], nn.Module], Make, list[str]]] = {
-    "table, MLP": (Table, rows, ["first", "second"]),
-    "images, CNN with batch norm": (Images, images, ["first", "second"]),
-    "symbols, attention": (Attention, symbols, ["embed", "mix"]),
-    "symbols, GRU": (Recurrent, symbols, ["embed", "after"]),
+class Host(NamedTuple):
+    """A network, its data, and the modules that may grow."""
+
+    model: Callable[[], nn.Module]
+    make: Make
+    slots: list[str]
+
+
+HOSTS = {
+    "table, MLP": Host(Table, rows, ["first", "second"]),
+    "images, CNN with batch norm": Host(Images, images, ["first", "second"]),
+    "symbols, attention": Host(Attention, symbols, ["embed", "mix"]),
+    "symbols, GRU": Host(Recurrent, symbols, ["embed", "after"]),
 }
 
 
-def task(name: str, run_seed: int) -> Task:
+def task(host: Host, run_seed: int) -> Task:
     """Return the task of a host: classification by cross entropy, with Adam. Each run seed has other samples."""
-    host, make, slots = HOSTS[name]
     return Task(
-        model=host,
-        **{shard: Drawn(count, 1000 * run_seed + key, make) for shard, (count, key) in SIZES.items()},
+        model=host.model,
+        **{shard: Drawn(count, 1000 * run_seed + key, host.make) for shard, (count, key) in SIZES.items()},
         loss=nn.functional.cross_entropy,
         sample_loss=lambda scores, classes: nn.functional.cross_entropy(scores, classes, reduction="none"),
         optimizer=lambda parameters: torch.optim.Adam(parameters, lr=4e-3),
-        slots=slots,
+        slots=host.slots,
         batch_size=32,
         epochs=4,
     )
 
 
-def runs_on(name: str, runs: int, settings: Mapping[str, object]) -> NullTrial:
+def runs_on(name: str, host: Host, runs: int, settings: Mapping[str, object]) -> NullTrial:
     """Hold runs on one host, in a process of one thread."""
     config = load_config(None, settings)
     with process_state(1):
-        own = partial(task, name)
+        own = partial(task, host)
         return null_trial(survey_of(own(0), config), runs, partial(_tell, name), whole=True, task_of=own)
 
 
-def measure(repetitions: int, more: Mapping[str, object] = MappingProxyType({})) -> Outcome:
+def measure(
+    repetitions: int,
+    more: Mapping[str, object] = MappingProxyType({}),
+    hosts: Mapping[str, Host] = MappingProxyType(HOSTS),
+) -> Outcome:
     """Hold `repetitions` runs on each host, each host in a process of its own.
 
     Args:
         more: Further config keys of the runs.
     """
     each = partial(runs_on, runs=repetitions, settings={**SETTINGS, **more})
-    with ProcessPoolExecutor(len(HOSTS), mp_context=get_context("spawn")) as pool:
-        return outcome(dict(zip(HOSTS, pool.map(each, HOSTS), strict=True)))
+    with ProcessPoolExecutor(len(hosts), mp_context=get_context("spawn")) as pool:
+        return outcome(dict(zip(hosts, pool.map(each, hosts, hosts.values()), strict=True)))
 
 
 def outcome(found: Mapping[str, NullTrial]) -> Outcome:
