@@ -149,8 +149,9 @@ class RemoteIncubator:
 
     def winner(self) -> SnapshotRef:
         """See `Incubation`. If the manager of the fork has died, the fork is trained again."""
-        assert self._winner is not None, "no tournament whose order adopts has ended at this fence"
-        return self._of(self._winner, RemoteFork.adoptable)
+        kept = self._winner
+        assert kept is not None, "no tournament whose order adopts has ended at this fence"
+        return self._repeated(lambda: kept.ask(RemoteFork.adoptable, self._fork))  # so that `drop_winner` closes it
 
     def drop_winner(self) -> None:
         """See `Incubation`."""

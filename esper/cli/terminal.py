@@ -292,7 +292,9 @@ def _ends(entry: str, finish: str) -> list[str]:
     """Return lines for settings that change how a seed enters the network, and with which network the run ends."""
     adopts = "  an accepted seed is adopted: its fork becomes the network, and the old network becomes the twin"
     better = "  the run ends with the better of network and twin, by the losses on pick and gate"
-    return [*([adopts] if entry == "adopt" else []), *([better] if finish == "better" else [])]
+    live = "  the run ends with the grown network, even if it is worse than its twin (growth.finish=live)"
+    ends = better if finish == "better" else live if entry == "adopt" else None  # else G4 removes such seeds
+    return [*([adopts] if entry == "adopt" else []), *([ends] if ends is not None else [])]
 
 
 def _limit(max_cost: float | None) -> list[str]:

@@ -225,7 +225,9 @@ class GrowthConfig(Settings):
         128, description="number of samples, or of groups, that a fence draws from a shard to judge on"
     )
     group_samples: PositiveInt = Field(2, description="largest number of samples of one group that a fence draws")
-    harm_z: float = Field(-3.0, lt=0, description="G2 of a replica and G4: z below this counts as harm")
+    harm_z: float = Field(
+        -3.0, lt=0, description="G2 of a replica, and G4 with entry=graft and finish=live: z below this is harm"
+    )
     max_loss_variation: Ratio = Field(
         0.5, description="G2: largest scatter of a fork's training loss about its trend, over its mean"
     )
@@ -384,6 +386,7 @@ class GrowthConfig(Settings):
             f"max_tournaments={self.max_tournaments}": ("best_again",) if self.max_tournaments == 1 else (),
             f"beside={self.beside}": () if self.beside else ("max_looks",),
             f"max_looks={self.max_looks}": ("beside",) if self.max_looks == 0 else (),
+            f"replicas={self.replicas} and {self._no_cull}": ("harm_z",) if self._no_cull and self.replicas < 2 else (),
         }
         fields, given = type(self).model_fields, self.model_fields_set
         all_given = all(key in given or getattr(self, key) is None for key in fields)
@@ -395,11 +398,19 @@ class GrowthConfig(Settings):
         }
 
     @property
+    def _no_cull(self) -> str:
+        """The setting for which G4 removes no seed behind the twin. Empty: G4 does."""
+        if self.entry == "adopt":
+            return "entry=adopt"
+        return "" if self.finish == "live" else f"finish={self.finish}"
+
+    @property
     def culls_behind_twin(self) -> bool:
         """True if G4 removes a seed with which the host is worse than its twin. With `finish=better` a worse host costs
-        nothing, because the run ends with the twin.
+        nothing, because the run ends with the twin. With `entry=adopt` host and seed trained together, so without the
+        seed the host would be worse still.
         """
-        return self.entry == "graft" and self.finish == "live"
+        return not self._no_cull
 
     @property
     def ramp_key(self) -> str:

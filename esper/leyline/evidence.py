@@ -50,6 +50,11 @@ class PairedLosses(Message):
         return self.mean / abs(self.control_mean)
 
 
+def best_first(gain: float) -> float:
+    """Return a sort key by which the largest gain comes first, and not-a-number last."""
+    return math.inf if math.isnan(gain) else -gain
+
+
 class PerformanceStatus(StrEnum):
     """Whether a seed runs as requested."""
 
@@ -168,8 +173,8 @@ class StabilityEvidence(Message):
     candidates: int | None = None
     """Number of candidates that the tournaments of the run can judge. None: the run has no placebos."""
     tests: float | None = None
-    """Number of tests among which the chance of a false pass is divided. None: `growth.max_tests`. It is not always
-    whole, because a later look counts as a part of a tournament."""
+    """Number of tests among which the chance of a false pass is divided. None: it is missing. It is not always whole,
+    because a later look counts as a part of a tournament."""
 
 
 class SeedObservation(Message):

@@ -9,6 +9,7 @@ from esper.errors import ConfigError
 from esper.ground.temporary_rng import temporary_rng
 from esper.kasmina.blueprints.placebos import USELESS, useless_name
 from esper.leyline.decisions import Hold
+from esper.leyline.evidence import best_first
 from esper.leyline.incubation import IncubationResult
 from esper.leyline.reports import TOO_SMALL
 from esper.leyline.slots import SlotSpec
@@ -99,7 +100,7 @@ def _best(named: Sequence[Named], result: IncubationResult, most: int | None) ->
     def place(at: int) -> tuple[bool, float]:
         fork = result.forks[at]
         dropped = fork.steps < fork.required_steps
-        return dropped, -(fork.pick.relative_gain if fork.pick is not None else 0.0)
+        return dropped, best_first(fork.pick.relative_gain if fork.pick is not None else 0.0)
 
     ordered = [(named[at][0].path, named[at][1]) for at in sorted(range(len(named)), key=place)]
     by_name = {(spec.path, name): (spec, name) for spec, name in named}

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from esper.leyline.commands import BlendMode, BlendSpec
 from esper.leyline.decisions import Decision, Pair
+from esper.leyline.evidence import best_first
 from esper.leyline.reports import TOO_SMALL, FieldReport
 from esper.leyline.stages import IN_HOST
 from esper.leyline.state import RoundState, SeedState
@@ -78,7 +79,8 @@ class HeuristicPolicy:
         best = in_turn([pair for pair in best_of_first(state, past) if pair in open_pairs])
         chosen = [open_pairs[pair] for pair in best[: min(count, state.tests_allowed - state.tests_used)]]
         if not chosen:
-            return make_decision(self, state, hold="none of the best pairs of the first tournament is open")
+            why = "none of the best pairs of the first tournament is open"
+            return make_decision(self, state, hold=why + _without_room(state))
         return make_decision(self, state, pairs=chosen, blend=self._blend)
 
     def logits(self, state: RoundState, seed: SeedState, past: Sequence[FieldReport]) -> tuple[float, ...]:
@@ -104,6 +106,15 @@ def _gained_too_little(state: RoundState, past: Sequence[FieldReport]) -> bool:
     return any(one and one <= TOO_SMALL for one in reasons)
 
 
+def _without_room(state: RoundState) -> str:
+    """Return words for the pairs of the first tournament that no longer fit the budget. Empty: all of them fit."""
+    room = state.parameter_budget - state.added_parameters
+    first = {(seed.slot, seed.blueprint_id) for seed in state.seeds if seed.command_id == state.seeds[0].command_id}
+    tried = [pair for pair in state.options if (pair.slot, pair.blueprint_id) in first]
+    names = [f"{pair.blueprint_id} at {pair.slot}" for pair in tried if pair.parameters > room]
+    return f"; over the {room:,} parameters that growth.parameter_budget leaves: {', '.join(names)}" if names else ""
+
+
 def best_of_first(state: RoundState, past: Sequence[FieldReport]) -> list[tuple[str, str]]:
     """Return the (slot, blueprint) pairs of the first tournament, the best first.
 
@@ -121,5 +132,5 @@ def best_of_first(state: RoundState, past: Sequence[FieldReport]) -> list[tuple[
         if accepted or (report is not None and report.pick_gain is not None):
             gain = report.pick_gain if report is not None and report.pick_gain is not None else 0.0
             dropped = report is not None and "not_enough_steps" in report.reasons
-            found.append((not accepted, dropped, -gain, seed.slot, seed.blueprint_id))
+            found.append((not accepted, dropped, best_first(gain), seed.slot, seed.blueprint_id))
     return [(slot, blueprint) for *_, slot, blueprint in sorted(found)]

@@ -441,6 +441,22 @@ def test_losers_are_closed_and_the_twin_is_kept(survey: Survey, incubator_on: An
     assert held() == ["fork-4"]  # a run keeps one twin, and no other control
 
 
+def test_a_winner_that_was_trained_again_is_closed(survey: Survey, incubator_on: Any) -> None:
+    def replace(_death: ActorLost) -> None:
+        manager.begin_anew()
+
+    manager = Mortal(survey, lambda method: method == "adoptable" and not manager.died_of)
+    incubator, live = incubator_on([manager], replace), make_trainer(survey, KEY)
+    order = order_of(plans_for(survey, 0, 0, ["mlp", "norm"]), 0).model_copy(update={"adopts": True})
+    incubator.begin(order, DRAWN, [live.snapshot()])
+    incubator.collect()
+    incubator.winner()
+    assert manager.died_of == "adoptable"
+    assert len(manager.forks()) == 1
+    incubator.drop_winner()
+    assert manager.forks() == set()
+
+
 # -- when things happen ------------------------------------------------------------------------------------------
 
 

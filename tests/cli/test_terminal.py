@@ -188,6 +188,20 @@ def test_the_heading_says_what_will_be_run_and_how_strict_it_is() -> None:
     assert "train on" not in text
 
 
+@pytest.mark.parametrize(
+    ("entry", "finish", "said"),
+    [
+        ("adopt", "better", "with the better of network and twin, by the losses on pick and gate"),
+        ("adopt", "live", "with the grown network, even if it is worse than its twin (growth.finish=live)"),
+        ("graft", "live", None),  # G4 removes seeds behind the twin
+    ],
+)
+def test_the_heading_says_with_which_network_the_run_ends(entry: str, finish: str, said: str | None) -> None:
+    lines = heading(survey_of(tiny_task(), tiny_config(growth__entry=entry, growth__finish=finish)), None)
+    ends = [line for line in lines if "the run ends" in line]
+    assert ends == ([f"  the run ends {said}"] if said else [])
+
+
 def test_the_heading_counts_the_candidates_that_a_run_can_try() -> None:
     config = tiny_config(growth__cost_budget=2.0, growth__memory_budget=2.0, **THREE)
     text = "\n".join(heading(survey_of(tiny_task(), config), None))

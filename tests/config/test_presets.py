@@ -91,6 +91,12 @@ def test_plan_and_start_name_the_keys_of_the_preset_that_a_given_key_leaves_out(
     assert load_config(None, {"growth.beside": 2, "growth.max_looks": 0}).growth.without_effect == {
         "beside": "growth.max_looks=0"
     }
+    harm = {"growth.harm_z": -1.0}
+    assert load_config(None, harm).growth.without_effect == {"harm_z": "growth.replicas=1 and entry=adopt"}
+    grafted = {**harm, "growth.entry": "graft"}
+    assert load_config(None, grafted).growth.without_effect == {"harm_z": "growth.replicas=1 and finish=better"}
+    assert not load_config(None, {**grafted, "growth.finish": "live"}).growth.without_effect
+    assert not load_config(None, {**harm, "growth.replicas": 2}).growth.without_effect
     judged = load_config(None, {"growth.judge_samples": 64}).growth  # rungs of the preset leave nothing out
     assert judged.preset_left_out == {"judge_samples": {"rung_samples": PRESETS["full"]["rung_samples"]}}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -78,6 +79,21 @@ def test_later_tournaments_are_between_the_best_pairs_of_the_first(count: int, s
     assert len(policy.decide(make_state(options=options), options, ()).pairs) == 7
     closed = policy.decide(state, options[6:], reports)
     assert (closed.pairs, closed.hold) == ((), "none of the best pairs of the first tournament is open")
+    poor = make_state(seeds=seeds, options=options, parameter_budget=10)
+    told = policy.decide(poor, options[6:], reports).hold
+    assert told == f"{closed.hold}; over the 10 parameters that growth.parameter_budget leaves: " + ", ".join(
+        f"mlp at {slot}" for slot in "abcdef"
+    )
+
+
+def test_a_pair_that_diverged_comes_last() -> None:
+    seeds, reports, options = first_field()
+    diverged = [one.model_copy(update={"pick_gain": math.nan}) if one.slot == "b" else one for one in reports]
+    policy = HeuristicPolicy(18, 1, ramp_steps=30, best_again=9)
+    state = make_state(seeds=seeds, options=options)
+    assert named(policy.decide(state, options, diverged)) == [(slot, "mlp") for slot in "acbde"]
+    dropped = [one.model_copy(update={"pick_gain": math.nan}) if one.slot == "d" else one for one in reports]
+    assert named(policy.decide(state, options, dropped)) == [(slot, "mlp") for slot in "acbed"]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ Forks are ranked by the mean paired gain on the pick shard. Gates decide whether
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from esper.kasmina.incubation.live_guard import LiveGuard, LiveHost
 from esper.kasmina.incubation.rungs import NEAR, survivors
 from esper.kasmina.judging.sanity import probe_seed
 from esper.kasmina.judging.statistics import mean_and_spread, paired
-from esper.leyline.evidence import GradientProbe, PairedLosses, SampleLosses, SanityProbe
+from esper.leyline.evidence import GradientProbe, PairedLosses, SampleLosses, SanityProbe, best_first
 from esper.leyline.host_ports import Fork, ForkFactory, ProbedFork
 from esper.leyline.incubation import (
     CandidateProbe,
@@ -129,14 +128,14 @@ class _Entry(Generic[F]):
         self.evaluated += len(found.losses)
         return found
 
-    def place(self) -> tuple[bool, float, str, str]:
+    def place(self) -> tuple[float, str, str]:
         """Return the sort key. The best mean gain comes first, and not-a-number comes last.
 
         Equal gains are ordered by (slot, blueprint).
         """
         assert self.pick is not None, "ranked before it was measured"
         assert self.plan is not None, "the control has no rank"
-        return math.isnan(self.pick.mean), -self.pick.mean, self.plan.slot, self.plan.blueprint_id
+        return best_first(self.pick.mean), self.plan.slot, self.plan.blueprint_id
 
     def flops(self, order: IncubationOrder) -> float:
         """Return the modelled FLOPs of the fork's steps and evaluations. A forward pass counts as a third of a step."""

@@ -131,7 +131,7 @@ def stability_gate(evidence: StabilityEvidence, limits: GrowthConfig, seed_id: s
         variation = _need("G2", "loss variation", evidence.loss_variation)
         checks += _no_harm(pairs, limits)
         own = _enough("G2", evidence.carried, limits) if evidence.carried else pairs
-        checks += _improves(own, limits, evidence.tests or limits.max_tests)
+        checks += _improves(own, limits, _need("G2", "number of tests", evidence.tests))
         checks += _beats_placebos(own, limits, evidence)
         most = limits.max_loss_variation
         checks.append(Check(name="loss_variation", reason="unstable", measured=variation, at_most=most))

@@ -69,7 +69,13 @@ SOUND: dict[Gate, Any] = {
     ),
     Gate.G1: GradientEvidence(fallbacks=(), probe=GRADIENT),
     Gate.G2: StabilityEvidence(
-        marks=MARKS, steps=40, required_steps=40, rank=1, pairs=PAIRS, loss_variation=LIMITS.max_loss_variation
+        marks=MARKS,
+        steps=40,
+        required_steps=40,
+        rank=1,
+        pairs=PAIRS,
+        loss_variation=LIMITS.max_loss_variation,
+        tests=LIMITS.max_tests,
     ),
     Gate.G3: InterfaceEvidence(
         marks=MARKS,
@@ -262,6 +268,7 @@ def test_every_reason_of_the_design_has_a_case_here():
         (Gate.G2, {"pairs": pairs(count=127)}, "paired losses"),
         (Gate.G2, {"carried": pairs(count=127)}, "paired losses"),
         (Gate.G2, {"loss_variation": None}, "loss variation"),
+        (Gate.G2, {"tests": None}, "number of tests"),
         (Gate.G2, {"rank": None}, "place in its tournament"),
         (Gate.G3, {"marks": MARKS.model_copy(update={"evidence_fallbacks": None})}, "code path"),
         (Gate.G3, {"output_shape": None}, "output shape"),
