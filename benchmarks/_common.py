@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -106,8 +107,10 @@ def main(name: str, about: str, measure: Callable[[int], Outcome], repetitions: 
 
 
 def machine() -> dict[str, Any]:
-    """Return the hardware and the versions of packages."""
+    """Return the hardware, the versions of packages, and the commit of the checkout."""
     return {
+        "commit": _git("rev-parse", "HEAD"),
+        "changed_since": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "cpu": cpu_type(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -116,6 +119,11 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in VERSIONED},
     }
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(RESULTS.parent), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 @contextlib.contextmanager

@@ -43,7 +43,7 @@ from _growth_hosts_later import LATER
 from torch import nn
 
 from esper import Task
-from esper.config.joined import parse_overrides
+from esper.config.joined import load_config, parse_overrides
 from esper.durable.files import atomic_write
 
 TUNING_SEED = 100
@@ -69,11 +69,13 @@ def main() -> None:
         parser.error(f"--seeds: {TUNING_SEED} is the seed on which rates are chosen")
     settings = parse_overrides(asked.set) | ({} if asked.epochs is None else {"run.epochs": asked.epochs})
     found = {name: _host(name, HOSTS[name], settings, asked) for name in asked.hosts}
+    growth = {name: load_config(None, {**HOSTS[name].settings, **settings}).growth for name in asked.hosts}
     summary = {name: _summary(pairs) for name, pairs in found.items()}
     for name, ratios in summary.items():
         print(name, json.dumps(ratios), file=sys.stderr)
     if asked.json:
         told = {"name": asked.name, "machine": here, "command": " ".join(["python", *sys.argv]), "settings": settings}
+        told["growth"] = {name: keys.model_dump(mode="json") for name, keys in growth.items()}
         told |= {"finished_at": datetime.now(UTC).isoformat(timespec="seconds"), "summary": summary, "pairs": found}
         path = RESULTS / f"{asked.name}-{datetime.now(UTC).date()}.json"
         atomic_write(path, (json.dumps(told, indent=1) + "\n").encode())
