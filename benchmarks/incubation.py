@@ -118,6 +118,10 @@ class Stopwatch(Quiet):
         first = self.incubations[0]
         return [found for found in self.incubations if (found.candidates, found.seeds_in_host) == (first.candidates, 0)]
 
+    def later_tournaments(self) -> list[Incubation]:
+        """Return the incubations on a host with a seed."""
+        return [found for found in self.incubations if found.seeds_in_host]
+
 
 def pace_beside_a_neighbour() -> tuple[list[float], list[float]]:
     """Return steps/s of a bare loop alone, and of a bare loop while another bare loop runs."""
@@ -177,9 +181,9 @@ def paces(repetitions: int, keep: Kept) -> list[Row]:
 
 
 def waits(repetitions: int, keep: Kept) -> list[Row]:
-    """Measure the wait of the default task for its first tournament, on all cores, and compare it with the forecast."""
+    """Measure the waits of the default task for its tournaments, on all cores, and compare them with the forecast."""
     task, _ = load_task(TASK)
-    first, settings = [], {"growth.managers": WAITING_MANAGERS}
+    first, whole, settings = [], [], {"growth.managers": WAITING_MANAGERS}
     with scratch() as folder, EmbeddedRay(slots=1 + WAITING_MANAGERS) as embedded:
         for seed in range(repetitions):
             foretold = forecast(survey_of(task, load_config(None, {"run.seed": seed, **settings})))
@@ -187,9 +191,16 @@ def waits(repetitions: int, keep: Kept) -> list[Row]:
             seen = keep("wait for a first tournament (s)", [found.waited_s for found in grown.first_tournaments()])
             keep("first wait foretold (s)", [foretold["fence_wait_first_s"]])
             first += [wait / foretold["fence_wait_first_s"] for wait in seen]
+            seen = keep("wait for a second tournament (s)", [found.waited_s for found in grown.later_tournaments()])
+            keep("second wait foretold (s)", [foretold["fence_wait_again_s"]])
+            both = foretold["fence_wait_first_s"] + sum(foretold["fence_wait_again_s"] for _ in seen)
+            whole.append(sum(one.waited_s for one in grown.incubations) / both)
             keep("all fence waits of a run that grows (s)", [result.fence_wait_s])
             keep("wall of a run that grows (s)", [result.wall_s])
-    return [_foretold("wait for a first tournament over the forecast, median", Spread(tuple(first)).median)]
+    return [
+        _foretold("wait for a first tournament over the forecast, median", Spread(tuple(first)).median),
+        _foretold("all waits for tournaments of a run over the forecast, median", Spread(tuple(whole)).median),
+    ]
 
 
 def measure(repetitions: int) -> Outcome:

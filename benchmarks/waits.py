@@ -1,4 +1,4 @@
-"""The trainer's wait for the first tournament of the default task with two managers, over the forecast of `esper plan`.
+"""The trainer's waits for the tournaments of the default task with two managers, over the forecast of `esper plan`.
 
 `incubation.py` measures the same after the trainer's speed, which takes longer.
 """

@@ -191,11 +191,12 @@ def _waits(found: Mapping[str, Any]) -> str:
 
     enough, count = found["managers_for_no_wait"], found["managers"]
     least = f"{enough} managers end it" if enough else "no number of managers ends it"
-    has_replicas = found["fence_wait_replica_s"] is not None
-    replica = f", {seconds('fence_wait_replica_s')} for a replica" if has_replicas else ""
+    later = {"again": "for a second one after an accepted seed", "replica": "for a replica"}
+    waits = ((f"fence_wait_{name}_s", words) for name, words in later.items())
+    more = "".join(f", {seconds(name)} {words}" for name, words in waits if found[name] is not None)
     return (
         f"{said}; with {count} manager{'s' if count > 1 else ''} the trainer waits {seconds('fence_wait_first_s')} for"
-        f" the first tournament{replica}; with a manager for each fork it waits"
+        f" the first tournament{more}; with a manager for each fork it waits"
         f" {seconds('fence_wait_least_s')} for the first tournament ({least} within its rounds); in one process the"
         f" tournament takes {seconds('tournament_s')}"
     )

@@ -155,6 +155,13 @@ class Work:
     evaluation_s: float
     """Seconds to evaluate the slice of a judging shard on which the last rung judges."""
 
+    def beside(self, other: Work, host: Work) -> Work:
+        """Return the seconds of a host with the seeds of both networks. Each of them alone is that of a host with a
+        seed.
+        """
+        step_s, evaluation_s = self.step_s + other.step_s, self.evaluation_s + other.evaluation_s
+        return Work(self.making_s, step_s - host.step_s, evaluation_s - host.evaluation_s)
+
     def heat(self, steps: int, share: float = 1.0) -> float:
         """Return the seconds of the training steps and of the evaluation after them.
 
@@ -188,7 +195,8 @@ class Timings:
 
 def foretell_waits(survey: Survey, measured: Timings) -> dict[str, Any]:
     """Return the seconds that the trainer waits for Kasmina's managers. Values are None if no seed can germinate. The
-    wait for a replica is also None if the run has no replicas.
+    wait for a replica is also None if the run has no replicas, and that for a second tournament if the run has no time
+    for one, or if its candidates are not the best of the first.
 
     Each process is assumed to have a core.
     """
@@ -198,23 +206,39 @@ def foretell_waits(survey: Survey, measured: Timings) -> dict[str, Any]:
     heats = heats_of(survey, count)
     found: dict[str, Any] = {"step_s": measured.host.step_s, "managers": growth.managers}
     if not count:
-        nothing = ("fence_wait_first_s", "fence_wait_replica_s", "fence_wait_least_s", "managers_for_no_wait")
-        return found | dict.fromkeys((*nothing, "tournament_s"))
+        waits = ("first", "again", "replica", "least")
+        nothing = (*(f"fence_wait_{one}_s" for one in waits), "managers_for_no_wait", "tournament_s")
+        return found | dict.fromkeys(nothing)
 
     def first(managers: int) -> float:
         whole = (tournament_s(measured, sizes, managers) for sizes in _both(heats))
         return statistics.fmean(max(0.0, one - steps * measured.host.step_s) for one in whole)
 
+    again = min(growth.best_again, count) if growth.best_again is not None and survey.tournaments > 1 else None
     least = first(forks)
     waitless = (managers for managers in range(1, forks + 1) if least == 0.0 and first(managers) == 0.0)
     alone = statistics.fmean(tournament_s(measured, sizes, 1) for sizes in _both(heats))
     return found | {
         "fence_wait_first_s": probes_s(measured, count, growth.managers) + first(growth.managers),
+        "fence_wait_again_s": _again_wait_s(survey, measured, again) if again else None,
         "fence_wait_replica_s": _replica_wait_s(survey, measured, heats) if growth.replicas > 1 else None,
         "fence_wait_least_s": probes_s(measured, count, forks) + least,
         "managers_for_no_wait": next(waitless, None),
         "tournament_s": probes_s(measured, count, 1) + alone,
     }
+
+
+def _again_wait_s(survey: Survey, measured: Timings, count: int) -> float:
+    """Return the seconds that the trainer waits for a second tournament, between `count` candidates, if the first has
+    accepted a seed. All networks but the twin, which trains meanwhile, then have one seed more.
+    """
+    growth, steps, one = survey.config.growth, _incubating_steps(survey), measured.fork
+    forks = (one.beside(one, measured.host),) * count
+    placebos = tuple(made.beside(one, measured.host) for made in measured.placebos)
+    later = Timings(one, forks, measured.probe_s, placebos)
+    whole = statistics.fmean(tournament_s(later, sizes, growth.managers) for sizes in _both(heats_of(survey, count)))
+    twin = steps * measured.host.step_s / growth.managers if growth.twin else 0.0
+    return probes_s(later, count, growth.managers) + max(0.0, whole + twin - steps * one.step_s)
 
 
 def _replica_wait_s(survey: Survey, measured: Timings, heats: Sequence[Heat]) -> float:
@@ -288,7 +312,7 @@ def replica_s(measured: Timings, steps: int, managers: int, *, twin: bool) -> fl
     tournament.
     """
     one, host = measured.fork, measured.host
-    two = Work(one.making_s, 2 * one.step_s - host.step_s, 2 * one.evaluation_s - host.evaluation_s)
+    two = one.beside(one, host)
     number = 1 + len(measured.forks) + len(measured.placebos)
     pieces = [(number, one.making_s + one.heat(steps)), (number + 1, two.making_s + two.heat(steps))]
     if twin:

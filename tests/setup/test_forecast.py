@@ -408,6 +408,21 @@ def test_the_trainer_waits_for_what_its_own_round_does_not_cover() -> None:
     assert ("for a replica" in plan_view.lines(plan())[-1], "for a replica" in alone) == (True, False)
 
 
+def test_a_second_tournament_has_one_seed_more_in_each_network_but_the_twin() -> None:
+    placebo = replace(FORK, step_s=3.0)
+    found = waits(replace(measured(3), placebos=(placebo,)), growth__best_again=2)
+    control, gate = 0.5 + 20 * 2 + 4, 4 + 5 + 5  # steps of 1 s for the host, and 1 s more with each seed of `FORK`
+    seeds, useless, twin = 2 * (0.5 + 20 * 3 + 5), 0.5 + 20 * 4 + 5, 20 * 1
+    assert found["fence_wait_again_s"] == 2 * 1.5 + control + seeds + useless + gate + twin - 20 * 2
+    for other in ({}, {"growth__best_again": 2, "growth__max_tournaments": 1}):
+        assert waits(measured(3), **other)["fence_wait_again_s"] is None
+    said = plan_view.lines(plan(growth__best_again=2))[-1]
+    assert ("for a second one after an accepted seed" in said, "second one" in plan_view.lines(plan())[-1]) == (
+        True,
+        False,
+    )
+
+
 def test_a_short_probe_ends_with_its_round_if_enough_managers_share_it() -> None:
     found = waits(measured(3), growth__probe_steps=3)
     whole = [(3, 1.0, 3)]
@@ -419,8 +434,8 @@ def test_a_short_probe_ends_with_its_round_if_enough_managers_share_it() -> None
 def test_a_run_that_cannot_grow_waits_for_nobody() -> None:
     found = plan(run__epochs=1)
     assert found["step_s"] > 0
-    names = ("fence_wait_first_s", "fence_wait_replica_s", "fence_wait_least_s", "managers_for_no_wait", "tournament_s")
-    assert [found[name] for name in names] == [None] * 5
+    names = [f"fence_wait_{one}_s" for one in ("first", "again", "replica", "least")]
+    assert [found[name] for name in (*names, "managers_for_no_wait", "tournament_s")] == [None] * 6
 
 
 def test_measuring_times_the_host_and_every_candidate_of_the_first_tournament() -> None:
