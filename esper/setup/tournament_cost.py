@@ -50,8 +50,8 @@ def heats_of(survey: Survey, seeds: int) -> tuple[Heat, ...]:
 
 
 def samples_of(survey: Survey, shard: str, units: int | None) -> int:
-    """Return the number of samples in a slice of `units` samples, or groups, of a judging shard."""
-    return len(survey.data.slice(shard, 0, units).indices)
+    """Return the largest number of samples in a slice of `units` samples, or groups, of a judging shard."""
+    return survey.data.most_in_slice(shard, units)
 
 
 def last_units(survey: Survey, seeds: int) -> int | None:

@@ -189,6 +189,18 @@ class TaskData:
             picked += [int(i) for i in draw.permutation(members)[: self._rule.per_group]]
         return Slice(shard, fence, tuple(int(chosen.indices[i]) for i in picked), tuple(int(groups[i]) for i in picked))
 
+    def most_in_slice(self, shard: str, units: int | None = None) -> int:
+        """Return the largest number of samples that a slice of a shard can have. The groups may differ in size.
+
+        Args:
+            units: See `slice`.
+        """
+        most, groups = self._rule.units if units is None else units, self._groups[shard]
+        if groups is None:
+            return min(most, len(self.shards[shard]))
+        sizes = np.minimum(np.unique(groups, return_counts=True)[1], self._rule.per_group)
+        return int(np.sort(sizes)[::-1][:most].sum())
+
     def batches_of(self, part: Slice) -> Iterator[Any]:
         """Yield the samples of a slice in batches of `EVALUATION_BATCH`, collated."""
         yield from self._batches(part.shard, part.indices)

@@ -157,6 +157,15 @@ def test_a_slice_of_groups_takes_so_many_groups_and_so_many_of_each() -> None:
     assert set(first.groups) != set(second.groups or ())
 
 
+def test_the_largest_slice_of_groups_of_different_sizes_is_known() -> None:
+    rule = SliceRule(units=40, per_group=3, minimum=32)
+    data = make_data(gate=Numbers(500), rule=rule, group=lambda index: index if index < 100 else 100 + index % 25)
+    drawn = [len(data.slice("gate", fence, 32).indices) for fence in range(30)]
+    assert 32 < max(drawn) <= data.most_in_slice("gate", 32) == 25 * 3 + 7  # 25 groups of 16, and seven of one sample
+    assert data.most_in_slice("gate") == 25 * 3 + 15
+    assert make_data(rule=rule).most_in_slice("gate", 10**6) == len(make_data(rule=rule).shards["gate"])
+
+
 def test_a_task_groups_what_a_data_set_does_not() -> None:
     data = make_data(gate=Files(500), pick=Numbers(500), group=lambda index: index % 50)
     pick, gate = data.slice("pick", 1), data.slice("gate", 1)

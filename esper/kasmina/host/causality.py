@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -12,6 +13,9 @@ from torch import Tensor
 from esper.ground.nested import tensors
 from esper.kasmina.host.perturbation import Change, is_content, moved, perturbing
 
+LATEST = 2
+"""Only the latest tested positions that change a slot decide whether it is causal, because a network may read a prefix
+whole."""
 PARTS = 4
 """Positions are changed at each of these parts of the length, at the second position and at the last, one at a time."""
 
@@ -31,8 +35,19 @@ Sources = Mapping[int, int]
 """Place of a tensor in the input -> its dimension that has the positions."""
 
 
-def causal_slots(run: Run, batch_input: Any, batch: int, tolerance: float) -> set[str]:  # Any: see `run`
+def causal_slots(
+    run: Run,
+    batch_input: Any,  # Any: see `run`
+    batch: int,
+    tolerance: float,
+    *,
+    same_length: bool = False,
+    reaches_later: bool = False,
+) -> set[str]:
     """Return the slots that are causal: if the input changes at a position, no earlier position of the slot changes.
+
+    A network may read a prefix whole, and predict only what follows. So the `LATEST` of the tested positions that
+    change a slot decide.
 
     It is enough that the slot is causal along one tensor of the input. A decoder with cross attention reads its whole
     source at each position, but its targets only up to the position. A seed that reads later positions of the decoder
@@ -48,28 +63,39 @@ def causal_slots(run: Run, batch_input: Any, batch: int, tolerance: float) -> se
         batch_input: The input that `run` changes: nested tensors.
         batch: Number of samples in the input.
         tolerance: Changes up to this size count as rounding, relative to the largest entry of an output.
+        same_length: True: only slots that are as long as a tensor of the input, and so show their causality themselves.
+        reaches_later: True: a change must reach a later position along all tensors together, too.
     """
     before, found = run(lambda tensor: tensor), set[str]()
     lengths = {output.shape[1] for output in before.slots.values()}
     lengths |= {size for one in before.results for size in one.shape[1:]} if before.slots else set()
-    for length in sorted(lengths):
-        sources = _sources(batch_input, batch, length)
+    sources_of = {length: _sources(batch_input, batch, length) for length in sorted(lengths)}
+    unlike = {path for path, output in before.slots.items() if not sources_of[output.shape[1]]}
+    for length, sources in sources_of.items():
         together = dict(sorted(sources, reverse=True))  # of two dimensions of a tensor the first
         alone = [{place: axis} for place, axis in sources] if len(sources) > 1 else []
         for group in (together, *alone):
             undecided = before.slots.keys() - found
             if group and undecided:
                 seen = _Along(run, group, (batch, length), before, tolerance, undecided)
-                found |= seen.causal(reaches_later=group is not together) & undecided
+                causal = seen.causal(set() if same_length else unlike, reaches_later or group is not together)
+                found |= causal & undecided
     return found
 
 
 def _sources(batch_input: Any, batch: int, length: int) -> list[tuple[int, int]]:  # Any: see `causal_slots`
-    """Return place and dimension of the positions, of each tensor of numbers [B, T, ...] or [B, C, T]."""
+    """Return place and dimension of the positions, of each tensor of numbers [B, T, ...] or [B, C, T].
+
+    If there is none, boolean tensors are content, such as the notes of a piano roll, and not masks.
+    """
     inputs = list(enumerate(tensors(batch_input)))
-    found = [(place, 1) for place, tensor in inputs if is_content(tensor, (batch, length))]
     turned = [(place, tensor.transpose(1, 2)) for place, tensor in inputs if tensor.dim() == 3]
-    return found + [(place, 2) for place, tensor in turned if is_content(tensor, (batch, length))]
+    ways = [(place, 1, tensor) for place, tensor in inputs] + [(place, 2, tensor) for place, tensor in turned]
+    for booleans in (False, True):
+        content = [way for way in ways if is_content(way[2], (batch, length), booleans=booleans)]
+        if content:
+            return [(place, axis) for place, axis, _ in content]
+    return []
 
 
 class _Along:
@@ -90,7 +116,7 @@ class _Along:
         undecided: set[str],
     ) -> None:
         self._before, self._leading, self._tolerance = _by_key(before, leading[1]), leading, tolerance
-        self._moved, self._leaking, self._later = set[str | int](), set[str | int](), set[str | int]()
+        self._moved, self._leaking, self._later = Counter[str | int](), set[str | int](), set[str | int]()
         length = leading[1]
         steps = {1, *(length * part // PARTS for part in range(1, PARTS)), length - 1}
         for t in sorted(steps & set(range(1, length)), reverse=True):
@@ -105,9 +131,8 @@ class _Along:
                 self._leaking.add(key)
                 continue
             changed = moved(one, after[key], self._tolerance)
-            if changed.any():
-                self._moved.add(key)
-            if self._has_length(one) and changed[:, :t].any():
+            self._moved[key] += bool(changed.any())
+            if self._has_length(one) and changed[:, :t].any() and self._moved[key] <= LATEST:
                 self._leaking.add(key)
             if self._has_length(one) and changed[:, t + 1 :].any():
                 self._later.add(key)
@@ -115,19 +140,20 @@ class _Along:
     def _has_length(self, output: Tensor) -> bool:
         return tuple(output.shape[:2]) == self._leading
 
-    def causal(self, *, reaches_later: bool) -> set[str]:
+    def causal(self, unlike: set[str], reaches_later: bool) -> set[str]:
         """Return the causal slots.
 
         Args:
+            unlike: Slots whose length is that of no tensor of the input. They are judged by the result of the network.
             reaches_later: Whether a change must reach a later position of the slot or of the result.
         """
         results = {key for key, one in self._before.items() if isinstance(key, int) and self._has_length(one)}
         network = bool(results & self._later) and not results & self._leaking
-        own = self._later if reaches_later else self._moved
+        reached = {key for key, times in self._moved.items() if times}
+        own = self._later if reaches_later else reached
         slots = {key: one for key, one in self._before.items() if isinstance(key, str)}
         direct = {key for key, one in slots.items() if self._has_length(one) and (key in own or network)}
-        others = {key for key, one in slots.items() if network and self._leading[1] not in one.shape[1:]}
-        return (direct | others) & (self._moved - self._leaking)
+        return (direct | (unlike if network else set())) & (reached - self._leaking)
 
 
 def _by_key(seen: Seen, length: int) -> dict[str | int, Tensor]:
@@ -144,7 +170,7 @@ def _by_key(seen: Seen, length: int) -> dict[str | int, Tensor]:
 
 def _changing(sources: Sources, t: int, leading: tuple[int, int]) -> Change:
     """Return a function that changes position t of some tensors. It is for the tensors of one input, in order."""
-    order, change = count(), perturbing((slice(None), slice(t, t + 1)), leading)
+    order, change = count(), perturbing((slice(None), slice(t, t + 1)), leading, booleans=True)
 
     def at(tensor: Tensor) -> Tensor:
         if (place := next(order)) in sources:

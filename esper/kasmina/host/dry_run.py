@@ -49,6 +49,7 @@ ALIKE = 10
 """Number of forwards with different random numbers. If all of them skip the same slots, the skipping is not random."""
 
 _KINDS = {4: Kind.NCHW, 3: Kind.NTC, 2: Kind.NC}
+_OTHER = {Kind.NTC: Kind.NCT, Kind.NCT: Kind.NTC}
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,11 @@ def dry_run(
         with matched.trying(path):
             _check_layout(path, kinds, training[path], evaluation[path], host.batch, samples)
     _leave_out_repeated(matched, training, evaluation)
-    specs = _specs(host, kinds, training, evaluation)
+    turned = _turned(host, kinds)
+    for path, kind in turned.items():
+        with matched.trying(path):
+            _check_layout(path, {path: kind}, training[path], evaluation[path], host.batch, samples)
+    specs = _specs(host, {**kinds, **turned}, training, evaluation)
     return Found(specs, matched.left_out, frozenset(matched.paths) - matched.named)
 
 
@@ -359,6 +364,26 @@ def _check_layout(
     if not same or training.dtype != evaluation.dtype:
         other = f"{shape} {training.dtype} in training, {tuple(evaluation.shape)} {evaluation.dtype} in evaluation"
         raise TaskError(field, f"output of {other}", "name a module that returns the same in both modes")
+
+
+def _turned(host: _Host, kinds: Mapping[str, Kind]) -> dict[str, Kind]:
+    """Return the slots whose time is the other one of their two last dimensions, with their new kind.
+
+    In a causal network the data tell the time better than the layers: a slot is causal along the time, and not along
+    the channels.
+    """
+
+    def causal(kinds_tried: Mapping[str, Kind], *, reaches_later: bool) -> set[str]:
+        run, tried = partial(host.evaluated, kinds_tried), host.batch_input
+        return causal_slots(run, tried, host.batch, TOLERANCE, same_length=True, reaches_later=reaches_later)
+
+    others = {path: _OTHER[kind] if kind in _OTHER else kind for path, kind in kinds.items()}
+    unsure = {path for path in host.paths if others[path] is not kinds[path]}
+    if unsure:
+        unsure -= causal(kinds, reaches_later=False)
+    if unsure:
+        unsure &= causal(others, reaches_later=True)
+    return {path: others[path] for path in unsure}
 
 
 def _specs(

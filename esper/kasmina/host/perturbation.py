@@ -56,26 +56,30 @@ def with_noise(x: Tensor) -> Tensor:
     return x + noise * torch.where(spread > 0, spread, torch.ones_like(spread))
 
 
-def perturbing(where: tuple[slice | Tensor, ...], leading: tuple[int, ...]) -> Change:
+def perturbing(where: tuple[slice | Tensor, ...], leading: tuple[int, ...], *, booleans: bool = False) -> Change:
     """Return a function that changes a tensor in place, at the positions `where`, and returns it.
 
-    The function changes only tensors of numbers whose first dimensions are `leading`.
+    The function changes only content whose first dimensions are `leading`; see `is_content`.
 
     Args:
         where: One index for each dimension in `leading`: a slice or a boolean tensor.
     """
 
     def change(x: Tensor) -> Tensor:
-        if is_content(x, leading):
+        if is_content(x, leading, booleans=booleans):
             x[where] = other_content(x)[where]
         return x
 
     return change
 
 
-def is_content(x: Tensor, leading: tuple[int, ...]) -> bool:
-    """Return whether x has the first dimensions `leading` and is not boolean. A boolean tensor is a mask."""
-    return x.dtype != torch.bool and tuple(x.shape[: len(leading)]) == leading
+def is_content(x: Tensor, leading: tuple[int, ...], *, booleans: bool = False) -> bool:
+    """Return whether x has the first dimensions `leading` and is content. A boolean tensor is a mask.
+
+    Args:
+        booleans: True: boolean tensors are content, too.
+    """
+    return (booleans or x.dtype != torch.bool) and tuple(x.shape[: len(leading)]) == leading
 
 
 def moved(before: Tensor, after: Tensor, tolerance: float) -> Tensor:

@@ -25,7 +25,10 @@ from esper.user_code.their_code import their_code
 
 MODES = (True, False)
 SAMPLES = 4
-"""Number of samples that are perturbed in the batch, one at a time."""
+"""Number of samples that are perturbed in the whole batch, one at a time."""
+DRAWS: tuple[Callable[[Tensor], Tensor], ...] = (torch.clone, torch.neg, torch.abs)
+"""What is done with random parameters. A gate such as `relu(weight)` is shut for parameters below 0, and a product of
+two such gates for all but those above 0."""
 COPIES = 64
 """Number of positions that are perturbed in one forward, each in a separate copy. This limits the memory if T is large.
 """
@@ -90,13 +93,19 @@ def _probe(module: nn.Module, spec: SlotSpec, h: Tensor) -> SeedSanity:
     shape, dtype = _interface(module, spec, h, told)
     causality = sample = None
     if shape == slot_shape:
-        moved, masked = _with_random_parameters(module), (False, True) if takes_padding(module) else (False,)
-        cases = [(training, _forward(moved, training, padded=padded)) for training in MODES for padded in masked]
+        masked = (False, True) if takes_padding(module) else (False,)
+        drawn = [_with_random_parameters(module, change) for change in DRAWS]
+        cases = [
+            (training, _forward(moved, training, padded=padded))
+            for moved in drawn
+            for training in MODES
+            for padded in masked
+        ]
         if spec.causal and (time := spec.kind.time) is not None:
             x_TC = h[0].double().movedim(time, 0)
             causality = max(causality_leak(_by_time(run, time), x_TC) for _, run in cases)
         unmixed = [run for training, run in cases if _must_keep_samples_apart(spec, training)]
-        sample = max((sample_leak(run, h[:SAMPLES].double()) for run in unmixed), default=None)
+        sample = max((sample_leak(run, h.double()) for run in unmixed), default=None)
     return SeedSanity(
         shape=shape,
         slot_shape=slot_shape,
@@ -180,13 +189,15 @@ def _every_third(h_BTC: Tensor) -> Tensor:
     return (torch.arange(time, device=h_BTC.device) % 3 == 2).expand(batch, -1)
 
 
-def _with_random_parameters(module: nn.Module) -> nn.Module:
-    """Return a double-precision copy. All its parameters are replaced by draws from N(0, 1/fan_in)."""
+def _with_random_parameters(module: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
+    """Return a double-precision copy. All its parameters are replaced by draws from N(0, 1/fan_in), as `change` returns
+    them.
+    """
     copy, generator = deepcopy(module).double(), torch.Generator().manual_seed(0)
     for p in copy.parameters():
         fan_in = p[0].numel() if p.dim() > 1 else 1
         noise = torch.randn(p.shape, generator=generator, dtype=torch.float64)
-        p.data.copy_(noise / fan_in**0.5)
+        p.data.copy_(change(noise / fan_in**0.5))
     return copy
 
 
@@ -205,9 +216,10 @@ def causality_leak(forward: Forward, x_TC: Tensor) -> float:
 
 
 def sample_leak(forward: Forward, x: Tensor) -> float:
-    """Perturb every sample, one at a time. Return the largest relative change of the output of another sample."""
+    """Perturb `SAMPLES` samples, one at a time. Return the largest relative change of the output of another sample."""
     base, other, samples = forward(x), with_noise(x), torch.arange(len(x), device=x.device)
-    changed = (torch.where((samples == i).view(-1, *[1] * (x.dim() - 1)), other, x) for i in range(len(x)))
+    rows = range(min(SAMPLES, len(x)))
+    changed = (torch.where((samples == i).view(-1, *[1] * (x.dim() - 1)), other, x) for i in rows)
     return max(_movement(base, forward(x_i), samples != i) for i, x_i in enumerate(changed))
 
 

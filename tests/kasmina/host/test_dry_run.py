@@ -201,10 +201,19 @@ def test_a_model_that_looks_ahead_has_no_causal_slots():
         (TimeConv(8, 5, causal=False), False),
         (lambda x: pad(x, (0, 0, 0, 1))[:, 1:], False),
         (lambda x: x + 1e-3 * x.flip(1), False),
-        (lambda x: torch.cat([x[:, :1] + x[:, 1:2], x[:, 1:]], dim=1), False),
+        (lambda x: torch.cat([x[:, :1] + x[:, 1:2], x[:, 1:]], dim=1), True),  # as a prefix that is read whole
+        (lambda x: torch.cat([x[:, :-2], x[:, -2:-1] + x[:, -1:], x[:, -1:]], dim=1), False),
         (lambda x: x[:, :1].expand_as(x), False),
     ],
-    ids=["left-padded", "same-padded", "next token", "faintly reversed", "first pair alone", "time does not matter"],
+    ids=[
+        "left-padded",
+        "same-padded",
+        "next token",
+        "faintly reversed",
+        "first pair alone",
+        "last pair alone",
+        "time does not matter",
+    ],
 )
 def test_causality_of_sequences_is_what_perturbing_shows(see, causal):
     assert only(Look(see), SEQUENCES).causal is causal
@@ -523,6 +532,45 @@ def test_a_slot_of_another_length_is_not_causal_if_the_result_of_the_network_has
     (spec,) = dry_run(model, ["slot"], SEQUENCES, call)
     assert spec.shape[0] != SEQUENCES.shape[1]
     assert not spec.causal
+
+
+@pytest.mark.parametrize("channels", [16, 12], ids=["as many channels as words", "other channels"])
+def test_a_token_before_the_others_hides_no_causality(channels: int):
+    class Started(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.first = nn.Embedding(11, channels), nn.Parameter(torch.randn(1, 1, channels))
+            self.body, self.head = nn.GRU(channels, channels, batch_first=True), nn.Linear(channels, 11)
+
+        def forward(self, batch: Tensor) -> Tensor:
+            begun = torch.cat([self.first.expand(len(batch), 1, channels), self.embed(batch)], dim=1)
+            return self.head(self.body(begun)[0][:, 1:])
+
+    (spec,) = dry_run(Started(), ["body"], TOKENS, call)
+    assert (spec.shape, spec.causal) == ((17, channels), True)
+
+
+def test_a_prefix_that_is_read_whole_hides_no_causality():
+    sees = torch.ones(16, 16).tril()
+    sees[:6, :6] = 1
+    assert only(Look(lambda x: torch.einsum("ts,bsc->btc", sees, x)), SEQUENCES).causal
+    assert not only(Look(lambda x: torch.einsum("ts,bsc->btc", sees.T, x)), SEQUENCES).causal
+
+
+def test_boolean_contents_have_positions_like_numbers():
+    class Roll(nn.Module):
+        def __init__(self, both: bool) -> None:
+            super().__init__()
+            self.style, self.into = nn.Embedding(4, 8), nn.Linear(8, 8)
+            self.body = nn.LSTM(8, 4 if both else 8, batch_first=True, bidirectional=both)
+
+        def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+            return self.body(self.into(batch[0].float()) + self.style(batch[1])[:, None])[0]
+
+    notes = torch.randn(4, 16, 8, generator=torch.Generator().manual_seed(0)) > 0
+    for both in (False, True):
+        (spec,) = dry_run(Roll(both), ["body"], (notes, torch.arange(4)), call)
+        assert spec.causal is not both
 
 
 @pytest.mark.parametrize("shown", ["masked words", "words before positions"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from growing import Look
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import conv1d, pad
 
 from esper.kasmina.host.dry_run import dry_run
 from esper.kasmina.host.layouts import layouts_noted
@@ -237,3 +237,52 @@ def test_layers_over_another_batch_tell_nothing() -> None:
     torch.manual_seed(0)
     (spec,) = slots_of(Words(), torch.randint(9, (4, 80)), "after")
     assert (spec.kind, spec.channels) == (Kind.NTC, 32)
+
+
+class Residual(nn.Module):
+    """[B, C, T] + a function of it, padded on the left, so that position t reads t and earlier ones."""
+
+    def __init__(self, see: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.see = see
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.see(pad(x, (2, 0)))
+
+
+class Spatial(nn.Conv1d):
+    """[B, T, C] -> [B, T, C], from earlier positions: a convolution of width 1 whose channels are the positions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv1d(x, self.weight * torch.ones(12, 12).tril()[..., None], self.bias)
+
+
+class Sequences(nn.Module):
+    """Words [B, 12] -> embeddings [B, 12, C] -> a module, on [B, C, 12] if `first` -> scores [B, 12, 9]."""
+
+    def __init__(self, channels: int, body: nn.Module, *, first: bool = True) -> None:
+        super().__init__()
+        self.embed, self.body, self.head, self.first = nn.Embedding(9, channels), body, nn.Linear(channels, 9), first
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x)
+        h = self.body(h.transpose(1, 2)).transpose(1, 2) if self.first else self.body(h)
+        scores: Tensor = self.head(h)
+        return scores
+
+
+@pytest.mark.parametrize("channels", [8, 12], ids=["C differs from T", "C equals T"])
+@pytest.mark.parametrize("name", ["a layer", "a function", "a product"])
+def test_in_a_causal_network_the_time_is_the_dimension_along_which_a_slot_is_causal(name: str, channels: int) -> None:
+    torch.manual_seed(0)
+    layer, weight = nn.Conv1d(channels, channels, 3), torch.randn(channels, channels, 3) * 0.1
+    ways: dict[str, Callable[[Tensor], Tensor]] = {
+        "a layer": lambda x: layer(x).relu(),
+        "a function": lambda x: conv1d(x, weight),
+        "a product": lambda x: torch.einsum("oc,bct->bot", weight[..., 0], x[:, :, 1:-1]),
+    }
+    words = torch.randint(9, (4, 12))
+    (spec,) = slots_of(Sequences(channels, Residual(ways[name])), words, "body")
+    assert (spec.kind, spec.causal, spec.channels) == (Kind.NCT, True, channels)
+    (other,) = slots_of(Sequences(channels, Spatial(12, 12, 1), first=False), words, "body")
+    assert (other.kind, other.causal, other.channels) == (Kind.NTC, True, channels)

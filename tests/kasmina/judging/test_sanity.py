@@ -102,6 +102,33 @@ def test_a_seed_that_looks_ahead_beyond_the_first_chunk_of_positions_is_seen():
     assert probe(cheat(TimeConv(8, 7, causal=True)), spec).causality_leak <= CLEAN
 
 
+class Shut(nn.Module):
+    """Looks ahead, times a product of gates that are shut for weights below 0."""
+
+    def __init__(self, signs: tuple[float, ...]) -> None:
+        super().__init__()
+        self.widths = nn.ParameterList(nn.Parameter(torch.zeros(())) for _ in signs)
+        self.signs = signs
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        open_by = [(sign * width).relu() for sign, width in zip(self.signs, self.widths, strict=True)]
+        return torch.stack(open_by).prod() * x.roll(-1, 1)
+
+
+@pytest.mark.parametrize("signs", [(1.0,), (-1.0,), (1.0, 1.0)], ids=str)
+def test_a_gate_that_is_shut_by_chance_hides_no_leak(signs):
+    assert probe(cheat(Shut(signs)), make_spec(Kind.NTC, causal=True)).causality_leak > 1e-3
+
+
+@pytest.mark.parametrize(
+    "see",
+    [lambda x: x.roll(4, 0), lambda x: x - x.mean(0, keepdim=True) if len(x) >= 8 else x],
+    ids=["four samples on", "a mean of many"],
+)
+def test_a_seed_that_mixes_only_samples_of_a_whole_batch_is_seen(see):
+    assert probe(cheat(see), make_spec(Kind.NC), samples=16).sample_leak > 1e-3
+
+
 class InModeOnly(nn.Module):
     """Mixes samples, or times, in one mode alone."""
 
