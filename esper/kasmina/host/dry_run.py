@@ -377,7 +377,7 @@ def _turned(host: _Host, kinds: Mapping[str, Kind]) -> dict[str, Kind]:
         run, tried = partial(host.evaluated, kinds_tried), host.batch_input
         return causal_slots(run, tried, host.batch, TOLERANCE, same_length=True, reaches_later=reaches_later)
 
-    others = {path: _OTHER[kind] if kind in _OTHER else kind for path, kind in kinds.items()}
+    others = {**kinds, **{path: _OTHER[kind] for path, kind in kinds.items() if kind in _OTHER}}
     unsure = {path for path in host.paths if others[path] is not kinds[path]}
     if unsure:
         unsure -= causal(kinds, reaches_later=False)

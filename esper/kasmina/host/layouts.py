@@ -13,7 +13,8 @@ time is [B, C, T], and that of a linear layer is [B, T, C]. The rule, over the l
 
 A layer and the slot's output are compared by the number of channels, then by the number of positions. If there are as
 many channels as positions, the correlation of the values tells. Then a class with a forward of the user, which may
-transpose, counts only if no class of torch can be compared.
+transpose, counts only if no class of torch can be compared. In a causal network the data may overrule all this; see
+`esper.kasmina.host.dry_run`.
 """
 
 from __future__ import annotations
