@@ -311,7 +311,7 @@ ALLOWED: dict[str, str] = {
     "tests/actors/test_shell.py test_an_answer_carries_the_actors_metrics_and_so_does_an_error: pickle.loads": "what Ray does with an error",
     "tests/telemetry/test_endpoint.py test_hostile_clients_cost_a_bounded_part_of_a_core_and_do_not_keep_prometheus_out: swallows OSError": "the endpoint has ended this client",
     "esper/tolaria/data.py _items_of: getattr with a default": "an optional method of torch's data sets",
-    "esper/tolaria/data.py _grouping: getattr with a default": "an optional method of a data set; see Samples",
+    "esper/tolaria/data.py _own_groups: getattr with a default": "an optional method of a data set; see Samples",
     "esper/tolaria/loss.py sample_loss: getattr with a default": "a name for a message",
     "esper/tolaria/loss.py _unreduced: answers ValueError": "no signature, so no `reduction`; the caller raises",
     "esper/tolaria/loss.py _unreduced: says type: ignore": "that the loss takes `reduction` is seen two lines above",

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
+from torch.utils.data import Subset, default_collate
 
 from esper.errors import DependencyViolationError, TaskError
 from esper.ground.nested import mapped
@@ -368,8 +368,16 @@ def _split_off(task: Task, missing: list[str], split: int) -> dict[str, np.ndarr
 
 
 def _grouping(task: Task, samples: Samples) -> Callable[[int], int] | None:
-    own = getattr(samples, "group_of", None)  # the data set's groups take precedence over the task's groups
-    return own if own is not None else task.group
+    own = _own_groups(samples)
+    return own if own is not None else task.group  # the data set's groups take precedence over the task's groups
+
+
+def _own_groups(samples: object) -> Callable[[int], int] | None:
+    """Return the function `group_of` of a data set, or of the one of which it is a `Subset`. None: it has none."""
+    own: Callable[[int], int] | None = getattr(samples, "group_of", None)
+    if own is None and isinstance(samples, Subset) and (whole := _own_groups(samples.dataset)) is not None:
+        return lambda index: whole(samples.indices[index])
+    return own
 
 
 def _units(shard: Shard) -> Units:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset, Subset
 
 from esper.errors import ConfigError, TaskError
 from esper.testing import Bands, telling, tiny_task
@@ -155,6 +155,12 @@ def test_a_slice_of_groups_takes_so_many_groups_and_so_many_of_each() -> None:
     assert set(Counter(first.groups).values()) == {3}
     assert len(set(first.indices)) == 120
     assert set(first.groups) != set(second.groups or ())
+
+
+def test_a_subset_has_the_groups_of_its_data_set() -> None:
+    part = Subset(Subset(Files(1000), range(1, 1000, 2)), range(100, 400))
+    groups = make_data(gate=part, group=lambda index: index).slice("gate", 1)
+    assert groups.groups == tuple((2 * (index + 100) + 1) // 10 for index in groups.indices)
 
 
 def test_the_largest_slice_of_groups_of_different_sizes_is_known() -> None:
