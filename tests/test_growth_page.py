@@ -18,8 +18,9 @@ ARMS = ("twin", "small", "static", "random", "plain")
 def row(host: str, pair: dict[str, Any]) -> str:
     grown = pair["grown"]
     seeds = ", ".join(f"`{one['blueprint']}` at `{one['slot']}`" for one in pair["seeds"]) or "none"
-    measured = {arm: pair[arm] for arm in ARMS if arm in pair and pair[arm] is not None}
-    ratios = [f"{grown['test'] / measured[arm]['test']:.3f}" if arm in measured else "-" for arm in ARMS]
+    arms = (*ARMS, "longer") if "longer" in pair else ARMS
+    measured = {arm: pair[arm] for arm in arms if arm in pair and pair[arm] is not None}
+    ratios = [f"{grown['test'] / measured[arm]['test']:.3f}" if arm in measured else "-" for arm in arms]
     cost = f"{grown['gflops'] / pair['twin']['gflops']:.1f}"
     told = (f"{host}, {pair['seed']}", seeds, f"{pair['twin']['test']:.3f}", f"{grown['test']:.3f}", *ratios, cost)
     return f"| {' | '.join(told)} |"
@@ -41,7 +42,7 @@ def test_the_losses_at_equal_compute_are_those_of_the_files() -> None:
     assert re.findall(r"^\| [\d,]+ \| .*growth_curve.*$", PAGE, re.MULTILINE) == [row for _, row in sorted(rows)]
 
 
-@pytest.mark.parametrize("name", ["growth_text", "growth_later", "growth_held_out"])
+@pytest.mark.parametrize("name", ["growth_text", "growth_later", "growth_held_out_default", "growth_held_out_default_more"])
 def test_every_pair_of_a_file_is_a_row_of_the_page(name: str) -> None:
     newest = sorted((ROOT / "benchmarks" / "results").glob(f"{name}-*.json"))[-1]
     pairs = json.loads(newest.read_text(encoding="utf-8"))["pairs"]
