@@ -42,7 +42,10 @@ def test_the_losses_at_equal_compute_are_those_of_the_files() -> None:
     assert re.findall(r"^\| [\d,]+ \| .*growth_curve.*$", PAGE, re.MULTILINE) == [row for _, row in sorted(rows)]
 
 
-@pytest.mark.parametrize("name", ["growth_text", "growth_later", "growth_held_out_default", "growth_held_out_default_more"])
+HELD_OUT = ("growth_held_out_default", "growth_held_out_default_more")
+
+
+@pytest.mark.parametrize("name", ["growth_text", "growth_later", *HELD_OUT])
 def test_every_pair_of_a_file_is_a_row_of_the_page(name: str) -> None:
     newest = sorted((ROOT / "benchmarks" / "results").glob(f"{name}-*.json"))[-1]
     pairs = json.loads(newest.read_text(encoding="utf-8"))["pairs"]

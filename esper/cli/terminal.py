@@ -354,8 +354,8 @@ def left_out(modules: Mapping[str, str]) -> list[str]:
 def results(result: Summary, notes: Sequence[str] = ()) -> RenderableType:
     """Return the table at the end of a run. `notes` on its losses stand under the losses."""
     judged = [seed for seed in result.seeds if seed.z is not None]
-    joined = sum(seed.stage in IN_HOST for seed in result.seeds)
-    tried = f"{len(result.seeds)} seeds were tried, {joined} joined the network"
+    inside = sum(seed.stage in IN_HOST for seed in result.seeds)
+    tried = f"{len(result.seeds)} seeds were tried, {inside} are in the network"
     totals = _totals(result, notes)
     if not result.seeds:
         return totals

@@ -237,7 +237,7 @@ def test_the_results_fit_a_terminal_and_say_what_growing_came_to(plain: Seen, wi
     assert result.twin_test_loss is not None
     less = 1 - result.test_loss / result.twin_test_loss
     for word in (
-        "5 seeds were tried, 2 joined the network",
+        "5 seeds were tried, 2 are in the network",
         "FOSSILIZED   +16.94%   +8.1   568",
         "not kept     -2.67%    -0.6   568",
         f"{result.start_test_loss:.4f} -> {result.test_loss:.4f}",
