@@ -24,7 +24,8 @@ from esper.flow.finishing import better
 from esper.flow.proof import compare
 from esper.flow.result import Result
 from esper.ground.tensors import state_digest
-from esper.kasmina.judging import gates
+from esper.kasmina.registry import gate_evidence
+from esper.leyline.evidence import PerformanceStatus
 from esper.leyline.finish import EndLosses
 from esper.setup.survey import survey_of
 from esper.task import Task
@@ -67,16 +68,16 @@ def test_only_a_choice_that_the_run_has_made_is_compared_with_its_repetition(tmp
     assert lost.what == "network"
 
 
-def harmed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every comparison with the twin shows harm, so that G4 culls every seed."""
-    monkeypatch.setattr(gates, "stouffer", lambda _zs: -99.0)
+def slowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every seed counts as too slow, so that G4 culls it."""
+    monkeypatch.setattr(gate_evidence, "performance_status", lambda *_: PerformanceStatus.DEGRADED)
 
 
 @pytest.mark.slow
 def test_a_run_in_which_no_seed_is_left_ends_with_its_twin_and_says_so_everywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    harmed(monkeypatch)
+    slowed(monkeypatch)
     config = tiny_config(run__dir=str(tmp_path / "run"), growth__finish="better", growth__replicas=1)
     result = esper.run(tiny_task(), config)
     plain = esper.run(tiny_task(), tiny_config(growth__enabled=False))
