@@ -23,12 +23,13 @@ from esper.kasmina.host.perturbation import with_noise
 from esper.leyline.slots import SlotSpec
 from esper.user_code.their_code import their_code
 
-MODES = (True, False)
+MODES: tuple[bool, ...] = (True, False)
 SAMPLES = 4
 """Number of samples that are perturbed in the whole batch, one at a time."""
-DRAWS: tuple[Callable[[Tensor], Tensor], ...] = (torch.clone, torch.neg, torch.abs)
-"""What is done with random parameters. A gate such as `relu(weight)` is shut for parameters below 0, and a product of
-two such gates for all but those above 0."""
+OTHER_DRAWS: tuple[Callable[[Tensor], Tensor], ...] = (torch.neg, torch.abs)
+"""Changes of the random parameters for further measurements, in evaluation mode and on `SAMPLES` samples, because each
+takes time. A gate such as `relu(weight)` is shut for parameters below 0, and a product of two such gates for all but
+those above 0."""
 COPIES = 64
 """Number of positions that are perturbed in one forward, each in a separate copy. This limits the memory if T is large.
 """
@@ -94,18 +95,18 @@ def _probe(module: nn.Module, spec: SlotSpec, h: Tensor) -> SeedSanity:
     causality = sample = None
     if shape == slot_shape:
         masked = (False, True) if takes_padding(module) else (False,)
-        drawn = [_with_random_parameters(module, change) for change in DRAWS]
+        drawn = [(_with_random_parameters(module), MODES, h.double())]
+        drawn += [(_with_random_parameters(module, other), (False,), h[:SAMPLES].double()) for other in OTHER_DRAWS]
         cases = [
-            (training, _forward(moved, training, padded=padded))
-            for moved in drawn
-            for training in MODES
+            (training, _forward(moved, training, padded=padded), x)
+            for moved, modes, x in drawn
+            for training in modes
             for padded in masked
         ]
         if spec.causal and (time := spec.kind.time) is not None:
-            x_TC = h[0].double().movedim(time, 0)
-            causality = max(causality_leak(_by_time(run, time), x_TC) for _, run in cases)
-        unmixed = [run for training, run in cases if _must_keep_samples_apart(spec, training)]
-        sample = max((sample_leak(run, h.double()) for run in unmixed), default=None)
+            causality = max(causality_leak(_by_time(run, time), x[0].movedim(time, 0)) for _, run, x in cases)
+        unmixed = [(run, x) for training, run, x in cases if _must_keep_samples_apart(spec, training)]
+        sample = max((sample_leak(run, x) for run, x in unmixed), default=None)
     return SeedSanity(
         shape=shape,
         slot_shape=slot_shape,
@@ -189,7 +190,7 @@ def _every_third(h_BTC: Tensor) -> Tensor:
     return (torch.arange(time, device=h_BTC.device) % 3 == 2).expand(batch, -1)
 
 
-def _with_random_parameters(module: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
+def _with_random_parameters(module: nn.Module, change: Callable[[Tensor], Tensor] = torch.clone) -> nn.Module:
     """Return a double-precision copy. All its parameters are replaced by draws from N(0, 1/fan_in), as `change` returns
     them.
     """
