@@ -193,7 +193,7 @@ def _waits(found: Mapping[str, Any]) -> str:
     least = f"{enough} managers end it" if enough else "no number of managers ends it"
     later = {"again": "for a second one after an accepted seed", "replica": "for a replica"}
     waits = ((f"fence_wait_{name}_s", words) for name, words in later.items())
-    more = "".join(f", {seconds(name)} {words}" for name, words in waits if found[name] is not None)
+    more = "".join(f", about {seconds(name)} {words}" for name, words in waits if found[name] is not None)
     return (
         f"{said}; with {count} manager{'s' if count > 1 else ''} the trainer waits {seconds('fence_wait_first_s')} for"
         f" the first tournament{more}; with a manager for each fork it waits"
